@@ -1,0 +1,115 @@
+"""What every layer agrees on: a batch, a loss, and the protocols a user's own parts must satisfy.
+
+Conventions, everywhere in this package: time ``t`` is a tensor of shape (B,) in [0, 1], t = 0 is noise and
+t = 1 is data; ``x_t = (1 - t) x_0 + t x_1``; the velocity is ``v = x_1 - x_0``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Data samples and what they are conditioned on.
+
+    x_1: (B, ...) float32; images are (B, C, H, W) in [-1, 1].
+    cond: (B,) int64 class labels, any other per-sample tensor, or None where there is no condition.
+    """
+
+    x_1: Tensor
+    cond: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(self.x_1.to(device), None if self.cond is None else self.cond.to(device))
+
+
+@dataclass(frozen=True)
+class Loss:
+    """``total`` () carries the graph; ``terms`` are detached per-sample values (B,) for the log."""
+
+    total: Tensor
+    terms: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class VelocityField(Protocol):
+    """A velocity as a function of state and time: x (B, ...), t (B,) -> (B, ...)."""
+
+    def __call__(self, x: Tensor, t: Tensor, /) -> Tensor: ...
+
+
+class Network(Protocol):
+    """F(x, c, cond). ``t`` (B,) is the time condition c, in [0, 2] for the expanded interval; ``r`` (B,) the second
+    time of the auxiliary-time strategy, passed only to networks whose attribute ``auxiliary_time`` is true."""
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None, **times: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class NetworkConfig(Protocol):
+    """A network's configuration: frozen, and built into an ``nn.Module`` satisfying :class:`Network`."""
+
+    def build(self) -> torch.nn.Module: ...
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """A training objective: draws its noise and times from ``rng`` and nothing else."""
+
+    def __call__(
+        self, network: Any, batch: Batch, rng: torch.Generator, teacher: Any | None = None
+    ) -> Loss: ...
+
+
+class Dataset(Protocol):
+    """An opened data set. ``read`` is a pure function of the indices."""
+
+    shape: tuple[int, ...]
+    """Shape of one x_1, e.g. (C, H, W)."""
+    num_classes: int | None
+    """Number of classes, or None without labels."""
+    flip: bool
+    """Whether mirroring an image left to right gives another valid sample."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: np.ndarray) -> Batch:
+        """Samples ``indices`` (B,) int64, in that order."""
+        ...
+
+
+@runtime_checkable
+class Data(Protocol):
+    """A data set's configuration: frozen, and opened into a :class:`Dataset`."""
+
+    def open(self) -> Dataset: ...
+
+
+def expand(t: Tensor, like: Tensor) -> Tensor:
+    """t (B,) -> (B, 1, ..., 1) with as many axes as ``like``."""
+    return t.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def check_time(t: Tensor, x: Tensor, name: str = "t", high: float = 1.0) -> None:
+    """Raise unless ``t`` is (B,) for x (B, ...) and, where looking costs nothing, within [0, high]."""
+    if t.shape != x.shape[:1]:
+        raise ValueError(
+            f"{name} has shape {tuple(t.shape)}, expected ({x.shape[0]},): one time per sample of x {tuple(x.shape)}"
+        )
+    if t.device.type == "cpu" and not torch.compiler.is_compiling() and t.numel():  # on a GPU this would synchronise
+        lowest, highest = float(t.min()), float(t.max())
+        if not (lowest >= 0 and highest <= high):
+            raise ValueError(f"{name} runs over [{lowest:g}, {highest:g}], expected times within [0, {high:g}]")
+
+
+def check_same_shape(**tensors: Tensor) -> None:
+    """Raise unless all named tensors have one shape."""
+    shapes = {name: tuple(x.shape) for name, x in tensors.items()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError("expected equal shapes, got " + ", ".join(f"{k} {s}" for k, s in shapes.items()))
