@@ -113,3 +113,8 @@ def check_same_shape(**tensors: Tensor) -> None:
     shapes = {name: tuple(x.shape) for name, x in tensors.items()}
     if len(set(shapes.values())) > 1:
         raise ValueError("expected equal shapes, got " + ", ".join(f"{k} {s}" for k, s in shapes.items()))
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """x in float32 if it is in half precision, else as it is: losses and tangents are never summed in bf16."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

@@ -1,0 +1,74 @@
+"""What a network is conditioned on besides time, and its null: owned by the objective, so that networks stay pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+@runtime_checkable
+class Condition(Protocol):
+    def null(self, cond: Tensor | None) -> Tensor | None:
+        """The null condition for as many samples as ``cond``."""
+        ...
+
+    def check(self, cond: Tensor | None, n: int) -> None:
+        """Raise ValueError unless ``cond`` fits n samples."""
+        ...
+
+    def drop(self, cond: Tensor | None, probability: float, rng: torch.Generator) -> tuple[Tensor | None, Tensor | None]:
+        """Replace each sample's condition by the null with ``probability``: (cond, dropped (B,) bool or None)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Class labels 0 .. classes - 1 as (B,) int64; the null label is ``classes``."""
+
+    classes: int
+
+    def __post_init__(self) -> None:
+        if self.classes < 1:
+            raise ValueError(f"Labels: classes = {self.classes}, expected at least 1")
+
+    def null(self, cond: Tensor | None) -> Tensor:
+        if cond is None:
+            raise ValueError("Labels: the batch has no labels; use Unconditional() for unlabelled data")
+        return torch.full_like(cond, self.classes)
+
+    def check(self, cond: Tensor | None, n: int) -> None:
+        if cond is None:
+            raise ValueError("Labels: the batch has no labels; use Unconditional() for unlabelled data")
+        if cond.shape != (n,) or cond.dtype != torch.int64:
+            raise ValueError(f"labels have shape {tuple(cond.shape)} and type {cond.dtype}, expected ({n},) int64")
+        if cond.device.type == "cpu" and n and not (0 <= int(cond.min()) and int(cond.max()) <= self.classes):
+            raise ValueError(
+                f"labels run over [{int(cond.min())}, {int(cond.max())}], expected [0, {self.classes - 1}] "
+                f"(or {self.classes} for the null label)"
+            )
+
+    def drop(self, cond: Tensor | None, probability: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        null = self.null(cond)
+        assert cond is not None
+        dropped = torch.rand(len(cond), generator=rng, device=rng.device) < probability
+        return torch.where(dropped, null, cond), dropped
+
+
+@dataclass(frozen=True)
+class Unconditional:
+    """No condition: the network is called with cond = None, and there is nothing to guide with."""
+
+    def null(self, cond: Tensor | None) -> None:
+        raise ValueError("Unconditional: there is no null condition to guide with; use guidance scale 1")
+
+    def check(self, cond: Tensor | None, n: int) -> None:
+        if cond is not None:
+            raise ValueError("Unconditional: the batch has conditions; use Labels(classes) or data without labels")
+
+    def drop(self, cond: Tensor | None, probability: float, rng: torch.Generator) -> tuple[None, None]:
+        if probability:
+            raise ValueError(f"Unconditional: label_dropout = {probability}, expected 0 where there are no labels")
+        return None, None

@@ -1,0 +1,76 @@
+"""Distances between a prediction and its target: (B, ...), (B, ...) -> (B,), each a mean over the sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from facm.types import check_same_shape
+
+MIN_CHANNELS_FOR_COSINE = 4  # below, the cosine at one position says little: with 1 channel it is only a sign
+
+
+@runtime_checkable
+class Distance(Protocol):
+    def __call__(self, prediction: Tensor, target: Tensor) -> Tensor: ...
+
+
+def mean_square(prediction: Tensor, target: Tensor) -> Tensor:
+    """e = mean((prediction - target)^2) over everything but the batch: the paper's ||.||^2 divided by the dimension,
+    which is what balances the two losses of Eq. 8 at weight 1:1."""
+    check_same_shape(prediction=prediction, target=target)
+    return (prediction - target).square().flatten(1).mean(1)
+
+
+def cosine_distance(prediction: Tensor, target: Tensor, flat: bool) -> Tensor:
+    """1 - cos(prediction, target): over the channel axis at each position and then averaged, or ``flat`` over the
+    whole sample (Eq. 10)."""
+    check_same_shape(prediction=prediction, target=target)
+    if flat:
+        prediction, target = prediction.flatten(1), target.flatten(1)
+    return (1 - torch.nn.functional.cosine_similarity(prediction, target, dim=1)).reshape(len(target), -1).mean(1)
+
+
+@dataclass(frozen=True)
+class L2:
+    """mean((prediction - target)^2)."""
+
+    def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return mean_square(prediction, target)
+
+
+@dataclass(frozen=True)
+class L2Cosine:
+    """mean square + (1 - cos), the anchor's distance (Eq. 10).
+
+    flat: cosine over the whole sample (the paper's Eq. 10) instead of over the channels at each position (what the
+    published weights used). None: per position from 4 channels on, flat below.
+    """
+
+    flat: bool | None = None
+
+    def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
+        flat = target.shape[1] < MIN_CHANNELS_FOR_COSINE if self.flat is None else self.flat
+        return mean_square(prediction, target) + cosine_distance(prediction, target, flat)
+
+
+@dataclass(frozen=True)
+class NormL2:
+    """e / sg((e + c)^p), e = mean square (Eq. 18 with p = 0.5): bounded gradients for outliers.
+
+    The weight is under stop-gradient; p = 1 is MeanFlow's, p = 0 the plain mean square.
+    """
+
+    p: float = 0.5
+    c: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.p < 0 or not self.c > 0:
+            raise ValueError(f"NormL2: p = {self.p}, c = {self.c}, expected p >= 0 and c > 0")
+
+    def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
+        e = mean_square(prediction, target)
+        return e / (e.detach() + self.c) ** self.p

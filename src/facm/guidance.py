@@ -1,0 +1,202 @@
+"""Where the velocity target v comes from, and classifier-free guidance with an interval (Eq. 9).
+
+    v = v_u + w (v_c - v_u)   for t in [low, high],   v = v_c elsewhere
+
+w is ``guidance_scale``: w = 1 is no guidance at all, w < 1 an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from facm.conditions import Condition
+from facm.tasks import Task, Times, native
+from facm.types import VelocityField, at_least_float32, expand
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Guidance of strength ``scale`` (w >= 1), acting for low <= t <= high, both inclusive (Table 5: 1.75, 0.125)."""
+
+    scale: float = 1.75
+    low: float = 0.125
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.scale >= 1:
+            raise ValueError(f"guidance scale = {self.scale}, expected w >= 1 (w = 1 is no guidance)")
+        if not 0 <= self.low <= self.high <= 1:
+            raise ValueError(f"guidance interval = [{self.low}, {self.high}], expected 0 <= low <= high <= 1")
+
+    def active(self, t: Tensor) -> Tensor:
+        """(B,) bool: where guidance acts."""
+        return (t >= self.low) & (t <= self.high) & (self.scale > 1)
+
+
+NO_GUIDANCE = Guidance(1.0)
+
+
+def extrapolate(v_c: Tensor, v_u: Tensor, scale: float) -> Tensor:
+    """v_u + w (v_c - v_u)."""
+    return v_u + scale * (v_c - v_u)
+
+
+def _both(network: Any, x_t: Tensor, times: Times, cond: Tensor | None, null: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Predictions under the condition and under the null, in one pass of 2B samples."""
+    assert cond is not None
+    assert null is not None
+    twice = {name: torch.cat([c, c]) for name, c in times.items()}
+    v_c, v_u = at_least_float32(network(torch.cat([x_t, x_t]), cond=torch.cat([cond, null]), **twice)).chunk(2)
+    return v_c, v_u
+
+
+def guided_velocity(
+    network: Any,
+    at: Callable[[Tensor], Times],
+    x_t: Tensor,
+    t: Tensor,
+    cond: Tensor | None,
+    condition: Condition,
+    guidance: Guidance,
+) -> Tensor:
+    """The network's velocity at (x_t, t), guided where ``guidance`` is active. ``at`` maps t to the time condition."""
+    if guidance.scale == 1:
+        return at_least_float32(network(x_t, cond=cond, **at(t)))
+    v_c, v_u = _both(network, x_t, at(t), cond, condition.null(cond))
+    return torch.where(expand(guidance.active(t), v_c), extrapolate(v_c, v_u, guidance.scale), v_c)
+
+
+def velocity_field(
+    network: Any,
+    at: Callable[[Tensor], Times],
+    cond: Tensor | None,
+    condition: Condition,
+    guidance: Guidance = NO_GUIDANCE,
+) -> VelocityField:
+    """What a sampler integrates: (x, t) -> v, every t of a batch being the same; no null pass where guidance is off."""
+
+    def field(x: Tensor, t: Tensor) -> Tensor:
+        here = guidance if bool(guidance.active(t[:1])) else NO_GUIDANCE
+        return guided_velocity(network, at, x, t, cond, condition, here)
+
+    return field
+
+
+@runtime_checkable
+class VelocityTarget(Protocol):
+    """Algorithm 1, line 4: the velocity v (B, ...) that anchors the flow and drives the shortcut; never has a graph."""
+
+    needs_teacher: bool
+
+    def __call__(
+        self,
+        network: Any,
+        teacher: Any | None,
+        x_1: Tensor,
+        x_0: Tensor,
+        x_t: Tensor,
+        t: Tensor,
+        cond: Tensor | None,
+        *,
+        condition: Condition,
+        task: Task,
+        dropped: Tensor | None = None,
+    ) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class TeacherVelocity:
+    """Distillation: the frozen teacher's guided velocity.
+
+    at_anchor: query the teacher at c_FM instead of its native time t, for a teacher that was pre-trained with the
+    mixed conditioning and nothing else.
+    """
+
+    guidance: Guidance = Guidance()
+    at_anchor: bool = False
+    needs_teacher = True
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        network: Any,
+        teacher: Any | None,
+        x_1: Tensor,
+        x_0: Tensor,
+        x_t: Tensor,
+        t: Tensor,
+        cond: Tensor | None,
+        *,
+        condition: Condition,
+        task: Task,
+        dropped: Tensor | None = None,
+    ) -> Tensor:
+        if teacher is None:
+            raise ValueError(
+                "velocity = TeacherVelocity() needs a teacher and got None: give the run a teacher, "
+                "or train from scratch with velocity = DataVelocity()"
+            )
+        at = task.anchor if self.at_anchor else partial(native, teacher)
+        return guided_velocity(teacher, at, x_t, t, cond, condition, self.guidance)
+
+
+@dataclass(frozen=True)
+class DataVelocity:
+    """From scratch: v = v_u + w ((x_1 - x_0) - v_u), with v_u the online network's own velocity at the null condition
+    under stop-gradient; w = 1 gives exactly x_1 - x_0, and so does a sample whose label was dropped.
+
+    at_shortcut: take v_u from the shortcut head c_CM instead of the anchor head c_FM (the reference does).
+    both_online: Eq. 9 as printed, v = (x_1 - x_0) + w (v_c - v_u) with both terms from the network; the strength is
+        that of w + 1 in the form above.
+    extrapolate_outside: outside the interval use v_u = v_c, the network's conditional velocity, instead of switching
+        guidance off (the reference does).
+    """
+
+    guidance: Guidance = NO_GUIDANCE
+    at_shortcut: bool = False
+    both_online: bool = False
+    extrapolate_outside: bool = False
+    needs_teacher = False
+
+    def __post_init__(self) -> None:
+        if self.both_online and self.extrapolate_outside:
+            raise ValueError("both_online = True and extrapolate_outside = True: expected at most one of them")
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        network: Any,
+        teacher: Any | None,
+        x_1: Tensor,
+        x_0: Tensor,
+        x_t: Tensor,
+        t: Tensor,
+        cond: Tensor | None,
+        *,
+        condition: Condition,
+        task: Task,
+        dropped: Tensor | None = None,
+    ) -> Tensor:
+        v, w = x_1 - x_0, self.guidance.scale
+        if w == 1:
+            return v
+        times = (task.shortcut if self.at_shortcut else task.anchor)(t)
+        null, active = condition.null(cond), self.guidance.active(t)
+        if self.both_online:
+            v_c, v_u = _both(network, x_t, times, cond, null)
+            guided = v + w * (v_c - v_u)
+        else:
+            if self.extrapolate_outside:
+                assert cond is not None
+                assert null is not None
+                null, active = torch.where(active, null, cond), torch.ones_like(active)
+            guided = extrapolate(v, at_least_float32(network(x_t, cond=null, **times)), w)
+        if dropped is not None:
+            active = active & ~dropped
+        return torch.where(expand(active, v), guided, v)

@@ -1,0 +1,51 @@
+"""Foreign conventions are translated here and nowhere else: time that runs the other way or is scaled, arguments with
+other names, another null.
+
+A network trained with noise at tau = 1 and data at tau = 0 predicts dx/dtau = x_0 - x_1 = -v. The linear map tau = 1 - c
+turns c_FM = 2 - t into -tau_t, which is what the paper prescribes for reversed time (Sec. 3.2.2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from facm.types import NetworkConfig, at_least_float32
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A velocity network of another convention, seen as F(x, c, cond) with t = 0 noise and t = 1 data.
+
+    network: its configuration. reversed_time: noise is at its time 1 (SD3, FLUX, Wan). time_scale: factor on its time
+    (1000 where it was trained on 0 .. 1000). time_name, cond_name: its argument names.
+    """
+
+    network: NetworkConfig
+    reversed_time: bool = True
+    time_scale: float = 1.0
+    time_name: str = "t"
+    cond_name: str = "cond"
+
+    def build(self) -> ForeignNetwork:
+        return ForeignNetwork(self.network.build(), self)
+
+
+class ForeignNetwork(nn.Module):
+    auxiliary_time = False
+
+    def __init__(self, inner: nn.Module, config: Foreign) -> None:
+        super().__init__()
+        self.inner, self.config = inner, config
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        config = self.config
+        c = at_least_float32(t)  # scaled by 1000, a time in bf16 would be off by whole steps
+        tau = config.time_scale * (1 - c if config.reversed_time else c)
+        arguments: dict[str, Any] = {config.time_name: tau}
+        if cond is not None:
+            arguments[config.cond_name] = cond
+        out = self.inner(x, **arguments)
+        return -out if config.reversed_time else out

@@ -1,0 +1,349 @@
+"""LightningDiT (Yao et al., 2025): a diffusion transformer with QK-norm, SwiGLU, rotary positions and RMSNorm.
+
+Parameter names are those of hustvl/LightningDiT and ali-vilab/FACM, so their state dicts load strictly;
+see docs/parity.md. The network is pure: same (x, t, cond) in, same output, in train and eval mode.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor, nn
+
+from facm.types import at_least_float32
+
+FREQUENCIES = 256
+PERIOD = 10_000.0
+
+
+@dataclass(frozen=True)
+class LightningDiT:
+    """Configuration of the network F(x, t, cond[, r]): x (B, C, H, W), t (B,), cond (B,) int64, r (B,) -> (B, C, H, W).
+
+    num_classes: labels 0 .. num_classes - 1, the null label is num_classes; 0 is an unconditional network.
+    shift: adaptive norm with shift, scale and gate (False: "no-shift", scale and gate only).
+    learn_sigma: the head has twice the channels, of which the second half is dropped.
+    auxiliary_time: a second, zero-initialised embedder for r.
+    """
+
+    input_size: int = 16
+    patch_size: int = 1
+    in_channels: int = 32
+    hidden_size: int = 1152
+    depth: int = 28
+    num_heads: int = 16
+    mlp_ratio: float = 4.0
+    num_classes: int = 1000
+    learn_sigma: bool = False
+    qk_norm: bool = True
+    swiglu: bool = True
+    rope: bool = True
+    rmsnorm: bool = True
+    shift: bool = True
+    auxiliary_time: bool = False
+
+    def __post_init__(self) -> None:
+        if self.input_size % self.patch_size:
+            raise ValueError(f"input_size = {self.input_size} is not a multiple of patch_size = {self.patch_size}")
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size = {self.hidden_size} is not a multiple of num_heads = {self.num_heads}")
+        if self.hidden_size % 4:
+            raise ValueError(f"hidden_size = {self.hidden_size}, expected a multiple of 4 (two axes of sines and cosines)")
+        if self.rope and self.hidden_size // self.num_heads % 4:
+            raise ValueError(
+                f"rope with head dimension {self.hidden_size // self.num_heads}, expected a multiple of 4 (two axes of pairs)"
+            )
+
+    def build(self) -> LightningDiTNetwork:
+        """The module, initialised from torch's global generator."""
+        return LightningDiTNetwork(self)
+
+
+SIZES = {  # hidden_size, depth, num_heads
+    "S": (384, 12, 6),
+    "B": (768, 12, 12),
+    "L": (1024, 24, 16),
+    "XL": (1152, 28, 16),
+    "1p0B": (1536, 24, 24),
+    "1p6B": (1792, 28, 28),
+}
+
+
+def lightning_dit(name: str, **options: Any) -> LightningDiT:
+    """A published size: "XL/1" is size XL with patch size 1. ``options`` are fields of :class:`LightningDiT`."""
+    size, _, patch = name.partition("/")
+    if size not in SIZES or not patch.isdigit():
+        raise ValueError(f"LightningDiT size = {name!r}, expected one of {', '.join(SIZES)} and a patch size, as in 'XL/1'")
+    hidden_size, depth, num_heads = SIZES[size]
+    return LightningDiT(patch_size=int(patch), hidden_size=hidden_size, depth=depth, num_heads=num_heads, **options)
+
+
+def from_reference_flags(flags: dict[str, Any]) -> LightningDiT:
+    """The configuration from the reference's own flag names (``use_qknorm``, ``wo_shift``, ...).
+
+    Raises ValueError on unknown flags; those that do not change the function (dropout of labels, checkpointing) are
+    accepted and left out, for they belong to the objective and to the engine here.
+    """
+    renamed = {
+        "use_qknorm": "qk_norm",
+        "use_swiglu": "swiglu",
+        "use_rope": "rope",
+        "use_rmsnorm": "rmsnorm",
+        "auxiliary_time_cond": "auxiliary_time",
+    }
+    elsewhere = {"use_checkpoint", "class_dropout_prob", "disable_label_dropout"}
+    kept = {renamed.get(name, name): value for name, value in flags.items() if name not in elsewhere}
+    if "wo_shift" in kept:
+        kept["shift"] = not kept.pop("wo_shift")
+    unknown = kept.keys() - LightningDiT.__dataclass_fields__.keys()
+    if unknown:
+        raise ValueError(f"unknown flags {sorted(unknown)}, expected the reference's constructor arguments")
+    return LightningDiT(**kept)
+
+
+def reference_state_dict(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The reference's state dict under this network's names: the identity, but for a wrapper's prefix."""
+    prefixes = ("module.", "_orig_mod.", "ema_model.")
+    renamed = {}
+    for name, value in state_dict.items():
+        while name.startswith(prefixes):
+            name = name.split(".", 1)[1]
+        renamed[name] = value
+    return renamed
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = at_least_float32(x)
+        return (h * torch.rsqrt(h.square().mean(-1, keepdim=True) + self.eps)).type_as(x) * self.weight
+
+
+def _norm(dim: int, rmsnorm: bool, affine: bool) -> nn.Module:
+    return RMSNorm(dim) if rmsnorm else nn.LayerNorm(dim, eps=1e-6 if not affine else 1e-5, elementwise_affine=affine)
+
+
+class RotaryPositions(nn.Module):
+    """Rotary embedding on interleaved pairs, with the frequencies of the two axes in the two halves of the head."""
+
+    freqs_cos: Tensor
+    freqs_sin: Tensor
+
+    def __init__(self, head_dim: int, side: int) -> None:
+        super().__init__()
+        per_axis = head_dim // 2
+        frequency = 1.0 / PERIOD ** (torch.arange(0, per_axis, 2).float() / per_axis)
+        angle = (torch.arange(side).float()[:, None] * frequency).repeat_interleave(2, dim=1)  # (side, head_dim / 2)
+        rows, columns = angle[:, None].expand(side, side, -1), angle[None].expand(side, side, -1)
+        angles = torch.cat([rows, columns], dim=-1).reshape(side * side, head_dim)
+        self.register_buffer("freqs_cos", angles.cos())
+        self.register_buffer("freqs_sin", angles.sin())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, heads, tokens, head_dim)."""
+        h = at_least_float32(x)
+        even, odd = h.unflatten(-1, (-1, 2)).unbind(-1)
+        turned = torch.stack([-odd, even], dim=-1).flatten(-2)
+        return (h * self.freqs_cos + turned * self.freqs_sin).type_as(x)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: LightningDiT) -> None:
+        super().__init__()
+        dim, self.heads = config.hidden_size, config.num_heads
+        head_dim = dim // config.num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.q_norm = _norm(head_dim, config.rmsnorm, affine=True) if config.qk_norm else nn.Identity()
+        self.k_norm = _norm(head_dim, config.rmsnorm, affine=True) if config.qk_norm else nn.Identity()
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, rope: nn.Module | None) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if rope is not None:
+            q, k = rope(q), rope(k)
+        return self.proj(nnf.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class SwiGLU(nn.Module):
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.w12 = nn.Linear(dim, 2 * hidden)
+        self.w3 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.w12(x).chunk(2, dim=-1)
+        return self.w3(nnf.silu(gate) * value)
+
+
+class MLP(nn.Module):
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(nnf.gelu(self.fc1(x), approximate="tanh"))
+
+
+def modulate(x: Tensor, shift: Tensor | None, scale: Tensor) -> Tensor:
+    """x (B, tokens, dim); shift, scale (B, dim)."""
+    x = x * (1 + scale[:, None])
+    return x if shift is None else x + shift[:, None]
+
+
+class Block(nn.Module):
+    def __init__(self, config: LightningDiT) -> None:
+        super().__init__()
+        dim, hidden = config.hidden_size, int(config.hidden_size * config.mlp_ratio)
+        self.shift = config.shift
+        self.norm1 = _norm(dim, config.rmsnorm, affine=False)
+        self.norm2 = _norm(dim, config.rmsnorm, affine=False)
+        self.attn = Attention(config)
+        self.mlp = SwiGLU(dim, int(2 / 3 * hidden)) if config.swiglu else MLP(dim, hidden)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, (6 if config.shift else 4) * dim))
+
+    def forward(self, x: Tensor, c: Tensor, rope: nn.Module | None) -> Tensor:
+        parts = self.adaLN_modulation(c).chunk(6 if self.shift else 4, dim=1)
+        if self.shift:
+            shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = parts
+        else:
+            (scale_1, gate_1, scale_2, gate_2), shift_1, shift_2 = parts, None, None
+        x = x + gate_1[:, None] * self.attn(modulate(self.norm1(x), shift_1, scale_1), rope)
+        return x + gate_2[:, None] * self.mlp(modulate(self.norm2(x), shift_2, scale_2))
+
+
+class TimeEmbedding(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+    def forward(self, t: Tensor) -> Tensor:
+        return self.mlp(sinusoid(t).to(self.mlp[0].weight.dtype))
+
+
+def sinusoid(t: Tensor) -> Tensor:
+    """t (B,), unscaled -> (B, 256): cosines, then sines. Never in half precision: the tangent would be noise."""
+    t = at_least_float32(t)
+    half = FREQUENCIES // 2
+    frequency = torch.exp(-math.log(PERIOD) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+    angle = t[:, None] * frequency
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+class LabelEmbedding(nn.Module):
+    def __init__(self, num_classes: int, dim: int) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(num_classes + 1, dim)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        return self.embedding_table(labels)
+
+
+class PatchEmbedding(nn.Module):
+    def __init__(self, config: LightningDiT) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(config.in_channels, config.hidden_size, config.patch_size, stride=config.patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x).flatten(2).transpose(1, 2)
+
+
+class FinalLayer(nn.Module):
+    def __init__(self, config: LightningDiT) -> None:
+        super().__init__()
+        dim, channels = config.hidden_size, config.in_channels * (2 if config.learn_sigma else 1)
+        self.norm_final = _norm(dim, config.rmsnorm, affine=False)
+        self.linear = nn.Linear(dim, config.patch_size**2 * channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 2 * dim))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
+        return self.linear(modulate(self.norm_final(x), shift, scale))
+
+
+class LightningDiTNetwork(nn.Module):
+    """F(x, t, cond[, r]) -> velocity; see :class:`LightningDiT`."""
+
+    def __init__(self, config: LightningDiT) -> None:
+        super().__init__()
+        self.config = config
+        self.auxiliary_time = config.auxiliary_time
+        side, dim = config.input_size // config.patch_size, config.hidden_size
+        self.pos_embed = nn.Parameter(grid_positions(dim, side)[None], requires_grad=False)
+        self.x_embedder = PatchEmbedding(config)
+        self.t_embedder = TimeEmbedding(dim)
+        self.r_embedder = TimeEmbedding(dim) if config.auxiliary_time else None
+        self.y_embedder = LabelEmbedding(config.num_classes, dim) if config.num_classes else None
+        self.feat_rope = RotaryPositions(dim // config.num_heads, side) if config.rope else None
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.final_layer = FinalLayer(config)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """DiT's initialisation: Xavier for linear maps, every block the identity, output 0, r without effect."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
+        nn.init.zeros_(self.x_embedder.proj.bias)  # type: ignore[arg-type]
+        if self.y_embedder is not None:
+            nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
+        for embedder in filter(None, (self.t_embedder, self.r_embedder)):
+            nn.init.normal_(embedder.mlp[0].weight, std=0.02)  # type: ignore[arg-type]
+            nn.init.normal_(embedder.mlp[2].weight, std=0.02)  # type: ignore[arg-type]
+        zeroed = [block.adaLN_modulation[1] for block in self.blocks]  # type: ignore[index]
+        zeroed += [self.final_layer.adaLN_modulation[1], self.final_layer.linear]
+        if self.r_embedder is not None:
+            zeroed.append(self.r_embedder.mlp[2])
+        for linear in zeroed:
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None, r: Tensor | None = None) -> Tensor:
+        self._check(x, cond, r)
+        c = self.t_embedder(t)
+        if self.y_embedder is not None:
+            c = c + self.y_embedder(cond)
+        if self.r_embedder is not None:
+            c = c + self.r_embedder(r)
+        h = self.x_embedder(x) + self.pos_embed
+        for block in self.blocks:
+            h = block(h, c, self.feat_rope)
+        return self._to_image(self.final_layer(h, c))
+
+    def _check(self, x: Tensor, cond: Tensor | None, r: Tensor | None) -> None:
+        config = self.config
+        if x.shape[1:] != (config.in_channels, config.input_size, config.input_size):
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}, expected (B, {config.in_channels}, {config.input_size}, {config.input_size})"
+            )
+        if (cond is None) != (self.y_embedder is None):
+            raise ValueError(f"cond is {'missing' if cond is None else 'given'} for num_classes = {config.num_classes}")
+        if (r is None) != (self.r_embedder is None):
+            raise ValueError(f"r is {'missing' if r is None else 'given'} for auxiliary_time = {config.auxiliary_time}")
+
+    def _to_image(self, tokens: Tensor) -> Tensor:
+        """(B, tokens, p * p * channels) -> (B, C, H, W); the second half of learn_sigma's channels is dropped."""
+        config = self.config
+        side, p = config.input_size // config.patch_size, config.patch_size
+        patches = tokens.reshape(len(tokens), side, side, p, p, -1).permute(0, 5, 1, 3, 2, 4)
+        return patches.reshape(len(tokens), -1, config.input_size, config.input_size)[:, : config.in_channels]
+
+
+def grid_positions(dim: int, side: int) -> Tensor:
+    """Fixed sine-cosine positions (side * side, dim): columns in the first half, rows in the second."""
+    frequency = 1.0 / PERIOD ** (torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
+    angle = torch.arange(side, dtype=torch.float64)[:, None] * frequency
+    axis = torch.cat([angle.sin(), angle.cos()], dim=1)  # (side, dim / 2)
+    columns, rows = axis[None].expand(side, side, -1), axis[:, None].expand(side, side, -1)
+    return torch.cat([columns, rows], dim=-1).reshape(side * side, dim).float()

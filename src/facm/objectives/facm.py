@@ -1,0 +1,134 @@
+"""Flow-Anchored Consistency: Algorithm 1 of the paper (arXiv 2507.03738), beside its line numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from facm.conditions import Condition
+from facm.derivative import Derivative, NoGraph, same_dropout
+from facm.distances import Distance, L2Cosine, NormL2
+from facm.guidance import TeacherVelocity, VelocityTarget
+from facm.objectives.shortcut import check_clamp, shortcut_target
+from facm.paths import interpolate
+from facm.tasks import ExpandedInterval, Task, Times, check_task
+from facm.times import ArctanLogNormal, TimeDistribution
+from facm.types import Batch, Loss, at_least_float32
+from facm.weights import Cosine, OneMinusPower, Weight
+
+
+@dataclass(frozen=True)
+class FACMTerms:
+    """Every intermediate of one evaluation: tensors (B, ...) and per-sample losses (B,), in the paper's symbols.
+
+    L_CM is the weighted loss beta(t) L_norm, L_norm the unweighted one; g is the residual before the clamp.
+    """
+
+    x_t: Tensor
+    v: Tensor
+    F_FM: Tensor
+    F_CM: Tensor
+    dF: Tensor
+    v_bar: Tensor
+    g: Tensor
+    v_tar: Tensor
+    L_FM: Tensor
+    L_norm: Tensor
+    L_CM: Tensor
+
+    def loss(self) -> Loss:
+        """L = L_FM + L_CM, averaged over the batch (Eq. 8)."""
+        terms = {
+            "anchor": self.L_FM.detach(),
+            "shortcut": self.L_CM.detach(),
+            "tangent_rms": self.dF.square().flatten(1).mean(1).sqrt(),
+            "clamped": (self.g.abs() > 1).flatten(1).float().mean(1),
+        }
+        return Loss((self.L_FM + self.L_CM).mean(), terms)
+
+
+@dataclass(frozen=True)
+class FACM:
+    """The FACM objective; a component and its configuration in one.
+
+    condition: what the network is conditioned on, and its null: Labels(10), Unconditional().
+    velocity: TeacherVelocity() for distillation, DataVelocity() from scratch; both carry the guidance.
+    label_dropout: fraction of samples trained at the null condition. From scratch with guidance it must be positive
+        (0.1), or the null condition is never learnt; in distillation guidance is baked in and 0 is right.
+    """
+
+    condition: Condition
+    velocity: VelocityTarget = TeacherVelocity()
+    task: Task = ExpandedInterval()
+    time: TimeDistribution = ArctanLogNormal(-0.8, 1.6)  # Table 5
+    anchor: Distance = L2Cosine()  # d_1
+    shortcut: Distance = NormL2()  # d_2
+    alpha: Weight = OneMinusPower(0.5)  # Table 4
+    beta: Weight = Cosine()  # Table 4
+    clamp: float | None = 1.0
+    label_dropout: float = 0.0
+    derivative: Derivative = NoGraph()
+
+    def __post_init__(self) -> None:
+        check_clamp(self.clamp)
+        check_label_dropout(self.label_dropout, self.velocity)
+
+    def evaluate(
+        self,
+        network: Any,
+        x_1: Tensor,
+        x_0: Tensor,
+        t: Tensor,
+        cond: Tensor | None = None,
+        teacher: Any | None = None,
+        dropped: Tensor | None = None,
+    ) -> FACMTerms:
+        """One evaluation on given draws: x_1, x_0 (B, ...), t (B,) in [0, 1], cond (B,), dropped (B,) bool.
+
+        Raises ValueError on wrong shapes, times or labels, a missing teacher, or a network without the second time
+        that the task needs.
+        """
+        check_task(self.task, network)
+        self.condition.check(cond, len(x_1))
+        network = same_dropout(network)
+
+        def F(x: Tensor, times: Times) -> Tensor:
+            return at_least_float32(network(x, cond=cond, **times))
+
+        x_t = interpolate(x_0, x_1, t)  # line 3
+        v = self.velocity(  # line 4, Eq. 9
+            network, teacher, x_1, x_0, x_t, t, cond, condition=self.condition, task=self.task, dropped=dropped
+        )
+        F_FM = F(x_t, self.task.anchor(t))  # line 5
+        F_CM, dF = self.derivative(  # line 6, Eq. 16
+            lambda x, t: F(x, self.task.shortcut(t)), (x_t, t), (v, torch.ones_like(t))
+        )
+        target = shortcut_target(F_CM, dF, v, t, self.alpha(t), self.clamp)  # lines 7-8, Eq. 11-13
+        L_FM = self.anchor(F_FM, v)  # Eq. 10
+        L_norm = self.shortcut(F_CM, target.v_tar)  # Eq. 18
+        L_CM = self.beta(t) * L_norm  # Eq. 14
+        return FACMTerms(x_t, v, F_FM, F_CM, dF, target.v_bar, target.g, target.v_tar, L_FM, L_norm, L_CM)
+
+    def __call__(self, network: Any, batch: Batch, rng: torch.Generator, teacher: Any | None = None) -> Loss:
+        """Draw x_0, t and the dropped labels from ``rng`` (lines 1-2) and evaluate."""
+        x_0 = torch.randn(batch.x_1.shape, generator=rng, device=rng.device, dtype=batch.x_1.dtype)
+        t = self.time.sample(len(x_0), rng).to(x_0.dtype)
+        cond, dropped = batch.cond, None
+        if self.label_dropout:
+            cond, dropped = self.condition.drop(cond, self.label_dropout, rng)
+        return self.evaluate(network, batch.x_1, x_0, t, cond, teacher, dropped).loss()  # line 9
+
+
+def check_label_dropout(label_dropout: float, velocity: VelocityTarget) -> None:
+    """Raise ValueError where dropout is no probability, or guidance from scratch would never train its null."""
+    if not 0 <= label_dropout < 1:
+        raise ValueError(f"label_dropout = {label_dropout}, expected a probability in [0, 1)")
+    guidance = getattr(velocity, "guidance", None)
+    if not velocity.needs_teacher and guidance is not None and guidance.scale > 1 and label_dropout == 0:
+        raise ValueError(
+            f"label_dropout = 0 with guidance scale {guidance.scale} from scratch: the null condition would never be "
+            "trained; expected a positive label_dropout (0.1)"
+        )
