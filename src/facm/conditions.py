@@ -19,7 +19,9 @@ class Condition(Protocol):
         """Raise ValueError unless ``cond`` fits n samples."""
         ...
 
-    def drop(self, cond: Tensor | None, probability: float, rng: torch.Generator) -> tuple[Tensor | None, Tensor | None]:
+    def drop(
+        self, cond: Tensor | None, probability: float, rng: torch.Generator
+    ) -> tuple[Tensor | None, Tensor | None]:
         """Replace each sample's condition by the null with ``probability``: (cond, dropped (B,) bool or None)."""
         ...
 
@@ -44,7 +46,7 @@ class Labels:
             raise ValueError("Labels: the batch has no labels; use Unconditional() for unlabelled data")
         if cond.shape != (n,) or cond.dtype != torch.int64:
             raise ValueError(f"labels have shape {tuple(cond.shape)} and type {cond.dtype}, expected ({n},) int64")
-        if cond.device.type == "cpu" and n and not (0 <= int(cond.min()) and int(cond.max()) <= self.classes):
+        if cond.device.type == "cpu" and n and not (int(cond.min()) >= 0 and int(cond.max()) <= self.classes):
             raise ValueError(
                 f"labels run over [{int(cond.min())}, {int(cond.max())}], expected [0, {self.classes - 1}] "
                 f"(or {self.classes} for the null label)"

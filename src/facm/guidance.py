@@ -90,9 +90,10 @@ def velocity_field(
 
 @runtime_checkable
 class VelocityTarget(Protocol):
-    """Algorithm 1, line 4: the velocity v (B, ...) that anchors the flow and drives the shortcut; never has a graph."""
+    """Algorithm 1, line 4: the velocity v (B, ...) that anchors the flow and drives the shortcut; never has a graph.
 
-    needs_teacher: bool
+    An attribute ``needs_teacher = True`` says so before training starts.
+    """
 
     def __call__(
         self,

@@ -23,8 +23,6 @@ Times = dict[str, Tensor]
 
 @runtime_checkable
 class Task(Protocol):
-    needs_auxiliary_time: bool
-
     def shortcut(self, t: Tensor) -> Times:
         """c_CM: ask for the average velocity from t to 1."""
         ...
@@ -38,8 +36,6 @@ class Task(Protocol):
 class ExpandedInterval:
     """c_CM = t in [0, 1], c_FM = 2 - t in [1, 2]: no change to the network (the paper's default)."""
 
-    needs_auxiliary_time = False
-
     def shortcut(self, t: Tensor) -> Times:
         return {"t": t}
 
@@ -50,8 +46,6 @@ class ExpandedInterval:
 @dataclass(frozen=True)
 class AuxiliaryTime:
     """c_CM = (t, 1), c_FM = (t, t), through a second, zero-initialised time embedder."""
-
-    needs_auxiliary_time = True
 
     def shortcut(self, t: Tensor) -> Times:
         return {"t": t, "r": torch.ones_like(t)}
@@ -67,7 +61,7 @@ def native(network: Any, t: Tensor) -> Times:
 
 def check_task(task: Task, network: Any) -> None:
     """Raise ValueError where the task needs a second time and the network has none (never silently ignored)."""
-    if task.needs_auxiliary_time and not getattr(network, "auxiliary_time", False):
+    if "r" in task.anchor(torch.zeros(1)) and not getattr(network, "auxiliary_time", False):
         raise ValueError(
             f"task = {task} passes a second time r, but the network ({type(network).__name__}) has none: build it with "
             "auxiliary_time=True (a network of your own: set its attribute auxiliary_time = True), "

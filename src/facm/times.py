@@ -47,7 +47,8 @@ class Uniform:
 
 @dataclass(frozen=True)
 class LogitNormal:
-    """t = sigmoid(mean + std z), z ~ N(0, 1). In this package's time: a positive mean leans towards data."""
+    """t = sigmoid(mean - std z), z ~ N(0, 1): a positive mean leans towards data, and as in Eq. 20 a positive z
+    towards noise."""
 
     mean: float = 0.0
     std: float = 1.0
@@ -56,7 +57,7 @@ class LogitNormal:
         _check_std("LogitNormal", self.std)
 
     def from_normal(self, z: Tensor) -> Tensor:
-        return torch.sigmoid(self.mean + self.std * z)
+        return torch.sigmoid(self.mean - self.std * z)
 
     def sample(self, n: int, rng: torch.Generator) -> Tensor:
         return self.from_normal(_normal(n, rng))

@@ -62,20 +62,26 @@ class NetworkConfig(Protocol):
 class Objective(Protocol):
     """A training objective: draws its noise and times from ``rng`` and nothing else."""
 
-    def __call__(
-        self, network: Any, batch: Batch, rng: torch.Generator, teacher: Any | None = None
-    ) -> Loss: ...
+    def __call__(self, network: Any, batch: Batch, rng: torch.Generator, teacher: Any | None = None) -> Loss: ...
 
 
 class Dataset(Protocol):
     """An opened data set. ``read`` is a pure function of the indices."""
 
-    shape: tuple[int, ...]
-    """Shape of one x_1, e.g. (C, H, W)."""
-    num_classes: int | None
-    """Number of classes, or None without labels."""
-    flip: bool
-    """Whether mirroring an image left to right gives another valid sample."""
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one x_1, e.g. (C, H, W)."""
+        ...
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes, or None without labels."""
+        ...
+
+    @property
+    def flip(self) -> bool:
+        """Whether mirroring an image left to right gives another valid sample."""
+        ...
 
     def __len__(self) -> int: ...
 

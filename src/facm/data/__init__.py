@@ -1,0 +1,27 @@
+"""Data: configurations that open into data sets, and streams of batches indexed by images seen.
+
+A data set of your own needs only the protocol :class:`facm.types.Dataset`, or its arrays in :class:`InMemory`."""
+
+from facm.data.checked import read_checked
+from facm.data.cifar10 import Cifar10
+from facm.data.digits import Digits
+from facm.data.folder import ImageFolder
+from facm.data.idx import Idx
+from facm.data.in_memory import InMemory
+from facm.data.stream import Stream, prefetch
+from facm.data.toys import Checkerboard, Gaussian, Moons, Ring
+
+__all__ = [
+    "Checkerboard",
+    "Cifar10",
+    "Digits",
+    "Gaussian",
+    "Idx",
+    "ImageFolder",
+    "InMemory",
+    "Moons",
+    "Ring",
+    "Stream",
+    "prefetch",
+    "read_checked",
+]

@@ -1,7 +1,7 @@
 """Foreign conventions are translated here and nowhere else: time that runs the other way or is scaled, arguments with
 other names, another null.
 
-A network trained with noise at tau = 1 and data at tau = 0 predicts dx/dtau = x_0 - x_1 = -v. The linear map tau = 1 - c
+A network trained with noise at tau = 1 and data at tau = 0 predicts dx/dtau = x_0 - x_1 = -v. The map tau = 1 - c
 turns c_FM = 2 - t into -tau_t, which is what the paper prescribes for reversed time (Sec. 3.2.2).
 """
 

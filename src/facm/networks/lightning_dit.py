@@ -52,11 +52,12 @@ class LightningDiT:
         if self.hidden_size % self.num_heads:
             raise ValueError(f"hidden_size = {self.hidden_size} is not a multiple of num_heads = {self.num_heads}")
         if self.hidden_size % 4:
-            raise ValueError(f"hidden_size = {self.hidden_size}, expected a multiple of 4 (two axes of sines and cosines)")
-        if self.rope and self.hidden_size // self.num_heads % 4:
             raise ValueError(
-                f"rope with head dimension {self.hidden_size // self.num_heads}, expected a multiple of 4 (two axes of pairs)"
+                f"hidden_size = {self.hidden_size}, expected a multiple of 4 (two axes of sines and cosines)"
             )
+        if self.rope and self.hidden_size // self.num_heads % 4:
+            head_dim = self.hidden_size // self.num_heads
+            raise ValueError(f"rope with head dimension {head_dim}, expected a multiple of 4 (two axes of pairs)")
 
     def build(self) -> LightningDiTNetwork:
         """The module, initialised from torch's global generator."""
@@ -77,7 +78,9 @@ def lightning_dit(name: str, **options: Any) -> LightningDiT:
     """A published size: "XL/1" is size XL with patch size 1. ``options`` are fields of :class:`LightningDiT`."""
     size, _, patch = name.partition("/")
     if size not in SIZES or not patch.isdigit():
-        raise ValueError(f"LightningDiT size = {name!r}, expected one of {', '.join(SIZES)} and a patch size, as in 'XL/1'")
+        raise ValueError(
+            f"LightningDiT size = {name!r}, expected one of {', '.join(SIZES)} and a patch size, as in 'XL/1'"
+        )
     hidden_size, depth, num_heads = SIZES[size]
     return LightningDiT(patch_size=int(patch), hidden_size=hidden_size, depth=depth, num_heads=num_heads, **options)
 
@@ -108,12 +111,11 @@ def from_reference_flags(flags: dict[str, Any]) -> LightningDiT:
 def reference_state_dict(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     """The reference's state dict under this network's names: the identity, but for a wrapper's prefix."""
     prefixes = ("module.", "_orig_mod.", "ema_model.")
-    renamed = {}
-    for name, value in state_dict.items():
-        while name.startswith(prefixes):
-            name = name.split(".", 1)[1]
-        renamed[name] = value
-    return renamed
+
+    def bare(name: str) -> str:
+        return bare(name.split(".", 1)[1]) if name.startswith(prefixes) else name
+
+    return {bare(name): value for name, value in state_dict.items()}
 
 
 class RMSNorm(nn.Module):
@@ -324,9 +326,8 @@ class LightningDiTNetwork(nn.Module):
     def _check(self, x: Tensor, cond: Tensor | None, r: Tensor | None) -> None:
         config = self.config
         if x.shape[1:] != (config.in_channels, config.input_size, config.input_size):
-            raise ValueError(
-                f"x has shape {tuple(x.shape)}, expected (B, {config.in_channels}, {config.input_size}, {config.input_size})"
-            )
+            expected = f"(B, {config.in_channels}, {config.input_size}, {config.input_size})"
+            raise ValueError(f"x has shape {tuple(x.shape)}, expected {expected}")
         if (cond is None) != (self.y_embedder is None):
             raise ValueError(f"cond is {'missing' if cond is None else 'given'} for num_classes = {config.num_classes}")
         if (r is None) != (self.r_embedder is None):

@@ -32,7 +32,10 @@ class MLPNetwork(nn.Module):
         self.labels = nn.Embedding(config.num_classes + 1, config.width) if config.num_classes else None
         self.layers = nn.ModuleList(
             nn.Sequential(
-                nn.Linear(config.width, config.width), nn.SiLU(), nn.Dropout(config.dropout), nn.Linear(config.width, config.width)
+                nn.Linear(config.width, config.width),
+                nn.SiLU(),
+                nn.Dropout(config.dropout),
+                nn.Linear(config.width, config.width),
             )
             for _ in range(config.depth)
         )

@@ -87,9 +87,7 @@ class ContinuousCM:
         )
         target = shortcut_target(F_CM, dF, v, t, self.alpha(t), self.clamp)
         L_norm = self.shortcut(F_CM, target.v_tar)
-        return ConsistencyTerms(
-            x_t, v, F_CM, dF, target.v_bar, target.g, target.v_tar, L_norm, self.beta(t) * L_norm
-        )
+        return ConsistencyTerms(x_t, v, F_CM, dF, target.v_bar, target.g, target.v_tar, L_norm, self.beta(t) * L_norm)
 
     def __call__(self, network: Any, batch: Batch, rng: torch.Generator, teacher: Any | None = None) -> Loss:
         x_0 = torch.randn(batch.x_1.shape, generator=rng, device=rng.device, dtype=batch.x_1.dtype)

@@ -11,7 +11,7 @@ from torch import Tensor
 from facm.conditions import Condition
 from facm.derivative import Derivative, NoGraph, same_dropout
 from facm.distances import Distance, L2Cosine, NormL2
-from facm.guidance import TeacherVelocity, VelocityTarget
+from facm.guidance import DataVelocity, TeacherVelocity, VelocityTarget
 from facm.objectives.shortcut import check_clamp, shortcut_target
 from facm.paths import interpolate
 from facm.tasks import ExpandedInterval, Task, Times, check_task
@@ -126,9 +126,8 @@ def check_label_dropout(label_dropout: float, velocity: VelocityTarget) -> None:
     """Raise ValueError where dropout is no probability, or guidance from scratch would never train its null."""
     if not 0 <= label_dropout < 1:
         raise ValueError(f"label_dropout = {label_dropout}, expected a probability in [0, 1)")
-    guidance = getattr(velocity, "guidance", None)
-    if not velocity.needs_teacher and guidance is not None and guidance.scale > 1 and label_dropout == 0:
+    if isinstance(velocity, DataVelocity) and velocity.guidance.scale > 1 and label_dropout == 0:
         raise ValueError(
-            f"label_dropout = 0 with guidance scale {guidance.scale} from scratch: the null condition would never be "
+            f"label_dropout = 0 with guidance scale {velocity.guidance.scale} from scratch: the null condition would never be "
             "trained; expected a positive label_dropout (0.1)"
         )

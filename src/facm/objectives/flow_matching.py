@@ -1,4 +1,4 @@
-"""Flow matching (Eq. 1), optionally with the mixed conditioning that prepares a teacher for distillation (App. A.3 a)."""
+"""Flow matching (Eq. 1), with the mixed conditioning that prepares a teacher for distillation (App. A.3 a)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,13 @@ class FlowMatching:
                 raise ValueError(f"{name} = {getattr(self, name)}, expected a fraction in [0, 1]")
 
     def evaluate(
-        self, network: Any, x_1: Tensor, x_0: Tensor, t: Tensor, cond: Tensor | None = None, anchored: Tensor | None = None
+        self,
+        network: Any,
+        x_1: Tensor,
+        x_0: Tensor,
+        t: Tensor,
+        cond: Tensor | None = None,
+        anchored: Tensor | None = None,
     ) -> FlowMatchingTerms:
         """One evaluation on given draws: x_1, x_0 (B, ...), t (B,), cond (B,), anchored (B,) bool: which samples are
         conditioned on c_FM (none if not given). Raises ValueError on wrong shapes, times or labels."""

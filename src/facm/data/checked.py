@@ -1,0 +1,71 @@
+"""Reading samples with checks: the one place where what a data set returns is verified."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from facm.types import Batch, Dataset
+
+
+def read_checked(dataset: Dataset, indices: np.ndarray) -> Batch:
+    """``dataset.read(indices)`` for indices (B,), verified: x_1 (B, *shape) float32 on the CPU and finite, cond one
+    per sample, and class labels (B,) integers in [0, num_classes) where the data set has classes.
+
+    Raises ValueError naming the data set and, for a bad value, the index of its sample."""
+    batch = dataset.read(indices)
+    name = name_of(dataset)
+    expected = (len(indices), *dataset.shape)
+    got = (tuple(batch.x_1.shape), batch.x_1.dtype, batch.x_1.device.type)
+    if got != (expected, torch.float32, "cpu"):
+        raise ValueError(f"{name}: x_1 is {got[0]} {got[1]} on {got[2]}, expected {expected} torch.float32 on cpu")
+    _check_finite(batch.x_1, "x_1", name, indices)
+    if dataset.num_classes is not None:
+        _check_labels(batch.cond, dataset.num_classes, name, indices)
+    elif batch.cond is not None:
+        if batch.cond.shape[:1] != (len(indices),):
+            raise ValueError(f"{name}: cond has shape {tuple(batch.cond.shape)}, expected ({len(indices)}, ...)")
+        _check_finite(batch.cond, "cond", name, indices)
+    return batch
+
+
+def name_of(dataset: Dataset) -> str:
+    """What error messages call it: its ``name`` if it has one (the protocol asks for none), else its class."""
+    return str(getattr(dataset, "name", type(dataset).__name__))
+
+
+def check_choice(owner: str, option: str, value: object, choices: Sequence[object]) -> None:
+    """Raise ValueError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{owner}: {option} = {value!r}, expected one of {', '.join(map(repr, choices))}")
+
+
+def check_at_least(owner: str, option: str, value: float, lowest: float) -> None:
+    """Raise ValueError unless ``value`` >= ``lowest``."""
+    if not value >= lowest:
+        raise ValueError(f"{owner}: {option} = {value!r}, expected at least {lowest}")
+
+
+def _check_finite(x: Tensor, what: str, name: str, indices: np.ndarray) -> None:
+    # numpy: torch would wake its threads for this, which costs many times more while training has the cores
+    finite = np.isfinite((x.float() if x.dtype == torch.bfloat16 else x).numpy())
+    if not finite.all():
+        bad = int(indices[np.argwhere(~finite)[0, 0]])
+        raise ValueError(f"{name}: sample {bad} has non-finite values in {what}")
+
+
+def _check_labels(labels: Tensor | None, num_classes: int, name: str, indices: np.ndarray) -> None:
+    if labels is None or labels.shape != (len(indices),) or labels.dtype != torch.int64:
+        got = "None" if labels is None else f"{tuple(labels.shape)} {labels.dtype}"
+        raise ValueError(
+            f"{name}: cond is {got}, expected labels ({len(indices)},) torch.int64 of {num_classes} classes"
+        )
+    outside = (labels < 0) | (labels >= num_classes)
+    if outside.any():
+        bad = int(outside.nonzero()[0])
+        raise ValueError(
+            f"{name}: sample {int(indices[bad])} has label {int(labels[bad])}, expected one within [0, {num_classes})"
+        )

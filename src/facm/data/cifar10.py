@@ -1,0 +1,154 @@
+"""CIFAR-10 in the forms it is handed around in."""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from facm.data.checked import check_choice
+from facm.data.in_memory import InMemory
+from facm.data.pickled import load_plain
+
+COUNTS = {"train": 50_000, "test": 10_000}
+BATCHES = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}
+RECORD = 1 + 3 * 32 * 32
+
+Arrays = tuple[np.ndarray, np.ndarray]
+"""Images (N, 3, 32, 32) uint8 and labels (N,)."""
+
+
+@dataclass(frozen=True)
+class Cifar10:
+    """CIFAR-10: (3, 32, 32) in [-1, 1], 10 classes (airplane .. truck), 50 000 "train" and 10 000 "test" images.
+
+    path: one of
+    - a folder with the original binary batches (``data_batch_1.bin`` .. ``test_batch.bin``) or with the original
+      Python ones (``data_batch_1`` .. ``test_batch``), read without running code they name; or the folder that holds
+      ``cifar-10-batches-bin`` or ``cifar-10-batches-py``;
+    - the tar archive of either, compressed or not;
+    - a zip of lossless sheets ``train/003_cat_07.webp``: class 3, sheet 7, 10 x 10 images of 32 x 32. Its images come
+      sorted by class.
+    ``open`` raises ValueError naming the file that is missing, cut short or of another form.
+    Source: Krizhevsky, Learning Multiple Layers of Features from Tiny Images (2009)."""
+
+    path: str
+    split: Literal["train", "test"] = "train"
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        check_choice("Cifar10", "split", self.split, tuple(COUNTS))
+
+    def open(self) -> InMemory:
+        path = Path(self.path).expanduser()
+        if path.is_dir():
+            images, labels = _from_batches(_files_in_folder(path, self.split), self.split, path)
+        elif path.is_file() and zipfile.is_zipfile(path):
+            images, labels = _from_sheets(path, self.split)
+        elif path.is_file() and tarfile.is_tarfile(path):
+            images, labels = _from_batches(_files_in_tar(path, self.split), self.split, path)
+        else:
+            raise ValueError(
+                f"Cifar10: path = {self.path!r} {'is neither' if path.exists() else 'does not exist'}, "
+                "expected a folder of batches, a tar archive of them or a zip of WebP sheets"
+            )
+        if len(images) != COUNTS[self.split]:
+            raise ValueError(f"{path}: {len(images)} {self.split} images, expected {COUNTS[self.split]}")
+        return InMemory(images, labels, num_classes=10, flip=self.flip, name=f"Cifar10({self.path}, {self.split})")
+
+
+def _files_in_folder(path: Path, split: str) -> dict[str, bytes]:
+    """Contents of the batch files that are there, by file name."""
+    for folder in (path, path / "cifar-10-batches-bin", path / "cifar-10-batches-py"):
+        found = {name: (folder / name).read_bytes() for name in _file_names(split) if (folder / name).is_file()}
+        if found:
+            return found
+    return {}
+
+
+def _files_in_tar(path: Path, split: str) -> dict[str, bytes]:
+    found = {}
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:  # in the archive's order: going back in a compressed one starts from its beginning
+                content = archive.extractfile(member) if Path(member.name).name in _file_names(split) else None
+                if content is not None:
+                    found[Path(member.name).name] = content.read()
+    except (OSError, EOFError, tarfile.TarError) as error:
+        raise ValueError(f"{path}: not a whole tar archive ({error})") from error
+    return found
+
+
+def _file_names(split: str) -> list[str]:
+    return [stem + suffix for stem in BATCHES[split] for suffix in (".bin", "")]
+
+
+def _from_batches(files: dict[str, bytes], split: str, path: Path) -> Arrays:
+    if not files:
+        raise ValueError(f"{path}: no {BATCHES[split][0]} or {BATCHES[split][0]}.bin, expected CIFAR-10's batches")
+    binary = any(name.endswith(".bin") for name in files)
+    names = [stem + (".bin" if binary else "") for stem in BATCHES[split]]
+    missing = [name for name in names if name not in files]
+    if missing:
+        raise ValueError(f"{path}: {', '.join(missing)} missing, expected {', '.join(names)}")
+    read = _binary_batch if binary else _pickled_batch
+    parts = [read(files[name], f"{path}: {name}") for name in names]
+    return np.concatenate([images for images, _ in parts]), np.concatenate([labels for _, labels in parts])
+
+
+def _binary_batch(content: bytes, name: str) -> Arrays:
+    if len(content) == 0 or len(content) % RECORD:
+        raise ValueError(f"{name}: {len(content)} bytes, expected a multiple of {RECORD} (a label and 3 x 32 x 32)")
+    records = np.frombuffer(content, np.uint8).reshape(-1, RECORD)
+    return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0]
+
+
+def _pickled_batch(content: bytes, name: str) -> Arrays:
+    batch = load_plain(content, name)
+    if not isinstance(batch, dict):
+        raise ValueError(f"{name}: a pickled {type(batch).__name__}, expected a dictionary of 'data' and 'labels'")
+    data, labels = (batch.get(key.encode(), batch.get(key)) for key in ("data", "labels"))
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != RECORD - 1:
+        got = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
+        raise ValueError(f"{name}: entry 'data' is {got}, expected uint8 (N, {RECORD - 1})")
+    if not isinstance(labels, list) or len(labels) != len(data) or not all(isinstance(x, int) for x in labels):
+        raise ValueError(f"{name}: entry 'labels' is not what was expected, a list of {len(data)} integers")
+    return data.reshape(-1, 3, 32, 32), np.array(labels, np.int64)
+
+
+def _from_sheets(path: Path, split: str) -> Arrays:
+    with zipfile.ZipFile(path) as archive:
+        names = sorted(name for name in archive.namelist() if re.fullmatch(rf"{split}/\d+_\w+_\d+\.webp", name))
+        if not names:
+            raise ValueError(f"{path}: no {split}/003_cat_07.webp or the like, expected a zip of WebP sheets")
+        contents = []
+        for name in names:
+            try:
+                contents.append(archive.read(name))
+            except (zipfile.BadZipFile, OSError, EOFError) as error:
+                raise ValueError(f"{path}: {name}: broken zip entry ({error})") from error
+    with ThreadPoolExecutor() as pool:
+        sheets = list(pool.map(_sheet, contents, [f"{path}: {name}" for name in names]))
+    labels = [int(name.removeprefix(f"{split}/").split("_")[0]) for name in names]
+    return np.concatenate(sheets), np.repeat(np.array(labels, np.int64), 100)
+
+
+def _sheet(content: bytes, name: str) -> np.ndarray:
+    """The 100 images (100, 3, 32, 32) of a sheet, row by row."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            pixels = np.asarray(image.convert("RGB"))
+    except Exception as error:  # Pillow's decoders fail in many ways
+        raise ValueError(f"{name}: unreadable image ({error})") from error
+    if pixels.shape != (320, 320, 3):
+        raise ValueError(f"{name}: {pixels.shape[1]} x {pixels.shape[0]} pixels, expected 320 x 320")
+    return pixels.reshape(10, 32, 10, 32, 3).transpose(0, 2, 4, 1, 3).reshape(100, 3, 32, 32)

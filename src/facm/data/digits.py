@@ -1,0 +1,34 @@
+"""Handwritten digits that come with scikit-learn: real images without a download."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from facm.data.checked import check_choice
+from facm.data.in_memory import InMemory
+
+
+@dataclass(frozen=True)
+class Digits:
+    """scikit-learn's ``load_digits``: 1797 scans (1, 8, 8), values 0..16 read as x / 8 - 1 in [-1, 1], 10 classes.
+
+    split: "all", or "train" (1541) and "test" (256): every seventh scan of each class is a test scan.
+    Source: UCI, Optical Recognition of Handwritten Digits (its test part). Needs scikit-learn (``facm[demo]``)."""
+
+    split: Literal["all", "train", "test"] = "all"
+
+    def __post_init__(self) -> None:
+        check_choice("Digits", "split", self.split, ("all", "train", "test"))
+
+    def open(self) -> InMemory:
+        from sklearn.datasets import load_digits
+
+        scans, labels = load_digits(return_X_y=True)
+        test = np.zeros(len(labels), bool)
+        test[np.argsort(labels, kind="stable")[6::7]] = True
+        chosen = {"all": test | True, "train": ~test, "test": test}[self.split]
+        images = (scans[chosen] / 8 - 1).astype(np.float32).reshape(-1, 1, 8, 8)
+        return InMemory(images, labels[chosen], num_classes=10, flip=False, name=f"Digits({self.split})")

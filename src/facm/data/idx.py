@@ -1,0 +1,88 @@
+"""MNIST's idx files, in which Fashion-MNIST and others come too."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from facm.data.checked import check_at_least, check_choice
+from facm.data.in_memory import InMemory
+
+PREFIXES = {"train": "train", "test": "t10k"}
+
+
+@dataclass(frozen=True)
+class Idx:
+    """Grey images and labels from ``{train,t10k}-images-idx3-ubyte`` and ``-labels-idx1-ubyte``, raw or ``.gz``.
+
+    folder: where the files lie. split: "train" or "test" (MNIST: 60 000 and 10 000 images of 28 x 28).
+    pad: background pixels (0, read as -1) added on every side: 2 makes 28 x 28 into 32 x 32.
+    Samples are (1, H, W) in [-1, 1]; labels lie in [0, num_classes).
+    ``open`` raises ValueError naming the file that is missing, cut short, too long or not what its header should say.
+    Source: LeCun, Cortes and Burges (MNIST); Zalando Research (Fashion-MNIST)."""
+
+    folder: str
+    split: Literal["train", "test"] = "train"
+    flip: bool = False
+    pad: int = 0
+    num_classes: int = 10
+
+    def __post_init__(self) -> None:
+        check_choice("Idx", "split", self.split, tuple(PREFIXES))
+        check_at_least("Idx", "num_classes", self.num_classes, 1)
+        check_at_least("Idx", "pad", self.pad, 0)
+
+    def open(self) -> InMemory:
+        prefix = PREFIXES[self.split]
+        image_file = _find(Path(self.folder).expanduser(), f"{prefix}-images-idx3-ubyte")
+        label_file = _find(Path(self.folder).expanduser(), f"{prefix}-labels-idx1-ubyte")
+        images, labels = read_idx(image_file, axes=3), read_idx(label_file, axes=1)
+        if len(images) != len(labels):
+            raise ValueError(f"{label_file}: {len(labels)} labels, expected {len(images)} as images in {image_file}")
+        border = (self.pad, self.pad)
+        images = np.pad(images, ((0, 0), border, border))[:, None]
+        return InMemory(images, labels, self.num_classes, self.flip, name=f"Idx({self.folder}, {self.split})")
+
+
+def read_idx(path: Path, axes: int) -> np.ndarray:
+    """The uint8 array with ``axes`` axes in an idx file, gunzipped where its name ends in .gz.
+
+    Raises ValueError naming the file unless magic number, sizes and length agree."""
+    content = _content(path)
+    header = 4 * (1 + axes)
+    if len(content) < header:
+        raise ValueError(f"{path}: {len(content)} bytes, expected an idx header of {header}")
+    magic, *shape = (int(word) for word in np.frombuffer(content, ">u4", count=1 + axes))
+    expected = 0x0800 + axes  # two zero bytes, 8 = unsigned bytes, number of axes
+    if magic != expected:
+        raise ValueError(f"{path}: magic number {magic:#010x}, expected {expected:#010x} (unsigned bytes, {axes} axes)")
+    if 0 in shape:
+        raise ValueError(f"{path}: header says shape {tuple(shape)}, expected no empty axis")
+    if len(content) != header + math.prod(shape):
+        raise ValueError(
+            f"{path}: {len(content) - header} bytes of data, expected {math.prod(shape)} by the header {tuple(shape)}"
+        )
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+
+
+def _find(folder: Path, stem: str) -> Path:
+    for path in (folder / stem, folder / f"{stem}.gz"):
+        if path.is_file():
+            return path
+    raise ValueError(f"Idx: folder = {str(folder)!r} holds neither {stem} nor {stem}.gz, expected one of them")
+
+
+def _content(path: Path) -> bytes:
+    content = path.read_bytes()
+    if path.suffix != ".gz":
+        return content
+    try:
+        return gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: not a whole gzip file ({error})") from error

@@ -1,0 +1,78 @@
+"""A data set held in memory: what the small ones are opened into, and the short way for a user's own arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from facm.data.checked import check_at_least
+from facm.types import Batch
+
+
+@dataclass(frozen=True, eq=False)
+class InMemory:
+    """Samples and labels as arrays.
+
+    images: uint8 (N, C, H, W), read as x / 127.5 - 1, or float32 (N, ...), read as they are (images: in [-1, 1]).
+    labels: integers (N,) in [0, num_classes), or None; then ``num_classes`` is None too.
+    flip: whether mirroring left to right gives another valid sample.
+    name: what error messages call it.
+    Raises ValueError on other types, shapes or lengths. (Label ranges and finiteness are checked when read.)"""
+
+    images: np.ndarray
+    labels: np.ndarray | None = None
+    num_classes: int | None = None
+    flip: bool = False
+    name: str = "InMemory"
+
+    def __post_init__(self) -> None:
+        if self.images.dtype not in (np.uint8, np.float32) or self.images.ndim < 2:
+            raise ValueError(
+                f"{self.name}: images are {self.images.dtype} {self.images.shape}, expected uint8 or float32 (N, ...)"
+            )
+        if (self.labels is None) != (self.num_classes is None):
+            raise ValueError(
+                f"{self.name}: labels {'absent' if self.labels is None else 'given'} and "
+                f"num_classes = {self.num_classes}, expected both or neither"
+            )
+        if self.num_classes is not None:
+            check_at_least(self.name, "num_classes", self.num_classes, 1)
+        if self.labels is not None and (
+            self.labels.shape != self.images.shape[:1] or not np.issubdtype(self.labels.dtype, np.integer)
+        ):
+            raise ValueError(
+                f"{self.name}: labels are {self.labels.dtype} {self.labels.shape}, "
+                f"expected integers ({len(self.images)},): one per image"
+            )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.images.shape[1:]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, indices: np.ndarray) -> Batch:
+        """Samples ``indices`` (B,): x_1 (B, *shape) float32, cond (B,) int64 or None. Raises IndexError outside
+        [0, N)."""
+        if len(indices) and not (indices.min() >= 0 and indices.max() < len(self)):
+            raise IndexError(
+                f"{self.name}: indices run over [{indices.min()}, {indices.max()}], of {len(self)} samples"
+            )
+        x = self.images[indices]
+        if x.dtype == np.uint8:
+            x = from_bytes(x)
+        return Batch(
+            torch.from_numpy(x),
+            None if self.labels is None else torch.from_numpy(self.labels[indices].astype(np.int64)),
+        )
+
+
+def from_bytes(pixels: np.ndarray) -> np.ndarray:
+    """uint8 0..255 -> float32 in [-1, 1]; both ends exactly."""
+    x = pixels.astype(np.float32)
+    x /= 127.5
+    x -= 1
+    return x

@@ -1,0 +1,105 @@
+"""A stream of batches indexed by images seen: any position can be asked for, so resuming needs no saved state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from facm.data.checked import check_at_least, name_of, read_checked
+from facm.types import Batch, Dataset
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """Endless shuffled batches, a pure function of (seed, images seen).
+
+    Position p of the stream is place p % len(dataset) of epoch p // len(dataset); every epoch has its own permutation,
+    so each sample appears exactly once per epoch and batches cross the border between epochs. Where ``dataset.flip``
+    is true, each position is mirrored left to right with probability 1/2. Neither depends on batch size or ranks.
+
+    batch_size: the global batch, split into ``ranks`` equal contiguous slices of which this stream reads ``rank``'s.
+    Raises ValueError for a batch size that does not divide by ``ranks``, a rank outside [0, ranks), a negative seed,
+    an empty data set, or ``flip`` without images (C, H, W)."""
+
+    dataset: Dataset
+    seed: int
+    batch_size: int
+    rank: int = 0
+    ranks: int = 1
+
+    def __post_init__(self) -> None:
+        check_at_least("Stream", "seed", self.seed, 0)
+        check_at_least("Stream", "batch_size", self.batch_size, 1)
+        check_at_least("Stream", "ranks", self.ranks, 1)
+        if not 0 <= self.rank < self.ranks:
+            raise ValueError(f"Stream: rank = {self.rank}, expected one within [0, {self.ranks})")
+        if self.batch_size % self.ranks:
+            raise ValueError(
+                f"Stream: batch_size = {self.batch_size} (global), expected a multiple of ranks = {self.ranks}"
+            )
+        if len(self.dataset) == 0:
+            raise ValueError(f"Stream: {name_of(self.dataset)} is empty, expected at least one sample")
+        if self.dataset.flip and len(self.dataset.shape) != 3:
+            raise ValueError(
+                f"Stream: {name_of(self.dataset)} has flip = True and shape {self.dataset.shape}, expected (C, H, W)"
+            )
+
+    def at(self, images_seen: int) -> Batch:
+        """This rank's slice (batch_size / ranks, ...) of the global batch that starts at position ``images_seen``.
+
+        Raises ValueError for a negative position or bad samples (see :func:`read_checked`)."""
+        check_at_least("Stream.at", "images_seen", images_seen, 0)
+        local = self.batch_size // self.ranks
+        indices, mirrored = _places(len(self.dataset), self.seed, images_seen + self.rank * local, local)
+        batch = read_checked(self.dataset, indices)
+        if not self.dataset.flip:
+            return batch
+        x_1 = batch.x_1.numpy().copy()  # a data set may hand out views of what it keeps
+        x_1[mirrored] = x_1[mirrored][..., ::-1]
+        return Batch(torch.from_numpy(x_1), batch.cond)
+
+
+def prefetch(stream: Stream, start: int, stop: int | None = None) -> Iterator[Batch]:
+    """``stream.at(start)``, ``stream.at(start + batch_size)``, ... for positions below ``stop`` (None: endless), each
+    read by a background thread while the one before is in use.
+
+    An error in reading is raised where its batch is due. The thread ends when the iterator is exhausted or closed."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch") as pool:
+        ahead = pool.submit(stream.at, start)
+        position = start
+        while stop is None or position < stop:
+            batch = ahead.result()
+            position += stream.batch_size
+            if stop is None or position < stop:
+                ahead = pool.submit(stream.at, position)
+            yield batch
+
+
+def _places(n: int, seed: int, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sample indices (count,) and mirror flags (count,) of positions start .. start + count."""
+    indices, mirrored = np.empty(count, np.int64), np.empty(count, bool)
+    done = 0
+    while done < count:
+        epoch, place = divmod(int(start) + done, n)
+        order, flags = _epoch(n, seed, epoch)
+        here = slice(done, min(count, done + n - place))
+        there = slice(place, place + here.stop - done)
+        indices[here], mirrored[here] = order[there], flags[there]
+        done = here.stop
+    return indices, mirrored
+
+
+@lru_cache(maxsize=4)
+def _epoch(n: int, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """The order (n,) of the samples in one epoch and which of its places (n,) are mirrored."""
+    # Sorting raw bits rather than Generator.permutation: only the raw stream is the same in every numpy version.
+    source = np.random.Philox(np.random.SeedSequence(seed, spawn_key=(epoch,)))
+    order = np.argsort(source.random_raw(n), kind="stable")
+    mirrored = source.random_raw(n) >= np.uint64(1 << 63)
+    order.flags.writeable = mirrored.flags.writeable = False  # shared by everyone who gets them from the cache
+    return order, mirrored

@@ -1,0 +1,114 @@
+"""Two-dimensional toys with known shapes, made by numpy. Samples are x_1 (B, 2) float32, of mean 0 and variance 1 in
+each coordinate unless said otherwise (exactly so for the distribution; a finite draw of n varies around it)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from facm.data.checked import check_at_least
+from facm.data.in_memory import InMemory
+
+
+@dataclass(frozen=True)
+class Ring:
+    """``modes`` equal Gaussians around a circle; the label is the mode, counted from angle 0 counter-clockwise.
+
+    noise: standard deviation of a mode before scaling, where the circle has radius 1. (Mean 0 takes two modes, equal
+    variances take three.)"""
+
+    modes: int = 8
+    n: int = 8192
+    noise: float = 0.05
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_at_least("Ring", "modes", self.modes, 1)
+        _check_draw("Ring", self.n, self.noise)
+
+    def open(self) -> InMemory:
+        labels = np.arange(self.n) % self.modes
+        angle = 2 * math.pi * labels / self.modes
+        x = np.stack([np.cos(angle), np.sin(angle)], 1) + self.noise * _normal(self.seed, self.n, 2)
+        x /= math.sqrt(1 / 2 + self.noise**2)
+        return InMemory(x.astype(np.float32), labels, self.modes, name="Ring")
+
+
+@dataclass(frozen=True)
+class Moons:
+    """Two interleaving half circles; the label is the half circle. noise: standard deviation before scaling, where
+    the circles have radius 1."""
+
+    n: int = 8192
+    noise: float = 0.05
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_draw("Moons", self.n, self.noise)
+
+    def open(self) -> InMemory:
+        rng = np.random.default_rng(self.seed)
+        labels = np.arange(self.n) % 2
+        angle = math.pi * rng.random(self.n)
+        upper = np.stack([np.cos(angle), np.sin(angle)], 1)
+        lower = np.stack([1 - np.cos(angle), 1 / 2 - np.sin(angle)], 1)
+        x = np.where(labels[:, None] == 0, upper, lower) + self.noise * rng.standard_normal((self.n, 2))
+        # with E[sin] = 2 / pi and E[sin^2] = E[cos^2] = 1/2 over a half circle
+        mean = np.array([1 / 2, 1 / 4])
+        variance = np.array([3 / 4, 9 / 16 - 1 / math.pi]) + self.noise**2
+        return InMemory(((x - mean) / np.sqrt(variance)).astype(np.float32), labels, 2, name="Moons")
+
+
+@dataclass(frozen=True)
+class Checkerboard:
+    """Uniform over the dark squares of a ``cells`` x ``cells`` board (an even number) on [-sqrt 3, sqrt 3]^2, the lower
+    left one being dark. No labels."""
+
+    cells: int = 4
+    n: int = 8192
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.cells < 2 or self.cells % 2:
+            raise ValueError(f"Checkerboard: cells = {self.cells}, expected an even number of at least 2")
+        _check_draw("Checkerboard", self.n)
+
+    def open(self) -> InMemory:
+        rng = np.random.default_rng(self.seed)
+        column = rng.integers(self.cells, size=self.n)
+        row = 2 * rng.integers(self.cells // 2, size=self.n) + column % 2
+        within = rng.random((self.n, 2))
+        x = math.sqrt(3) * (2 * (np.stack([column, row], 1) + within) / self.cells - 1)
+        return InMemory(x.astype(np.float32), name="Checkerboard")
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """N(mean, std^2) in each of ``dim`` independent coordinates, not standardised: x_1 (B, dim). Its velocities are
+    known in closed form. No labels."""
+
+    mean: float = 0.0
+    std: float = 1.0
+    dim: int = 2
+    n: int = 8192
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_at_least("Gaussian", "std", self.std, 0)
+        check_at_least("Gaussian", "dim", self.dim, 1)
+        _check_draw("Gaussian", self.n)
+
+    def open(self) -> InMemory:
+        x = self.mean + self.std * _normal(self.seed, self.n, self.dim)
+        return InMemory(x.astype(np.float32), name="Gaussian")
+
+
+def _check_draw(owner: str, n: int, noise: float = 0.0) -> None:
+    check_at_least(owner, "n", n, 1)
+    check_at_least(owner, "noise", noise, 0)
+
+
+def _normal(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape)

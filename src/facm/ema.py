@@ -1,0 +1,116 @@
+"""Power-function EMA with post-hoc synthesis (Karras et al., 2024, "EDM2", Sec. 3 and App. C).
+
+An EMA of relative length sigma_rel weights the past by p(tau) proportional to tau^gamma on [0, clock]. From snapshots of
+two such EMAs any other length can be synthesised after training as a least-squares combination.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class PowerEMA:
+    """Which EMAs a run tracks. sigma_rel is the profile's standard deviation as a fraction of the clock (Table 5: 0.2)."""
+
+    sigma_rels: tuple[float, ...] = (0.05, 0.2)
+
+    def __post_init__(self) -> None:
+        if not self.sigma_rels:
+            raise ValueError("ema.sigma_rels is empty, expected at least one length")
+        if len(set(self.sigma_rels)) < len(self.sigma_rels):
+            raise ValueError(f"ema.sigma_rels = {self.sigma_rels}, expected different lengths")
+        for sigma_rel in self.sigma_rels:
+            gamma_of(sigma_rel)
+
+
+def gamma_of(sigma_rel: float) -> float:
+    """The exponent with sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)) (EDM2, Eq. 123-126)."""
+    if not 0 < sigma_rel <= 0.28:
+        raise ValueError(f"sigma_rel = {sigma_rel}, expected a length in (0, 0.28]")
+    s = sigma_rel**-2
+    return float(np.roots([1, 7, 16 - s, 12 - s]).real.max())
+
+
+def decay(sigma_rel: float, images_seen: int, batch_size: int) -> float:
+    """beta = (1 - batch / (clock + batch))^(gamma + 1) for the update that ends at ``images_seen``; 0 for the first.
+
+    EDM2 has clock in place of clock + batch; one batch later is what the reference's EMA does, and its numbers.
+    """
+    if images_seen <= batch_size:
+        return 0.0
+    return (1 - batch_size / (images_seen + batch_size)) ** (gamma_of(sigma_rel) + 1)
+
+
+class EMA:
+    """The running averages of a network's parameters, in at least float32; buffers are copied."""
+
+    def __init__(self, config: PowerEMA, network: torch.nn.Module) -> None:
+        self.network = network
+        self.averages: dict[float, Weights] = {
+            sigma_rel: {name: value.detach().clone() for name, value in network.state_dict().items()}
+            for sigma_rel in config.sigma_rels
+        }
+
+    @torch.no_grad()
+    def update(self, images_seen: int, batch_size: int) -> None:
+        """Take in the weights as they are after the step that ended at ``images_seen``."""
+        current = self.network.state_dict()
+        averaged = [name for name, p in self.network.named_parameters() if p.requires_grad]
+        copied = current.keys() - set(averaged)
+        for sigma_rel, average in self.averages.items():
+            beta = decay(sigma_rel, images_seen, batch_size)
+            torch._foreach_lerp_([average[n] for n in averaged], [current[n] for n in averaged], 1 - beta)
+            for name in copied:
+                average[name].copy_(current[name])
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """An EMA's weights at one moment; ``load`` is called once, so that a synthesis never holds more than one."""
+
+    images_seen: int
+    sigma_rel: float
+    load: Callable[[], Weights]
+
+
+def _overlap(t_a: float, gamma_a: float, t_b: float, gamma_b: float) -> float:
+    """Inner product of two profiles p(tau) = (gamma + 1) tau^gamma / t^(gamma + 1) on [0, t], in closed form."""
+    shared, power = min(t_a, t_b), gamma_a + gamma_b + 1
+    log = power * np.log(shared) - (gamma_a + 1) * np.log(t_a) - (gamma_b + 1) * np.log(t_b)
+    return float((gamma_a + 1) * (gamma_b + 1) / power * np.exp(log))
+
+
+def synthesis_weights(snapshots: Sequence[tuple[int, float]], images_seen: int, sigma_rel: float) -> np.ndarray:
+    """Coefficients of snapshots (clock, sigma_rel) whose sum is closest to the wanted profile (EDM2, App. C.2)."""
+    if not snapshots:
+        raise ValueError("post-hoc EMA: no snapshots to synthesise from")
+    points = [(float(t), gamma_of(s)) for t, s in snapshots]
+    wanted = (float(images_seen), gamma_of(sigma_rel))
+    gram = np.array([[_overlap(*a, *b) for b in points] for a in points])
+    return np.linalg.lstsq(gram, np.array([_overlap(*a, *wanted) for a in points]), rcond=None)[0]
+
+
+def synthesise(snapshots: Sequence[Snapshot], images_seen: int, sigma_rel: float) -> Weights:
+    """The weights that an EMA of length ``sigma_rel`` would have had at ``images_seen``, from snapshots up to there.
+
+    Floating-point tensors are combined; what never changed, such as frozen tables, comes out as it is.
+    """
+    usable = [s for s in snapshots if s.images_seen <= images_seen]
+    weights = synthesis_weights([(s.images_seen, s.sigma_rel) for s in usable], images_seen, sigma_rel)
+    first = usable[-1].load()
+    total = {name: torch.zeros_like(v, dtype=torch.float64) for name, v in first.items() if v.is_floating_point()}
+    changed: set[str] = set()
+    for weight, snapshot in zip(weights, usable, strict=True):
+        state = snapshot.load()
+        changed |= {name for name in total if not torch.equal(state[name], first[name])}
+        for name, accumulated in total.items():
+            accumulated += float(weight) * state[name].double()
+    return {name: total[name].to(value.dtype) if name in changed else value for name, value in first.items()}

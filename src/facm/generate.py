@@ -1,0 +1,139 @@
+"""Samples from a trained network: method, guidance and labels in, images out.
+
+Every sample has its own noise, a function of (seed, its index): the result does not depend on how samples are batched,
+and two methods with one seed start from the same noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from facm import samplers
+from facm.conditions import Condition, Labels
+from facm.guidance import NO_GUIDANCE, Guidance, velocity_field
+from facm.seeding import derive
+from facm.tasks import Task, native
+from facm.types import VelocityField
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """Multi-step consistency sampling on the shortcut head; nfe network evaluations.
+
+    times: a schedule set by hand (nfe of them, from 0); else the uniform one, shifted by ``shift``.
+    """
+
+    nfe: int = 1
+    shift: float = 1.0
+    times: tuple[float, ...] | None = None
+
+    def schedule(self) -> list[float]:
+        if self.times is not None:
+            samplers.check_times(self.times)
+            if len(self.times) != self.nfe:
+                raise ValueError(f"times = {self.times} for nfe = {self.nfe}, expected {self.nfe} times")
+            return list(self.times)
+        return samplers.shifted_times(self.nfe, self.shift)
+
+
+@dataclass(frozen=True)
+class Euler:
+    """Euler on an instantaneous velocity; nfe evaluations.
+
+    head: "native" for a teacher (c = t), "anchor" for a FACM student's flow (c_FM), which is never its shortcut head.
+    """
+
+    nfe: int = 32
+    head: Literal["native", "anchor"] = "native"
+    shift: float = 1.0
+
+
+@dataclass(frozen=True)
+class Heun:
+    """Heun with a last Euler step; nfe = 2 N - 1 evaluations, so nfe is odd."""
+
+    nfe: int = 31
+    head: Literal["native", "anchor"] = "native"
+    shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.nfe % 2 == 0:
+            raise ValueError(f"nfe = {self.nfe} with Heun, expected an odd number: N steps spend 2 N - 1 evaluations")
+
+
+Method = Consistency | Euler | Heun
+
+
+@dataclass(frozen=True)
+class Source:
+    """A network and how it is asked: the task it was trained with, its condition, and the shape of one sample."""
+
+    network: Any
+    task: Task
+    condition: Condition
+    shape: tuple[int, ...]
+    device: torch.device
+
+
+def noise(seed: int, indices: Sequence[int], draw: int, shape: tuple[int, ...]) -> Tensor:
+    """Standard normals (len(indices), *shape) float32: row k is a function of (seed, indices[k], draw) alone."""
+    rng = torch.Generator()
+    return torch.stack([torch.randn(shape, generator=rng.manual_seed(derive(seed, i, draw))) for i in indices])
+
+
+def balanced_labels(condition: Condition, indices: Sequence[int]) -> Tensor | None:
+    """Sample i has label i mod classes; None for an unconditional network."""
+    if not isinstance(condition, Labels):
+        return None
+    return torch.tensor([i % condition.classes for i in indices])
+
+
+def sample(
+    source: Source,
+    method: Method,
+    indices: Sequence[int],
+    cond: Tensor | None,
+    seed: int = 0,
+    guidance: Guidance = NO_GUIDANCE,
+) -> Tensor:
+    """Samples ``indices`` of seed ``seed``: (len(indices), *shape) float32 on the source's device.
+
+    cond: (len(indices),) labels or None. A student distilled with guidance baked in is sampled without guidance.
+    Raises ValueError on labels out of range or guidance without a null condition.
+    """
+    source.condition.check(cond, len(indices))
+    cond = None if cond is None else cond.to(source.device)
+    x_0 = noise(seed, indices, 0, source.shape).to(source.device)
+
+    def field(at: Any) -> VelocityField:
+        return velocity_field(source.network, at, cond, source.condition, guidance)
+
+    if isinstance(method, Consistency):
+        fresh = partial(_fresh_noise, source, seed, indices)
+        return samplers.consistency(field(source.task.shortcut), x_0, method.schedule(), fresh)
+    at = source.task.anchor if method.head == "anchor" else partial(native, source.network)
+    if isinstance(method, Euler):
+        return samplers.euler(field(at), x_0, samplers.shifted_times(method.nfe, method.shift))
+    return samplers.heun(field(at), x_0, samplers.shifted_times((method.nfe + 1) // 2, method.shift))
+
+
+def _fresh_noise(source: Source, seed: int, indices: Sequence[int], draw: int) -> Tensor:
+    return noise(seed, indices, draw, source.shape).to(source.device)
+
+
+def sample_many(
+    source: Source, method: Method, n: int, seed: int = 0, guidance: Guidance = NO_GUIDANCE, batch_size: int = 256
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """n samples with balanced labels, in batches: (x, labels)."""
+    if n < 1:
+        raise ValueError(f"n = {n}, expected at least one sample")
+    for start in range(0, n, batch_size):
+        indices = range(start, min(start + batch_size, n))
+        cond = balanced_labels(source.condition, indices)
+        yield sample(source, method, indices, cond, seed, guidance), cond

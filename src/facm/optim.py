@@ -1,0 +1,79 @@
+"""The optimiser and its learning-rate schedule; the clock is images seen."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+
+
+@runtime_checkable
+class Decay(Protocol):
+    def __call__(self, progress: float) -> float:
+        """Factor on the learning rate at ``progress`` in [0, 1] of the run."""
+        ...
+
+
+@dataclass(frozen=True)
+class Constant:
+    def __call__(self, progress: float) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True)
+class CosineDecay:
+    """From 1 down to ``final`` along half a cosine."""
+
+    final: float = 0.0
+
+    def __call__(self, progress: float) -> float:
+        return self.final + (1 - self.final) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+
+
+@dataclass(frozen=True)
+class LinearDecay:
+    """1 until ``start``, then linearly down to ``final``."""
+
+    start: float = 0.0
+    final: float = 0.0
+
+    def __call__(self, progress: float) -> float:
+        if progress <= self.start:
+            return 1.0
+        return 1 - (1 - self.final) * (min(progress, 1.0) - self.start) / (1 - self.start)
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """AdamW as in Table 5. warmup_images: linear warm-up over so many images; clip: bound of the gradient's norm."""
+
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    eps: float = 1e-8
+    warmup_images: int = 0
+    decay: Decay = Constant()
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise ValueError(f"optimizer.lr = {self.lr}, expected a positive number")
+        if not self.clip > 0:
+            raise ValueError(f"optimizer.clip = {self.clip}, expected a positive number (inf for no clipping)")
+        if self.warmup_images < 0:
+            raise ValueError(f"optimizer.warmup_images = {self.warmup_images}, expected 0 or more")
+
+    def build(self, network: torch.nn.Module) -> torch.optim.AdamW:
+        parameters = [p for p in network.parameters() if p.requires_grad]
+        if not parameters:
+            raise ValueError("the network has no parameter that requires a gradient: there is nothing to train")
+        return torch.optim.AdamW(
+            parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, eps=self.eps, fused=True
+        )
+
+    def learning_rate(self, images_seen: int, images: int) -> float:
+        """The rate for a step that ends at ``images_seen`` of a run of ``images``."""
+        warmup = min(1.0, images_seen / self.warmup_images) if self.warmup_images else 1.0
+        return self.lr * warmup * self.decay(images_seen / images)

@@ -1,0 +1,187 @@
+"""The run folder: what is written before step 1, so that a result is reproducible from its row.
+
+    run.json           the run, and the recipe it came from
+    recipe.py          the user's recipe file, where there is one
+    environment.json   command, versions, git commit and diff, device, threads
+    log.jsonl          one record every so many images
+    checkpoints/       NNN.safetensors, the newest few
+    ema/               snapshots for post-hoc synthesis
+    samples/           grids
+    evaluations.jsonl  one row per evaluation, with its provenance
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from facm import __version__
+from facm.checkpoint import write_text
+from facm.run import Run, fingerprint, from_json, to_json
+
+
+class RunFolderError(RuntimeError):
+    """A run folder that is in use, incomplete or changed."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths inside a run's folder."""
+
+    path: Path
+
+    @property
+    def run_json(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.jsonl"
+
+    @property
+    def evaluations(self) -> Path:
+        return self.path / "evaluations.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    def checkpoint(self, images: int) -> Path:
+        return self.path / "checkpoints" / f"{images:012d}.safetensors"
+
+    def checkpoints(self) -> list[Path]:
+        """All checkpoints, oldest first."""
+        return sorted((self.path / "checkpoints").glob("[0-9]*.safetensors"))
+
+    def ema_snapshot(self, images: int, sigma_rel: float) -> Path:
+        return self.path / "ema" / f"{images:012d}-{sigma_rel:.3f}.safetensors"
+
+    def ema_snapshots(self) -> list[tuple[int, float, Path]]:
+        """(images seen, sigma_rel, file) of every kept EMA snapshot, oldest first."""
+        found = []
+        for file in sorted((self.path / "ema").glob("[0-9]*.safetensors")):
+            images, _, sigma_rel = file.stem.partition("-")
+            found.append((int(images), float(sigma_rel), file))
+        return found
+
+
+def create(path: Path, run: Run, recipe: str | None = None, recipe_file: Path | None = None) -> RunFolder:
+    """Make a run's folder and write what it needs before step 1. Raises RunFolderError if the folder is in use."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise RunFolderError(
+            f"--out {path} is in use and is never overwritten: choose another folder, continue it with "
+            f"'facm resume {path}', or delete it yourself"
+        )
+    path.mkdir(parents=True, exist_ok=True)
+    source = None
+    if recipe_file is not None:
+        source = {"name": recipe_file.stem, "folder": str(recipe_file.parent.resolve())}
+        write_text(path / "recipe.py", recipe_file.read_text(encoding="utf-8"))
+    write_text(path / "environment.json", json.dumps(environment(), indent=2))
+    record = {"run": to_json(run), "fingerprint": fingerprint(run), "recipe": recipe, "source": source}
+    write_text(path / "run.json", json.dumps(record, indent=2))  # last: its presence says the folder is complete
+    return RunFolder(path)
+
+
+def open_run(path: Path) -> tuple[RunFolder, Run]:
+    """An existing run's folder and its run. Raises RunFolderError where there is none, or it was changed by hand."""
+    folder = RunFolder(path)
+    if not folder.run_json.exists():
+        raise RunFolderError(f"{path} is not a run folder: it has no run.json")
+    try:
+        record = json.loads(folder.run_json.read_text(encoding="utf-8"))
+        if record["source"] is not None:
+            load_module(path / "recipe.py", record["source"]["name"], Path(record["source"]["folder"]))
+        run = from_json(record["run"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunFolderError(f"{folder.run_json} does not describe a run: {error}") from error
+    if not isinstance(run, Run) or fingerprint(run) != record["fingerprint"]:
+        raise RunFolderError(
+            f"{folder.run_json} was changed since the run started: resuming with another recipe would be another run; "
+            "restore the file, or start a new run with 'facm train'"
+        )
+    return folder, run
+
+
+def load_module(file: Path, name: str, folder: Path | None = None) -> ModuleType:
+    """A user's recipe file as a module whose name holds its content's hash, so that the copy in a run folder gives
+    the same classes. ``folder``: where its own imports are found. Raises ValueError if it cannot be read or run."""
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise ValueError(f"cannot read the recipe file {file}: {error.strerror or error}") from error
+    unique = f"facm_recipe_{name}_{hashlib.sha256(content).hexdigest()[:12]}"
+    if unique in sys.modules:
+        return sys.modules[unique]
+    spec = importlib.util.spec_from_file_location(unique, file)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{file} is not a Python file")
+    home = str((folder or file.parent).resolve())
+    if home not in sys.path:
+        sys.path.append(home)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[unique] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[unique]
+        raise
+    return module
+
+
+@contextlib.contextmanager
+def locked(folder: RunFolder) -> Iterator[None]:
+    """Hold the run folder; the lock ends with the process, however it ends. Raises RunFolderError if it is held."""
+    with (folder.path / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunFolderError(f"{folder.path} is in use by another process that is training in it") from error
+        yield
+
+
+def environment() -> dict[str, Any]:
+    """Where and how a command runs: enough to run it again."""
+    packages = ("torch", "numpy", "safetensors", "torchmetrics", "scikit-learn")
+    versions = {}
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    cuda = torch.cuda.is_available()
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "facm": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+        "device": torch.cuda.get_device_name() if cuda else (platform.processor() or platform.machine()),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "git": _git(Path(__file__).parent),
+    }
+
+
+def _git(where: Path) -> dict[str, str] | None:
+    def ask(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=where, capture_output=True, text=True, timeout=20, check=True)
+        return done.stdout.strip()
+
+    try:
+        return {"commit": ask("rev-parse", "HEAD"), "diff": ask("diff", "HEAD")}
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,92 @@
+"""A network out of a run folder: for sampling, as a teacher, or to start another run from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from facm.checkpoint import Checkpoint, load, load_strictly
+from facm.ema import Snapshot, synthesise
+from facm.record import RunFolder, open_run
+from facm.run import Run
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network in eval mode, the run it comes from, and which weights these are.
+
+    sigma_rel: length of the EMA, or None for the raw weights. images_seen: the clock. checkpoint_sha256: of its file.
+    """
+
+    network: torch.nn.Module
+    run: Run
+    folder: RunFolder
+    sigma_rel: float | None
+    images_seen: int
+    checkpoint_sha256: str
+
+
+def newest_checkpoint(folder: RunFolder) -> Path:
+    """Raises FileNotFoundError if the run has not saved one yet."""
+    checkpoints = folder.checkpoints()
+    if not checkpoints:
+        raise FileNotFoundError(f"{folder.path} has no checkpoint yet: let it train, with 'facm resume {folder.path}'")
+    return checkpoints[-1]
+
+
+def load_trained(path: Path, sigma_rel: float | None = None, raw: bool = False) -> Trained:
+    """The newest network of the run at ``path``.
+
+    sigma_rel: which EMA; one that the run did not track is synthesised from its snapshots; None: the run's first.
+    raw: the weights as they are, without EMA.
+    """
+    folder, run = open_run(path)
+    file = newest_checkpoint(folder)
+    checkpoint = load(file)
+    images_seen = int(checkpoint.meta["images"])
+    if not raw:
+        sigma_rel = run.ema.sigma_rels[0] if sigma_rel is None else sigma_rel
+    state = checkpoint.part("network") if sigma_rel is None else _averaged(checkpoint, folder, run, sigma_rel)
+    network = run.network.build()
+    load_strictly(network, state, str(file))
+    network.eval().requires_grad_(False)
+    return Trained(network, run, folder, sigma_rel, images_seen, checkpoint.sha256)
+
+
+def _averaged(checkpoint: Checkpoint, folder: RunFolder, run: Run, sigma_rel: float) -> dict[str, torch.Tensor]:
+    if sigma_rel in run.ema.sigma_rels:
+        return checkpoint.part(f"ema/{sigma_rel}")
+    snapshots = [
+        Snapshot(images, length, lambda file=file: load(file).tensors)  # type: ignore[misc]
+        for images, length, file in folder.ema_snapshots()
+    ]
+    if not snapshots:
+        raise ValueError(
+            f"--ema {sigma_rel}: this run tracks {run.ema.sigma_rels} and kept no snapshots (every.ema_snapshots = "
+            f"{run.every.ema_snapshots}) to synthesise another length from"
+        )
+    return synthesise(snapshots, int(checkpoint.meta["images"]), sigma_rel)
+
+
+@dataclass(frozen=True)
+class FromRun:
+    """The network of another run: a teacher, or the weights to start from.
+
+    path: its folder. sigma_rel: which EMA, as in :func:`load_trained`. unfinished: accept a run that has not reached
+    its end.
+    """
+
+    path: str
+    sigma_rel: float | None = None
+    unfinished: bool = False
+
+    def load(self) -> torch.nn.Module:
+        trained = load_trained(Path(self.path), self.sigma_rel)
+        if trained.images_seen < trained.run.images and not self.unfinished:
+            raise ValueError(
+                f"the run {self.path} stopped at {trained.images_seen} of {trained.run.images} images: finish it with "
+                f"'facm resume {self.path}', or say FromRun(..., unfinished=True)"
+            )
+        return trained.network
