@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from facm.evaluation import precision_recall
+from facm.evaluation.neighbours import _squared_distances
 
 
 def literal(real, generated, k):
@@ -33,6 +34,7 @@ def test_agrees_with_the_definition(k):
 def test_identical_sets_even_with_duplicates_far_from_the_origin():
     rows = 1000 + torch.randn(50, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     assert precision_recall(rows, rows.flip(0)) == (1.0, 1.0)
+    assert (_squared_distances(rows, rows).diagonal() == 0).all()
     for block in (1, 7, 1000):  # rounding depends on the shapes, and six copies make a ball of radius zero
         assert precision_recall(rows.repeat(6, 1), rows.repeat(5, 1).flip(0), block=block) == (1.0, 1.0)
 

@@ -1,0 +1,38 @@
+# make demo   from nothing to a one-step generator with numbers and pictures
+# make test   the tests
+# make check  style, types, layers
+# make mutants  breaks the maths, one line at a time; every break must be noticed
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Threads that spin while they wait cost three times their work where cores are few.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: demo test check mutants install clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is %d.%d: set PYTHON=" % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: install
+	$(BIN)/facm demo
+
+test: install
+	$(BIN)/python -m pytest -n 2
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+mutants: install
+	$(BIN)/python tools/mutants.py --jobs 2
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

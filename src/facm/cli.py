@@ -1,0 +1,348 @@
+"""The command line: ``facm train | resume | sample | evaluate | show | demo``. Heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from facm.memory import keep_freed_memory
+
+if TYPE_CHECKING:
+    from facm.generate import Method
+    from facm.guidance import Guidance
+    from facm.recipes.find import Recipe
+    from facm.record import RunFolder
+    from facm.run import Run
+    from facm.trained import Trained
+    from facm.training import State
+
+Sampler = Literal["auto", "consistency", "euler", "heun"]
+Head = Literal["auto", "native", "anchor"]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the ``facm`` command."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    keep_freed_memory()
+    with _readable_errors():
+        if arguments[:1] == ["train"] and len(arguments) > 1 and not arguments[1].startswith("-"):
+            _train(arguments[1], arguments[2:])
+            return
+        commands = {
+            "train": train,
+            "resume": resume,
+            "sample": sample,
+            "evaluate": evaluate,
+            "show": show,
+            "demo": demo,
+        }
+        tyro.extras.subcommand_cli_from_dict(
+            commands,
+            prog="facm",
+            description="Turn any flow-matching network into a 1-4 step image generator. Start with: facm demo",
+            args=arguments or ["--help"],
+        )
+
+
+@contextlib.contextmanager
+def _readable_errors() -> Iterator[None]:
+    """Errors that a user can cause are one message; FACM_DEBUG=1 shows where they come from."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError, RuntimeError, ArithmeticError) as error:
+        if os.environ.get("FACM_DEBUG"):
+            raise
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        if not isinstance(error, ValueError | OSError) and type(error).__module__ == "builtins":
+            print(f"unexpected {type(error).__name__} in {where.filename}:{where.lineno}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+# --- train -----------------------------------------------------------------------------------------------------------
+
+
+def train(recipe: Annotated[str, tyro.conf.Positional]) -> None:
+    """Train a recipe; its options: facm train RECIPE --help, the recipes: facm show recipes.
+
+    Args:
+        recipe: a name such as digits-teacher, or a function in any file: mine.py:run.
+    """
+    raise AssertionError("handled by main")
+
+
+def _train(spec: str, arguments: list[str]) -> None:
+    from facm.recipes.find import find
+
+    recipe = find(spec)
+    chosen, run = _parse_run(recipe, arguments)
+    from facm.record import create
+
+    out = chosen.out or Path("runs") / recipe.name
+    folder = create(out, run, recipe.spec, recipe.file)
+    _run_to_end(run, folder, chosen.quiet)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """Options of the command itself."""
+
+    out: Path | None = None
+    """Run folder to create; default: runs/RECIPE. A folder in use is never overwritten."""
+    quiet: bool = False
+    """Print nothing but errors."""
+
+
+def _parse_run(recipe: Recipe, arguments: list[str]) -> tuple[TrainOptions, Run]:
+    """The recipe's own options make a Run; --run.* then overrides single scalars in it."""
+    from facm.run import Run
+
+    function: Any = recipe.function
+    helpless = [a for a in arguments if a not in ("-h", "--help")]
+    # First leniently, for the defaults of --run.*; then strictly, with help and suggestions over everything.
+    with _silenced():
+        try:
+            first, _ = tyro.cli(function, args=helpless, return_unknown_args=True)
+        except SystemExit:
+            first = None
+    if first is None:  # it has arguments without defaults: their help, or what is wrong with them
+        first = tyro.cli(function, args=arguments, prog=f"facm train {recipe.spec}")
+    if not isinstance(first, Run):
+        raise ValueError(f"recipe {recipe.spec} returned {type(first).__name__}, expected a facm.run.Run")
+
+    def command(recipe: Any, command: TrainOptions, run: Any) -> tuple[TrainOptions, Run]:
+        return command, run
+
+    command.__doc__ = function.__doc__
+    command.__annotations__ = {  # set here, for they depend on the recipe
+        "recipe": Annotated[Any, tyro.conf.arg(name="", constructor=function)],
+        "command": Annotated[TrainOptions, tyro.conf.arg(name="")],
+        "run": tyro.conf.AvoidSubcommands[Run],
+    }
+    command.__defaults__ = (TrainOptions(), first)
+    return tyro.cli(command, args=arguments, prog=f"facm train {recipe.spec}")
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    with (
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        yield
+
+
+def _run_to_end(run: Run, folder: RunFolder, quiet: bool) -> bool:
+    """Train with progress and sample grids, say how it ended; False if it was interrupted."""
+    from facm.progress import progress
+    from facm.training import train as train_run
+
+    with progress(run, folder.path.name, quiet) as report:
+        outcome = train_run(run, folder, report=report, on_checkpoint=lambda state: _draw(state, run, folder))
+    if not outcome.finished:
+        print(f"{outcome.signal}: saved at {outcome.images} of {run.images} images; go on with: facm resume {folder.path}")
+    elif not quiet:
+        print(f"done: {outcome.images} images in {outcome.seconds:.0f} s, {outcome.skipped} steps skipped, in {folder.path}")
+    return outcome.finished
+
+
+def _draw(state: State, run: Run, folder: RunFolder) -> None:
+    """A small grid of the first EMA's samples, from the same noise at every checkpoint."""
+    from facm.preview import draw_preview
+
+    draw_preview(state, run, folder.samples / f"{state.images:012d}.png")
+
+
+def resume(run: Annotated[Path, tyro.conf.Positional], quiet: bool = False) -> None:
+    """Continue an interrupted run from its newest checkpoint; the result is the same as without the interruption.
+
+    Args:
+        run: the run's folder.
+        quiet: print nothing but errors.
+    """
+    from facm.record import open_run
+
+    folder, configured = open_run(run)
+    _run_to_end(configured, folder, quiet)
+
+
+# --- sample and evaluate ---------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingOptions:
+    """How samples are made."""
+
+    sampler: Sampler = "auto"
+    """auto: consistency for a network with a shortcut, Euler for a flow-matching one."""
+    head: Head = "auto"
+    """For Euler and Heun: the native time of a teacher, or the anchor of a FACM student."""
+    shift: float = 1.0
+    """Schedule shift s t / (1 + (s - 1) t); above 1 spends more steps near data."""
+    times: tuple[float, ...] = ()
+    """Consistency only: the schedule itself, from 0, one time per evaluation."""
+    guidance_scale: float = 1.0
+    """Guidance w >= 1. A student that was distilled with guidance is sampled with 1."""
+    guidance_low: float = 0.125
+    """Guidance acts from this time on."""
+    guidance_high: float = 1.0
+    """Guidance acts up to this time."""
+    ema: float | None = None
+    """EMA length sigma_rel; any length if the run kept snapshots; default: the run's first."""
+    raw: bool = False
+    """Use the raw weights instead of an EMA."""
+    seed: int = 0
+    """Seed of all noise; sample i depends on the seed and i alone."""
+
+    def guidance(self) -> Guidance:
+        from facm.guidance import Guidance
+
+        return Guidance(self.guidance_scale, self.guidance_low, self.guidance_high)
+
+    def method(self, trained: Trained, nfe: int) -> Method:
+        from facm.evaluation.evaluate import default_method
+        from facm.generate import Consistency, Euler, Heun
+        from facm.objectives.flow_matching import FlowMatching
+
+        if self.sampler == "auto":
+            default = default_method(trained.run, nfe)
+            kind = "consistency" if isinstance(default, Consistency) else "euler"
+        else:
+            kind = self.sampler
+        if kind == "consistency":
+            return Consistency(nfe, self.shift, self.times or None)
+        if self.times:
+            raise ValueError(f"--times {self.times} with --sampler {kind}, expected them with consistency only")
+        flow_only = isinstance(trained.run.objective, FlowMatching)
+        head = ("native" if flow_only else "anchor") if self.head == "auto" else self.head
+        return (Euler if kind == "euler" else Heun)(nfe, head, self.shift)
+
+
+def sample(
+    run: Annotated[Path, tyro.conf.Positional],
+    options: Annotated[SamplingOptions, tyro.conf.arg(name="")] = SamplingOptions(),
+    nfe: int = 1,
+    n: int = 100,
+    classes: tuple[int, ...] = (),
+    out: Path | None = None,
+    npz: bool = False,
+) -> None:
+    """Draw samples from a run's newest network into a PNG grid.
+
+    Args:
+        run: the run's folder.
+        nfe: network evaluations a sample.
+        n: how many samples.
+        classes: labels, repeated in turn; default: all classes.
+        out: PNG to write; default: RUN/samples/. A file that exists is not overwritten.
+        npz: also write the images (uint8) and labels as NumPy arrays beside the PNG.
+    """
+    import torch
+
+    from facm.evaluation.evaluate import source_of
+    from facm.generate import balanced_labels
+    from facm.generate import sample as draw
+    from facm.images import save_grid, to_uint8
+    from facm.trained import load_trained
+
+    if n < 1:
+        raise ValueError(f"--n {n}, expected at least one sample")
+    trained = load_trained(run, options.ema, options.raw)
+    method = options.method(trained, nfe)
+    target = out or run / "samples" / f"{trained.images_seen:012d}-{type(method).__name__.lower()}{nfe}-seed{options.seed}.png"
+    if out is not None and out.exists():
+        raise ValueError(f"--out {out} exists and is not overwritten: choose another name")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    source = source_of(trained, trained.run.data.open().shape, device)
+    cond = balanced_labels(source.condition, range(n))
+    if classes:
+        if cond is None:
+            raise ValueError(f"--classes {classes}, but the network is unconditional")
+        cond = torch.tensor([classes[i % len(classes)] for i in range(n)])
+    parts = [
+        draw(source, method, range(i, min(i + 256, n)), None if cond is None else cond[i : i + 256], options.seed, options.guidance())
+        for i in range(0, n, 256)
+    ]
+    x = torch.cat(parts).cpu()
+    save_grid(target, x)
+    print(f"{n} samples, {type(method).__name__} with {nfe} evaluations: {target}")
+    if npz:
+        import numpy as np
+
+        arrays = {"images": to_uint8(x)} | ({} if cond is None else {"labels": cond.numpy()})
+        np.savez_compressed(target.with_suffix(".npz"), **arrays)
+
+
+def evaluate(
+    run: Annotated[Path, tyro.conf.Positional],
+    options: Annotated[SamplingOptions, tyro.conf.arg(name="")] = SamplingOptions(),
+    nfe: tuple[int, ...] = (1, 2, 4),
+    n: int = 10_000,
+    quiet: bool = False,
+) -> None:
+    """Measure a run's newest network against its data; rows with their provenance go to RUN/evaluations.jsonl.
+
+    Args:
+        run: the run's folder.
+        nfe: network evaluations a sample, one row for each.
+        n: samples for each row.
+        quiet: print nothing but errors.
+    """
+    import torch
+
+    from facm.evaluation.evaluate import evaluate as measure
+    from facm.evaluation.evaluate import judge
+    from facm.trained import load_trained
+
+    trained = load_trained(run, options.ema, options.raw)
+    methods = [options.method(trained, k) for k in nfe]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    judged = judge(trained.run.data.open(), device)
+    rows = [
+        measure(trained, method, judged, n=n, seed=options.seed, guidance=options.guidance(), device=device)
+        for method in methods
+    ]
+    if not quiet:
+        from facm.show import evaluation_table
+
+        evaluation_table(rows)
+
+
+# --- show and demo ---------------------------------------------------------------------------------------------------
+
+
+def show(what: Annotated[str, tyro.conf.Positional]) -> None:
+    """Say what a recipe or a run is; 'recipes' lists the package's recipes.
+
+    Args:
+        what: a recipe's name, mine.py:run, a run folder, or the word recipes.
+    """
+    from facm.show import show_anything
+
+    show_anything(what)
+
+
+def demo(out: Path = Path("runs/demo"), seed: int = 0, quiet: bool = False) -> None:
+    """From nothing to a one-step generator of digits, with numbers and pictures, in about five minutes on two cores.
+
+    Args:
+        out: folder for everything; an interrupted demo goes on where it stopped, a finished one is shown again.
+        seed: of everything random.
+        quiet: print only the table and where the report is.
+    """
+    from facm.demo import run_demo
+
+    run_demo(out, seed, quiet)
+
+
+if __name__ == "__main__":
+    main()

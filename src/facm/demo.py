@@ -1,0 +1,190 @@
+"""The demo: a teacher on digits, a FACM student distilled from it, both measured, in one folder with a report."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from facm import logs
+from facm.checkpoint import write_text
+from facm.evaluation import reference_floor
+from facm.evaluation.evaluate import Judge, evaluate, judge, source_of
+from facm.generate import Consistency, Euler, Method, balanced_labels, sample
+from facm.progress import progress
+from facm.recipes.digits import digits_student, digits_teacher
+from facm.record import RunFolder, RunFolderError, create, open_run
+from facm.report import Panel, write_report
+from facm.run import Run
+from facm.trained import Trained, load_trained, newest_checkpoint
+from facm.training import train
+
+TEACHER_NFE = (1, 2, 4, 8, 32)
+STUDENT_NFE = (1, 2, 4)
+SAMPLES = 2_000
+SHOWN = 40
+SEED_OF_EVALUATION = 1
+
+
+@dataclass
+class Clock:
+    """Seconds spent in each part, kept on disk: an interrupted demo goes on counting."""
+
+    path: Path
+
+    def read(self) -> dict[str, float]:
+        return json.loads(self.path.read_text()) if self.path.exists() else {}
+
+    def add(self, part: str, seconds: float) -> None:
+        spent = self.read()
+        write_text(self.path, json.dumps(spent | {part: spent.get(part, 0.0) + seconds}))
+
+
+def run_demo(out: Path, seed: int, quiet: bool) -> None:
+    """Train, distil, sample, evaluate and report in ``out``; parts that are finished are not done again."""
+    summary_file, report_file = out / "summary.json", out / "report.html"
+    if summary_file.exists():
+        print(f"{out} holds a finished demo; for a new one choose another --out or delete it")
+        _print_table(json.loads(summary_file.read_text()), report_file)
+        return
+    _claim(out, seed)
+    clock = Clock(out / "seconds.json")
+    teacher_path, student_path = out / "teacher", out / "student"
+    if not _train_part(digits_teacher(seed=seed), teacher_path, "teacher", clock, quiet):
+        return
+    if not _train_part(digits_student(str(teacher_path), seed=seed), student_path, "distill", clock, quiet):
+        return
+
+    began = time.monotonic()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    teacher, student = load_trained(teacher_path), load_trained(student_path)
+    judged = judge(teacher.run.data.open(), device)
+    rows = {
+        "teacher": {str(k): _measure(teacher, Euler(k), judged, device, quiet) for k in TEACHER_NFE},
+        "student": {str(k): _measure(student, Consistency(k), judged, device, quiet) for k in STUDENT_NFE},
+    }
+    floor = reference_floor(judged.dataset, judged.extractor)
+    panels = _panels(teacher, student, judged, device)
+    clock.add("evaluate", time.monotonic() - began)
+
+    summary = _summary(rows, floor, clock.read(), seed)
+    write_report(
+        report_file,
+        summary,
+        {"teacher": logs.read(teacher.folder.log), "student": logs.read(student.folder.log)},
+        panels,
+        {"teacher": teacher.folder.run_json.read_text(), "student": student.folder.run_json.read_text()},
+        (student.folder.path / "environment.json").read_text(),
+    )
+    write_text(summary_file, json.dumps(summary, indent=2))  # last: its presence says that the demo is complete
+    _print_table(summary, report_file)
+
+
+def _claim(out: Path, seed: int) -> None:
+    """The folder is this demo's: empty, or begun earlier with the same seed."""
+    mark = out / "demo.json"
+    if out.exists() and any(out.iterdir()):
+        if not mark.exists():
+            raise RunFolderError(f"--out {out} is in use by something else and is never overwritten: choose another folder")
+        begun = json.loads(mark.read_text())
+        if begun != {"seed": seed}:
+            raise RunFolderError(f"--out {out} holds a demo begun with {begun}, not seed {seed}: choose another folder")
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(mark, json.dumps({"seed": seed}))
+
+
+def _train_part(run: Run, path: Path, part: str, clock: Clock, quiet: bool) -> bool:
+    """Train one run, or what is left of it; False if it was interrupted."""
+    if (path / "run.json").exists():
+        folder, begun = open_run(path)
+        if begun != run:
+            raise RunFolderError(f"{path} holds another recipe than this version's demo: choose another --out")
+        if folder.checkpoints() and int(newest_checkpoint(folder).stem) >= run.images:
+            return True
+    else:
+        folder = _create_again(path, run)
+    began = time.monotonic()
+    with progress(run, part, quiet) as report:
+        outcome = train(run, folder, report=report)
+    clock.add(part, time.monotonic() - began)
+    if not outcome.finished:
+        print(f"{outcome.signal}: saved at {outcome.images} of {run.images} images; the same command goes on from there")
+    return outcome.finished
+
+
+def _create_again(path: Path, run: Run) -> RunFolder:
+    """A folder that a kill left without its run.json holds nothing but the environment: it is written again."""
+    for name in ("environment.json", ".environment.json.partial", ".run.json.partial"):
+        (path / name).unlink(missing_ok=True)
+    return create(path, run)
+
+
+def _measure(trained: Trained, method: Method, judged: Judge, device: torch.device, quiet: bool) -> dict[str, Any]:
+    row = evaluate(trained, method, judged, n=SAMPLES, seed=SEED_OF_EVALUATION, device=device)
+    if not quiet:
+        who = "student" if isinstance(method, Consistency) else "teacher"
+        print(f"{who}, {method.nfe} steps: Frechet distance {row['frechet_distance']:.3f}", flush=True)
+    return row
+
+
+def _panels(teacher: Trained, student: Trained, judged: Judge, device: torch.device) -> list[Panel]:
+    """Real digits, and samples of both networks from the same noise."""
+    import numpy as np
+
+    real = judged.dataset.read(np.arange(SHOWN)).x_1
+    panels = [Panel("real digits", real)]
+    for name, trained, method in (
+        *((f"teacher, {k} steps", teacher, Euler(k)) for k in (1, 4, 32)),
+        *((f"student, {k} step{'s' if k > 1 else ''}", student, Consistency(k)) for k in STUDENT_NFE),
+    ):
+        source = source_of(trained, judged.dataset.shape, device)
+        labels = balanced_labels(source.condition, range(SHOWN))
+        panels.append(Panel(name, sample(source, method, range(SHOWN), labels, seed=SEED_OF_EVALUATION).cpu()))
+    return panels
+
+
+def _summary(rows: dict[str, dict[str, Any]], floor: float, seconds: dict[str, float], seed: int) -> dict[str, Any]:
+    def column(who: str, what: str) -> dict[str, float]:
+        return {k: row[what] for k, row in rows[who].items()}
+
+    parts = {name: round(seconds.get(name, 0.0), 1) for name in ("teacher", "distill", "evaluate")}
+    return {
+        "teacher": column("teacher", "frechet_distance"),
+        "student": column("student", "frechet_distance"),
+        "accuracy": {who: column(who, "accuracy") for who in rows},
+        "precision": {who: column(who, "precision") for who in rows},
+        "recall": {who: column(who, "recall") for who in rows},
+        "reference_floor": floor,
+        "seconds": {**parts, "total": round(sum(parts.values()), 1)},
+        "n": SAMPLES,
+        "features": rows["student"]["1"]["features"],
+        "guidance_scale": 1.0,
+        "seed": seed,
+        "cores": os.cpu_count(),
+    }
+
+
+def _print_table(summary: dict[str, Any], report: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table("", "steps", "Frechet distance", "class accuracy", "precision", "recall", title="digits, 8 x 8")
+    for who in ("teacher", "student"):
+        for steps, distance in summary[who].items():
+            others = [summary[what][who][steps] for what in ("accuracy", "precision", "recall")]
+            table.add_row(who, steps, f"{distance:.3f}", *(f"{value:.3f}" for value in others))
+    console.print(table)
+    console.print(f"one half of the real digits against the other: {summary['reference_floor']:.3f}")
+    seconds = summary["seconds"]
+    console.print(
+        f"seconds: teacher {seconds['teacher']:.0f}, distillation {seconds['distill']:.0f}, "
+        f"evaluation {seconds['evaluate']:.0f}, total {seconds['total']:.0f}"
+    )
+    console.print(f"report: {report}", soft_wrap=True)

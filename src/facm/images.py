@@ -1,0 +1,46 @@
+"""Samples as pictures: 8-bit arrays and grids in PNG."""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from facm.checkpoint import atomically
+
+
+def to_uint8(x: Tensor) -> np.ndarray:
+    """x (B, C, H, W) in [-1, 1] -> (B, H, W, 3) uint8, rounded; one channel is shown grey.
+
+    Raises ValueError for anything that is not an image of 1 or 3 channels.
+    """
+    if x.ndim != 4 or x.shape[1] not in (1, 3):
+        raise ValueError(f"samples of shape {tuple(x.shape)} cannot be drawn, expected (B, 1 or 3, H, W)")
+    levels = ((x.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte()
+    return levels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def grid_png(x: Tensor, columns: int = 10, gap: int = 1, scale: int | None = None) -> bytes:
+    """A PNG of x (B, C, H, W), row by row; ``scale`` enlarges each pixel (None: to about 32 pixels an image)."""
+    from PIL import Image
+
+    pixels = to_uint8(x)
+    n, height, width, _ = pixels.shape
+    columns, rows = min(columns, n), math.ceil(n / columns)
+    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
+    for i, image in enumerate(pixels):
+        top, left = i // columns * (height + gap), i % columns * (width + gap)
+        sheet[top : top + height, left : left + width] = image
+    scale = max(1, round(32 / height)) if scale is None else scale
+    buffer = io.BytesIO()
+    Image.fromarray(sheet.repeat(scale, 0).repeat(scale, 1)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def save_grid(path: Path, x: Tensor, columns: int = 10) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomically(path) as partial:
+        partial.write_bytes(grid_png(x, columns))

@@ -1,0 +1,113 @@
+"""A self-contained HTML page: table, pictures, curves, configuration, environment."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from facm.checkpoint import write_text
+from facm.images import grid_png
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
+table { border-collapse: collapse } td, th { padding: .25rem .9rem; text-align: right; border-bottom: 1px solid #ddd }
+td:first-child, th:first-child { text-align: left } tr.student { background: #eef6ee }
+.grids { display: flex; flex-wrap: wrap; gap: 1.4rem } figure { margin: 0 } figcaption { font-size: .9rem; color: #555 }
+img { max-width: 100% } .grids img { image-rendering: pixelated; width: 17rem }
+pre { background: #f6f6f6; padding: .8rem; overflow: auto; font-size: 12px } p.note { color: #555 }
+"""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One grid: a caption and samples (B, C, H, W) in [-1, 1]."""
+
+    caption: str
+    samples: Tensor
+
+
+def write_report(
+    path: Path,
+    summary: dict[str, Any],
+    histories: dict[str, list[dict[str, Any]]],
+    panels: list[Panel],
+    configurations: dict[str, str],
+    environment: str,
+) -> None:
+    """Write the page. histories: log records by run; configurations: run.json texts by run."""
+    parts = [
+        "<h1>FACM demo: a one-step generator of handwritten digits</h1>",
+        _table(summary),
+        f"<p class=note>Fréchet distance in the features {html.escape(summary['features'])} on {summary['n']} samples "
+        "a row; it is not an FID and compares only with itself. One half of the real digits against the other: "
+        f"{summary['reference_floor']:.3f}. Accuracy, precision and recall in the same features.</p>",
+        "<h2>The same noise, the same labels</h2><div class=grids>",
+        *(_figure(panel) for panel in panels),
+        "</div><h2>Training</h2>",
+        _image(_curves(histories), "curves"),
+        "<h2>Seconds</h2>",
+        "<p>" + ", ".join(f"{name} {value:.0f}" for name, value in summary["seconds"].items()) + "</p>",
+        *(f"<h2>Configuration: {name}</h2>{_json(text)}" for name, text in configurations.items()),
+        f"<h2>Environment</h2>{_json(environment)}",
+    ]
+    body = "\n".join(parts)
+    head = f"<meta charset=utf-8><meta name=viewport content='width=device-width'><title>FACM demo</title><style>{STYLE}</style>"
+    write_text(path, f"<!doctype html><html lang=en><head>{head}</head><body>{body}</body></html>")
+
+
+def _table(summary: dict[str, Any]) -> str:
+    rows = ["<tr><th></th><th>steps</th><th>Fréchet distance</th><th>accuracy</th><th>precision</th><th>recall</th></tr>"]
+    for who in ("teacher", "student"):
+        for steps, distance in summary[who].items():
+            cells = [distance, *(summary[what][who][steps] for what in ("accuracy", "precision", "recall"))]
+            numbers = "".join(f"<td>{value:.3f}</td>" for value in cells)
+            rows.append(f"<tr class={who}><td>{who}</td><td>{steps}</td>{numbers}</tr>")
+    return f"<table>{''.join(rows)}</table>"
+
+
+def _figure(panel: Panel) -> str:
+    return f"<figure>{_image(grid_png(panel.samples, scale=4), panel.caption)}<figcaption>{panel.caption}</figcaption></figure>"
+
+
+def _image(png: bytes, alt: str) -> str:
+    return f"<img alt='{html.escape(alt)}' src='data:image/png;base64,{base64.b64encode(png).decode()}'>"
+
+
+def _json(text: str) -> str:
+    return f"<details><summary>show</summary><pre>{html.escape(json.dumps(json.loads(text), indent=2))}</pre></details>"
+
+
+def _curves(histories: dict[str, list[dict[str, Any]]]) -> bytes:
+    """Losses and the gradient's norm over images seen, one column a run."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 5.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, len(histories), squeeze=False, sharex="col")
+    hidden = {"images", "lr", "skipped", "images_per_s", "grad_norm", "tangent_rms", "clamped"}
+    for column, (name, records) in enumerate(histories.items()):
+        images = [record["images"] for record in records]
+        for key in records[0] if records else ():
+            if key not in hidden:
+                axes[0][column].plot(images, [record[key] for record in records], label=key)
+        for key in ("grad_norm", "tangent_rms"):
+            if records and key in records[0]:
+                axes[1][column].plot(images, [record[key] for record in records], label=key)
+        axes[0][column].set_title(name)
+        axes[1][column].set_yscale("log")
+        axes[1][column].set_xlabel("images seen")
+        for row in axes:
+            row[column].legend()
+            row[column].grid(alpha=0.3)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()

@@ -1,0 +1,80 @@
+"""What a recipe or a run is, on the terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.tree import Tree
+
+from facm import logs
+from facm.recipes.find import built_in, find
+from facm.record import RunFolder, open_run
+from facm.run import Run
+
+console = Console()
+
+
+def show_anything(what: str) -> None:
+    """Recipes, one recipe, or one run folder."""
+    if what == "recipes":
+        table = Table("recipe", "what it is", title="facm train RECIPE")
+        for name, (_, summary) in built_in().items():
+            table.add_row(name, summary)
+        console.print(table)
+    elif (Path(what) / "run.json").exists():
+        folder, run = open_run(Path(what))
+        _show_run(run, what)
+        _show_state(folder, run)
+    elif Path(what).is_dir():
+        raise ValueError(f"{what} is a folder without run.json: not a run")
+    else:
+        recipe = find(what)
+        _show_run(recipe.function(), f"recipe {recipe.spec}")
+
+
+def evaluation_table(rows: Sequence[dict[str, Any]]) -> None:
+    table = Table("NFE", "sampler", "EMA", "w", "Frechet distance", "precision", "recall", "accuracy", "n")
+    for row in rows:
+        numbers = [row["frechet_distance"], row["precision"], row["recall"], row["accuracy"]]
+        cells = ["-" if value is None else f"{value:.3f}" for value in numbers]
+        ema = "none" if row["ema"] is None else f"{row['ema']:g}"
+        table.add_row(str(row["nfe"]), row["sampler"], ema, f"{row['guidance']['scale']:g}", *cells, str(row["n"]))
+    console.print(table)
+    if rows:
+        console.print(f"features: {rows[-1]['features']}; reference: {rows[-1]['n_reference']} real samples", style="dim")
+
+
+def _show_run(run: Run, title: str) -> None:
+    tree = Tree(f"[bold]{title}[/bold]")
+    _grow(tree, run)
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in run.network.build().parameters())
+    tree.add(f"parameters: {parameters:,}")
+    console.print(tree)
+
+
+def _grow(tree: Tree, value: Any) -> None:
+    for field in dataclasses.fields(value):
+        item = getattr(value, field.name)
+        if dataclasses.is_dataclass(item):
+            _grow(tree.add(f"{field.name}: [cyan]{type(item).__name__}[/cyan]"), item)
+        else:
+            tree.add(f"{field.name} = {item!r}", highlight=True)
+
+
+def _show_state(folder: RunFolder, run: Run) -> None:
+    checkpoints = folder.checkpoints()
+    images = int(checkpoints[-1].stem) if checkpoints else 0
+    state = "finished" if images >= run.images else f"unfinished: facm resume {folder.path}"
+    console.print(f"{images:,} of {run.images:,} images ({state}), {len(folder.ema_snapshots())} EMA snapshots")
+    if last := logs.read(folder.log)[-1:]:
+        console.print("last log record: " + ", ".join(f"{k} {v:.4g}" for k, v in last[0].items()))
+    if folder.evaluations.exists():
+        evaluation_table([json.loads(line) for line in folder.evaluations.read_text().splitlines()])
