@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden.gold import fill, probe, tensor, tensor64
 from safetensors.torch import load_file
 
 from facm import samplers
@@ -19,6 +18,7 @@ from facm.objectives.facm import FACM
 from facm.objectives.flow_matching import FlowMatching
 from facm.tasks import ExpandedInterval, native
 from facm.times import ArctanLogNormal, LogitNormal
+from golden.gold import fill, probe, tensor, tensor64
 
 GOLDEN = Path(__file__).parent / "golden"
 STATE_DICTS = json.loads((GOLDEN / "dit_state_dicts.json").read_text())

@@ -212,9 +212,7 @@ def slow_cosine(a, b):
 
 
 def slow_distance(a, b, flat):
-    cosines = [
-        slow_cosine(a, b) if flat else slow_cosine(a[:, i, j], b[:, i, j]) for i in range(3) for j in range(2)
-    ]
+    cosines = [slow_cosine(a, b) if flat else slow_cosine(a[:, i, j], b[:, i, j]) for i in range(3) for j in range(2)]
     return slow_mean_square(a, b) + sum(1 - c for c in cosines) / len(cosines)
 
 
@@ -319,7 +317,7 @@ def test_dropping_replaces_the_marked_labels_and_only_those():
 def test_unconditional_data_has_no_labels_to_drop():
     Unconditional().check(None, 3)
     assert Unconditional().drop(None, 0.0, generator()) == (None, None)
-    with pytest.raises(ValueError, match="label_dropout = 0.1"):
+    with pytest.raises(ValueError, match=r"label_dropout = 0\.1"):
         Unconditional().drop(None, 0.1, generator())
     with pytest.raises(ValueError, match="batch has conditions"):
         Unconditional().check(torch.zeros(3), 3)
@@ -337,7 +335,9 @@ def test_times_of_both_conditioning_strategies():
     assert listed(AuxiliaryTime().anchor(t)) == {"t": t.tolist(), "r": t.tolist()}
 
 
-@pytest.mark.parametrize(("task", "expected"), [(ExpandedInterval(), {"t": 1.0}), (AuxiliaryTime(), {"t": 1.0, "r": 0.0})])
+@pytest.mark.parametrize(
+    ("task", "expected"), [(ExpandedInterval(), {"t": 1.0}), (AuxiliaryTime(), {"t": 1.0, "r": 0.0})]
+)
 def test_tangent_of_the_shortcuts_times_is_one_for_t_and_zero_for_r(task, expected):
     t = torch.tensor([0.2, 0.7])
     _, tangents = torch.func.jvp(task.shortcut, (t,), (torch.ones_like(t),))

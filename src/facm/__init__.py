@@ -1,3 +1,59 @@
 """Turn any flow-matching network into a 1-4 step image generator (Flow-Anchored Consistency Models)."""
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from facm.conditions import Labels, Unconditional
+    from facm.data import InMemory
+    from facm.guidance import DataVelocity, Guidance, TeacherVelocity
+    from facm.objectives.consistency import ContinuousCM
+    from facm.objectives.facm import FACM
+    from facm.objectives.flow_matching import FlowMatching
+    from facm.run import Run
+    from facm.trained import FromRun, load_trained
+    from facm.types import Batch, Loss
+
 __version__ = "0.1.0"
+
+_HOME = {
+    "Batch": "types",
+    "ContinuousCM": "objectives.consistency",
+    "DataVelocity": "guidance",
+    "FACM": "objectives.facm",
+    "FlowMatching": "objectives.flow_matching",
+    "FromRun": "trained",
+    "Guidance": "guidance",
+    "InMemory": "data",
+    "Labels": "conditions",
+    "Loss": "types",
+    "Run": "run",
+    "TeacherVelocity": "guidance",
+    "Unconditional": "conditions",
+    "load_trained": "trained",
+}
+
+__all__ = [
+    "FACM",
+    "Batch",
+    "ContinuousCM",
+    "DataVelocity",
+    "FlowMatching",
+    "FromRun",
+    "Guidance",
+    "InMemory",
+    "Labels",
+    "Loss",
+    "Run",
+    "TeacherVelocity",
+    "Unconditional",
+    "load_trained",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """The names above, imported when first asked for: ``facm --help`` must not wait for torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'facm' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"facm.{_HOME[name]}"), name)

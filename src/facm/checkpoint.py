@@ -42,7 +42,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         value = tensors[name].detach().cpu().contiguous()
         total.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
-        total.update(value.reshape(-1).view(torch.uint8).numpy())
+        total.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 
@@ -102,7 +102,7 @@ def load(path: Path) -> Checkpoint:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     if start[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):
         raise CheckpointError(
-            f"{path} is a pickled file (torch.save), which may carry code and is refused; expected a safetensors checkpoint"
+            f"{path} is a pickled file (torch.save), which may carry code: refused; expected a safetensors checkpoint"
         )
     try:
         with safe_open(path, framework="pt") as file:
@@ -117,7 +117,9 @@ def load(path: Path) -> Checkpoint:
     return Checkpoint(tensors, json.loads(header["meta"]), header["sha256"])
 
 
-def load_strictly(module: torch.nn.Module, state: Mapping[str, Tensor], source: str, may_miss: tuple[str, ...] = ()) -> None:
+def load_strictly(
+    module: torch.nn.Module, state: Mapping[str, Tensor], source: str, may_miss: tuple[str, ...] = ()
+) -> None:
     """Load weights, listing every missing, unexpected or misshapen one in the error.
 
     may_miss: prefixes of parameters that have no effect as initialised, so that they may be absent from ``state``.

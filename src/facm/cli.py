@@ -1,4 +1,4 @@
-"""The command line: ``facm train | resume | sample | evaluate | show | demo``. Heavy imports wait until a command runs."""
+"""The command line: facm train | resume | sample | evaluate | show | demo. Heavy imports wait until a command runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments[:1] == ["train"] and len(arguments) > 1 and not arguments[1].startswith("-"):
             _train(arguments[1], arguments[2:])
             return
-        commands = {
+        commands: dict[str, Callable[..., Any]] = {
             "train": train,
             "resume": resume,
             "sample": sample,
@@ -85,7 +85,9 @@ def _train(spec: str, arguments: list[str]) -> None:
     recipe = find(spec)
     chosen, run = _parse_run(recipe, arguments)
     from facm.record import create
+    from facm.training import check
 
+    check(run)  # before there is a folder
     out = chosen.out or Path("runs") / recipe.name
     folder = create(out, run, recipe.spec, recipe.file)
     _run_to_end(run, folder, chosen.quiet)
@@ -149,9 +151,13 @@ def _run_to_end(run: Run, folder: RunFolder, quiet: bool) -> bool:
     with progress(run, folder.path.name, quiet) as report:
         outcome = train_run(run, folder, report=report, on_checkpoint=lambda state: _draw(state, run, folder))
     if not outcome.finished:
-        print(f"{outcome.signal}: saved at {outcome.images} of {run.images} images; go on with: facm resume {folder.path}")
+        print(
+            f"{outcome.signal}: saved at {outcome.images} of {run.images} images; go on with: facm resume {folder.path}"
+        )
     elif not quiet:
-        print(f"done: {outcome.images} images in {outcome.seconds:.0f} s, {outcome.skipped} steps skipped, in {folder.path}")
+        print(
+            f"done: {outcome.images} images in {outcome.seconds:.0f} s, {outcome.skipped} steps skipped: {folder.path}"
+        )
     return outcome.finished
 
 
@@ -211,7 +217,6 @@ class SamplingOptions:
     def method(self, trained: Trained, nfe: int) -> Method:
         from facm.evaluation.evaluate import default_method
         from facm.generate import Consistency, Euler, Heun
-        from facm.objectives.flow_matching import FlowMatching
 
         if self.sampler == "auto":
             default = default_method(trained.run, nfe)
@@ -222,8 +227,8 @@ class SamplingOptions:
             return Consistency(nfe, self.shift, self.times or None)
         if self.times:
             raise ValueError(f"--times {self.times} with --sampler {kind}, expected them with consistency only")
-        flow_only = isinstance(trained.run.objective, FlowMatching)
-        head = ("native" if flow_only else "anchor") if self.head == "auto" else self.head
+        learnt = getattr(trained.run.objective, "learns_shortcut", False)
+        head = ("anchor" if learnt else "native") if self.head == "auto" else self.head
         return (Euler if kind == "euler" else Heun)(nfe, head, self.shift)
 
 
@@ -258,7 +263,10 @@ def sample(
         raise ValueError(f"--n {n}, expected at least one sample")
     trained = load_trained(run, options.ema, options.raw)
     method = options.method(trained, nfe)
-    target = out or run / "samples" / f"{trained.images_seen:012d}-{type(method).__name__.lower()}{nfe}-seed{options.seed}.png"
+    target = (
+        out
+        or run / "samples" / f"{trained.images_seen:012d}-{type(method).__name__.lower()}{nfe}-seed{options.seed}.png"
+    )
     if out is not None and out.exists():
         raise ValueError(f"--out {out} exists and is not overwritten: choose another name")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -269,7 +277,14 @@ def sample(
             raise ValueError(f"--classes {classes}, but the network is unconditional")
         cond = torch.tensor([classes[i % len(classes)] for i in range(n)])
     parts = [
-        draw(source, method, range(i, min(i + 256, n)), None if cond is None else cond[i : i + 256], options.seed, options.guidance())
+        draw(
+            source,
+            method,
+            range(i, min(i + 256, n)),
+            None if cond is None else cond[i : i + 256],
+            options.seed,
+            options.guidance(),
+        )
         for i in range(0, n, 256)
     ]
     x = torch.cat(parts).cpu()
@@ -278,8 +293,8 @@ def sample(
     if npz:
         import numpy as np
 
-        arrays = {"images": to_uint8(x)} | ({} if cond is None else {"labels": cond.numpy()})
-        np.savez_compressed(target.with_suffix(".npz"), **arrays)
+        labels = np.zeros(0, np.int64) if cond is None else cond.numpy()
+        np.savez_compressed(target.with_suffix(".npz"), images=to_uint8(x), labels=labels)
 
 
 def evaluate(

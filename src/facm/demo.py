@@ -90,7 +90,9 @@ def _claim(out: Path, seed: int) -> None:
     mark = out / "demo.json"
     if out.exists() and any(out.iterdir()):
         if not mark.exists():
-            raise RunFolderError(f"--out {out} is in use by something else and is never overwritten: choose another folder")
+            raise RunFolderError(
+                f"--out {out} is in use by something else and is never overwritten: choose another folder"
+            )
         begun = json.loads(mark.read_text())
         if begun != {"seed": seed}:
             raise RunFolderError(f"--out {out} holds a demo begun with {begun}, not seed {seed}: choose another folder")
@@ -114,7 +116,9 @@ def _train_part(run: Run, path: Path, part: str, clock: Clock, quiet: bool) -> b
         outcome = train(run, folder, report=report)
     clock.add(part, time.monotonic() - began)
     if not outcome.finished:
-        print(f"{outcome.signal}: saved at {outcome.images} of {run.images} images; the same command goes on from there")
+        print(
+            f"{outcome.signal}: saved at {outcome.images} of {run.images} images; the same command goes on from there"
+        )
     return outcome.finished
 
 
@@ -139,10 +143,9 @@ def _panels(teacher: Trained, student: Trained, judged: Judge, device: torch.dev
 
     real = judged.dataset.read(np.arange(SHOWN)).x_1
     panels = [Panel("real digits", real)]
-    for name, trained, method in (
-        *((f"teacher, {k} steps", teacher, Euler(k)) for k in (1, 4, 32)),
-        *((f"student, {k} step{'s' if k > 1 else ''}", student, Consistency(k)) for k in STUDENT_NFE),
-    ):
+    shown: list[tuple[str, Trained, Method]] = [(f"teacher, {k} steps", teacher, Euler(k)) for k in (1, 4, 32)]
+    shown += [(f"student, {k} steps", student, Consistency(k)) for k in STUDENT_NFE]
+    for name, trained, method in shown:
         source = source_of(trained, judged.dataset.shape, device)
         labels = balanced_labels(source.condition, range(SHOWN))
         panels.append(Panel(name, sample(source, method, range(SHOWN), labels, seed=SEED_OF_EVALUATION).cpu()))

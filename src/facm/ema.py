@@ -1,7 +1,7 @@
 """Power-function EMA with post-hoc synthesis (Karras et al., 2024, "EDM2", Sec. 3 and App. C).
 
-An EMA of relative length sigma_rel weights the past by p(tau) proportional to tau^gamma on [0, clock]. From snapshots of
-two such EMAs any other length can be synthesised after training as a least-squares combination.
+An EMA of relative length sigma_rel weights the past by p(tau) proportional to tau^gamma on [0, clock]. From snapshots
+of two such EMAs any other length can be synthesised after training as a least-squares combination.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Weights = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class PowerEMA:
-    """Which EMAs a run tracks. sigma_rel is the profile's standard deviation as a fraction of the clock (Table 5: 0.2)."""
+    """Which EMAs a run tracks, by sigma_rel: the profile's standard deviation relative to the clock (Table 5: 0.2)."""
 
     sigma_rels: tuple[float, ...] = (0.05, 0.2)
 
@@ -111,6 +111,6 @@ def synthesise(snapshots: Sequence[Snapshot], images_seen: int, sigma_rel: float
     for weight, snapshot in zip(weights, usable, strict=True):
         state = snapshot.load()
         changed |= {name for name in total if not torch.equal(state[name], first[name])}
-        for name, accumulated in total.items():
-            accumulated += float(weight) * state[name].double()
+        for name, so_far in total.items():
+            so_far.add_(state[name].double(), alpha=float(weight))
     return {name: total[name].to(value.dtype) if name in changed else value for name, value in first.items()}

@@ -1,4 +1,4 @@
-"""Freed memory stays with the process: on a CPU, small networks otherwise spend almost half of a pass in page faults."""
+"""Freed memory stays with the process: else, on a CPU, small networks spend almost half of a pass in page faults."""
 
 from __future__ import annotations
 

@@ -30,7 +30,9 @@ def draw_preview(state: State, run: Run, path: Path) -> None:
     network = copy.deepcopy(state.network).eval()
     network.load_state_dict(state.ema.averages[run.ema.sigma_rels[0]])
     device = next(network.parameters()).device
-    source = Source(network, getattr(objective, "task", None) or ExpandedInterval(), condition, shape, torch.device(device))
+    source = Source(
+        network, getattr(objective, "task", None) or ExpandedInterval(), condition, shape, torch.device(device)
+    )
     method = default_method(run, 1)
     if method.nfe == 1 and type(method).__name__ == "Euler":
         method = default_method(run, TEACHER_NFE)

@@ -1,13 +1,13 @@
 """The run folder: what is written before step 1, so that a result is reproducible from its row.
 
-    run.json           the run, and the recipe it came from
-    recipe.py          the user's recipe file, where there is one
-    environment.json   command, versions, git commit and diff, device, threads
-    log.jsonl          one record every so many images
-    checkpoints/       NNN.safetensors, the newest few
-    ema/               snapshots for post-hoc synthesis
-    samples/           grids
-    evaluations.jsonl  one row per evaluation, with its provenance
+run.json           the run, and the recipe it came from
+recipe.py          the user's recipe file, where there is one
+environment.json   command, versions, git commit and diff, device, threads
+log.jsonl          one record every so many images
+checkpoints/       NNN.safetensors, the newest few
+ema/               snapshots for post-hoc synthesis
+samples/           grids
+evaluations.jsonl  one row per evaluation, with its provenance
 """
 
 from __future__ import annotations

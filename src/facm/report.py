@@ -59,12 +59,15 @@ def write_report(
         f"<h2>Environment</h2>{_json(environment)}",
     ]
     body = "\n".join(parts)
-    head = f"<meta charset=utf-8><meta name=viewport content='width=device-width'><title>FACM demo</title><style>{STYLE}</style>"
+    head = "<meta charset=utf-8><meta name=viewport content='width=device-width'><title>FACM demo</title>"
+    head += f"<style>{STYLE}</style>"
     write_text(path, f"<!doctype html><html lang=en><head>{head}</head><body>{body}</body></html>")
 
 
 def _table(summary: dict[str, Any]) -> str:
-    rows = ["<tr><th></th><th>steps</th><th>Fréchet distance</th><th>accuracy</th><th>precision</th><th>recall</th></tr>"]
+    rows = [
+        "<tr><th></th><th>steps</th><th>Fréchet distance</th><th>accuracy</th><th>precision</th><th>recall</th></tr>"
+    ]
     for who in ("teacher", "student"):
         for steps, distance in summary[who].items():
             cells = [distance, *(summary[what][who][steps] for what in ("accuracy", "precision", "recall"))]
@@ -74,7 +77,8 @@ def _table(summary: dict[str, Any]) -> str:
 
 
 def _figure(panel: Panel) -> str:
-    return f"<figure>{_image(grid_png(panel.samples, scale=4), panel.caption)}<figcaption>{panel.caption}</figcaption></figure>"
+    picture = _image(grid_png(panel.samples, scale=4), panel.caption)
+    return f"<figure>{picture}<figcaption>{panel.caption}</figcaption></figure>"
 
 
 def _image(png: bytes, alt: str) -> str:

@@ -98,7 +98,7 @@ def to_json(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(
-        f"{value!r} of type {type(value).__name__} cannot be recorded in run.json: a component is a frozen dataclass of "
+        f"{value!r} of type {type(value).__name__} cannot be recorded in run.json: a component is a dataclass of "
         "numbers, text, tuples and other components"
     )
 
@@ -123,7 +123,9 @@ def _find(name: str) -> type:
         for part in qualified.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"cannot find the component {name} ({error}): is the file that defines it still there?") from error
+        raise ValueError(
+            f"cannot find the component {name} ({error}): is the file that defines it still there?"
+        ) from error
     if not (isinstance(found, type) and (dataclasses.is_dataclass(found) or issubclass(found, enum.Enum))):
         raise ValueError(f"{name} is not a dataclass: refused")
     return found

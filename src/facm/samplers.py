@@ -7,6 +7,7 @@ the caller's ``fresh_noise``, and none after the last step.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ def shifted_times(n: int, shift: float) -> list[float]:
 
 def check_times(times: Sequence[float]) -> None:
     """Raise ValueError unless the times start at 0 and increase strictly within [0, 1)."""
-    increasing = all(a < b for a, b in zip(times, [*times[1:], 1.0], strict=True))
+    increasing = all(a < b for a, b in pairwise([*times, 1.0]))
     if not times or times[0] != 0 or not increasing:
         raise ValueError(f"times = {list(times)}, expected times that start at 0 and increase strictly below 1")
 

@@ -48,7 +48,9 @@ def evaluation_table(rows: Sequence[dict[str, Any]]) -> None:
         table.add_row(str(row["nfe"]), row["sampler"], ema, f"{row['guidance']['scale']:g}", *cells, str(row["n"]))
     console.print(table)
     if rows:
-        console.print(f"features: {rows[-1]['features']}; reference: {rows[-1]['n_reference']} real samples", style="dim")
+        console.print(
+            f"features: {rows[-1]['features']}; reference: {rows[-1]['n_reference']} real samples", style="dim"
+        )
 
 
 def _show_run(run: Run, title: str) -> None:

@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from facm import logs
 from facm.checkpoint import Checkpoint, CheckpointError, digest, load, load_strictly, save
+from facm.conditions import Labels
 from facm.data.stream import Stream
 from facm.ema import EMA
 from facm.record import RunFolder, locked
@@ -95,13 +96,14 @@ def train(
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with locked(folder), _stop_signals() as stop, torch.random.fork_rng(devices=[]):
-        dataset = run.data.open()
-        stream = Stream(dataset, run.seed, run.batch_size)
+        check(run)
+        stream = Stream(run.data.open(), run.seed, run.batch_size)
         torch.manual_seed(derive(run.seed, 0))
         network = run.network.build().to(device)
-        _check(run, network)
         if run.initial is not None:
-            load_strictly(network, run.initial.load().state_dict(), f"initial = {run.initial}", NO_EFFECT_AS_INITIALISED)
+            load_strictly(
+                network, run.initial.load().state_dict(), f"initial = {run.initial}", NO_EFFECT_AS_INITIALISED
+            )
         teacher, teacher_record = _load_teacher(run.teacher, device)
         state = State(network.train(), run.optimizer.build(network), EMA(run.ema, network))
         restore(state, run, folder, teacher_record)
@@ -169,12 +171,22 @@ def _due(every: int, images: int, run: Run) -> bool:
     return images // every > (images - run.batch_size) // every or images >= run.images
 
 
-def _check(run: Run, network: torch.nn.Module) -> None:
-    """What only shows once the parts are together."""
-    task = getattr(run.objective, "task", None)
+def check(run: Run) -> None:
+    """What only shows once the parts are together, before anything is written. Raises ValueError."""
+    dataset, objective = run.data.open(), run.objective
+    condition = getattr(objective, "condition", None)
+    if isinstance(condition, Labels) and (dataset.num_classes or 0) > condition.classes:
+        raise ValueError(
+            f"data with {dataset.num_classes} classes, condition = {condition}; expected Labels({dataset.num_classes})"
+        )
+    if condition is not None:
+        condition.check(dataset.read(np.arange(1)).cond, 1)
+    with torch.device("meta"):
+        network = run.network.build()
+    task = getattr(objective, "task", None)
     if task is not None:
         check_task(task, network)
-    velocity = getattr(run.objective, "velocity", None)
+    velocity = getattr(objective, "velocity", None)
     if getattr(velocity, "needs_teacher", False) and run.teacher is None:
         raise ValueError(
             "the objective distils, and teacher = None: give the run a teacher, or train from scratch with "
@@ -240,7 +252,9 @@ def restore(state: State, run: Run, folder: RunFolder, teacher: dict[str, str] |
     source, saved = str(files[-1]), load(files[-1])
     if saved.meta["run"] != fingerprint(run):
         raise CheckpointError(f"{source} belongs to another recipe than this run's; resume it in its own folder")
-    if saved.meta["teacher"] != teacher and (saved.meta["teacher"] or {}).get("sha256") != (teacher or {}).get("sha256"):
+    if saved.meta["teacher"] != teacher and (saved.meta["teacher"] or {}).get("sha256") != (teacher or {}).get(
+        "sha256"
+    ):
         raise CheckpointError(
             f"{source} was trained with the teacher {saved.meta['teacher']}, and the teacher is now {teacher}: "
             "a student cannot change its teacher halfway; restore the teacher's files, or start a new run"
@@ -277,7 +291,7 @@ def _save_ema_snapshots(state: State, folder: RunFolder) -> None:
 def _global_random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The global generators: this package draws from none of them, but a user's network or data may."""
     version, internal, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()  # type: ignore[misc]  # noqa: NPY002
+    name, keys, position, has_gauss, cached = cast(tuple[str, np.ndarray, int, int, float], np.random.get_state())
     tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(keys.astype(np.int64))}
     tensors |= {"python": torch.tensor(internal, dtype=torch.int64)}
     if torch.cuda.is_available():
@@ -290,7 +304,7 @@ def _set_global_random_state(tensors: dict[str, Tensor], meta: dict[str, Any]) -
     version, gauss = meta["python"]
     random.setstate((version, tuple(tensors["python"].tolist()), gauss))
     name, position, has_gauss, cached = meta["numpy"]
-    np.random.set_state((name, tensors["numpy"].numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
+    np.random.set_state((name, tensors["numpy"].numpy().astype(np.uint32), position, has_gauss, cached))
     if "cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["cuda"])
 
@@ -300,7 +314,7 @@ def _set_global_random_state(tensors: dict[str, Tensor], meta: dict[str, Any]) -
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[list[str]]:
-    """SIGTERM and the first Ctrl-C ask the loop to save and end after the current step; the second Ctrl-C does not ask."""
+    """SIGTERM and the first Ctrl-C ask the loop to save and end after its step; the second Ctrl-C does not ask."""
     stop: list[str] = []
 
     def ask(number: int, frame: Any) -> None:

@@ -16,7 +16,6 @@ from facm.evaluation.features import FeatureExtractor, Features, Identity
 from facm.evaluation.metrics import Measure, Reference, build_reference
 from facm.generate import Consistency, Euler, Method, Source, sample_many
 from facm.guidance import NO_GUIDANCE, Guidance
-from facm.objectives.flow_matching import FlowMatching
 from facm.record import environment
 from facm.run import Run, to_json
 from facm.tasks import ExpandedInterval
@@ -102,5 +101,5 @@ def evaluate(
 
 
 def default_method(run: Run, nfe: int) -> Method:
-    """Consistency for a run that learns the shortcut, Euler at its native time for a flow-matching one."""
-    return Euler(nfe) if isinstance(run.objective, FlowMatching) else Consistency(nfe)
+    """Consistency for a run that learns the shortcut (the objective says ``learns_shortcut = True``), else Euler."""
+    return Consistency(nfe) if getattr(run.objective, "learns_shortcut", False) else Euler(nfe)

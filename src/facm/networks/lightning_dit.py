@@ -229,7 +229,7 @@ class TimeEmbedding(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, dim), nn.SiLU(), nn.Linear(dim, dim))
 
     def forward(self, t: Tensor) -> Tensor:
-        return self.mlp(sinusoid(t).to(self.mlp[0].weight.dtype))
+        return self.mlp(sinusoid(t).to(next(self.mlp.parameters()).dtype))
 
 
 def sinusoid(t: Tensor) -> Tensor:
@@ -305,7 +305,7 @@ class LightningDiTNetwork(nn.Module):
         for embedder in filter(None, (self.t_embedder, self.r_embedder)):
             nn.init.normal_(embedder.mlp[0].weight, std=0.02)  # type: ignore[arg-type]
             nn.init.normal_(embedder.mlp[2].weight, std=0.02)  # type: ignore[arg-type]
-        zeroed = [block.adaLN_modulation[1] for block in self.blocks]  # type: ignore[index]
+        zeroed: list[Any] = [block.adaLN_modulation[1] for block in self.blocks]  # type: ignore[index]
         zeroed += [self.final_layer.adaLN_modulation[1], self.final_layer.linear]
         if self.r_embedder is not None:
             zeroed.append(self.r_embedder.mlp[2])

@@ -15,7 +15,7 @@ from facm.conditions import Condition
 from facm.derivative import Derivative, NoGraph, same_dropout
 from facm.distances import Distance, NormL2
 from facm.guidance import TeacherVelocity, VelocityTarget
-from facm.objectives.facm import check_label_dropout
+from facm.objectives.facm import check_guidance
 from facm.objectives.shortcut import check_clamp, shortcut_target
 from facm.paths import interpolate
 from facm.tasks import ExpandedInterval, Task, check_task
@@ -57,10 +57,11 @@ class ContinuousCM:
     clamp: float | None = 1.0
     label_dropout: float = 0.0
     derivative: Derivative = NoGraph()
+    learns_shortcut = True
 
     def __post_init__(self) -> None:
         check_clamp(self.clamp)
-        check_label_dropout(self.label_dropout, self.velocity)
+        check_guidance(self.condition, self.velocity, self.label_dropout)
 
     def evaluate(
         self,

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facm.conditions import Condition
+from facm.conditions import Condition, Unconditional
 from facm.derivative import Derivative, NoGraph, same_dropout
 from facm.distances import Distance, L2Cosine, NormL2
-from facm.guidance import DataVelocity, TeacherVelocity, VelocityTarget
+from facm.guidance import NO_GUIDANCE, DataVelocity, TeacherVelocity, VelocityTarget
 from facm.objectives.shortcut import check_clamp, shortcut_target
 from facm.paths import interpolate
 from facm.tasks import ExpandedInterval, Task, Times, check_task
@@ -71,10 +71,11 @@ class FACM:
     clamp: float | None = 1.0
     label_dropout: float = 0.0
     derivative: Derivative = NoGraph()
+    learns_shortcut = True
 
     def __post_init__(self) -> None:
         check_clamp(self.clamp)
-        check_label_dropout(self.label_dropout, self.velocity)
+        check_guidance(self.condition, self.velocity, self.label_dropout)
 
     def evaluate(
         self,
@@ -122,12 +123,18 @@ class FACM:
         return self.evaluate(network, batch.x_1, x_0, t, cond, teacher, dropped).loss()  # line 9
 
 
-def check_label_dropout(label_dropout: float, velocity: VelocityTarget) -> None:
-    """Raise ValueError where dropout is no probability, or guidance from scratch would never train its null."""
+def check_guidance(condition: Condition, velocity: VelocityTarget, label_dropout: float) -> None:
+    """Raise ValueError where dropout is no probability, or guidance has no null condition, or never trains it."""
     if not 0 <= label_dropout < 1:
         raise ValueError(f"label_dropout = {label_dropout}, expected a probability in [0, 1)")
-    if isinstance(velocity, DataVelocity) and velocity.guidance.scale > 1 and label_dropout == 0:
+    guidance = getattr(velocity, "guidance", NO_GUIDANCE)
+    if guidance.scale > 1 and isinstance(condition, Unconditional):
         raise ValueError(
-            f"label_dropout = 0 with guidance scale {velocity.guidance.scale} from scratch: the null condition would never be "
+            f"guidance scale = {guidance.scale} with condition = Unconditional(): there is no null condition to guide "
+            "with; expected scale 1, as in TeacherVelocity(Guidance(1.0))"
+        )
+    if guidance.scale > 1 and isinstance(velocity, DataVelocity) and label_dropout == 0:
+        raise ValueError(
+            f"label_dropout = 0 with guidance scale {guidance.scale} from scratch: the null condition would never be "
             "trained; expected a positive label_dropout (0.1)"
         )

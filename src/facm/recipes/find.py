@@ -50,7 +50,7 @@ def find(spec: str) -> Recipe:
         close = difflib.get_close_matches(name, recipes)
         hint = f"did you mean {' or '.join(close)}? " if close else ""
         raise ValueError(
-            f"unknown recipe {spec!r}: {hint}expected one of {', '.join(recipes)}, or a function in a file (mine.py:run)"
+            f"unknown recipe {spec!r}: {hint}choose one of {', '.join(recipes)}, or a function in a file, mine.py:run"
         )
     import importlib
 
@@ -71,5 +71,7 @@ def _from_file(spec: str, path: Path, function: str) -> Recipe:
     if function not in own:
         close = difflib.get_close_matches(function, own)
         hint = f"did you mean {' or '.join(close)}? " if close else ""
-        raise ValueError(f"recipe {spec!r}: {hint}expected {path}:FUNCTION, with one of {', '.join(own) or 'its functions'}")
+        raise ValueError(
+            f"recipe {spec!r}: {hint}expected {path}:FUNCTION, with one of {', '.join(own) or 'its functions'}"
+        )
     return Recipe(own[function], spec, path)

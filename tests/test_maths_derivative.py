@@ -1,0 +1,317 @@
+"""The total derivative: every strategy gives the same value, tangent and parameter gradient, on every kind of layer."""
+
+import pytest
+import torch
+import torch.nn.functional as nnf
+from torch import nn
+
+from facm.derivative import FiniteDifference, NoGraph, WholeNetwork, plain_attention, same_dropout
+from facm.networks.lightning_dit import LightningDiT
+from facm.networks.mlp import MLP
+from facm.tasks import AuxiliaryTime, ExpandedInterval
+
+
+@pytest.fixture(autouse=True)
+def _double():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def refilled(network, seed=0):
+    """Nothing is left at its zero initialisation, so that no path is silent."""
+    rng = torch.Generator().manual_seed(seed)
+    for p in network.double().parameters():
+        p.data += 0.3 * torch.randn(p.shape, generator=rng) / max(p.shape[-1], 1) ** 0.5
+    return network
+
+
+# Networks of every kind of layer, as functions of (x (3, 4, 6, 6) or (3, 8, 4), t (3,))
+
+
+class Embedded(nn.Module):
+    """Base: a time embedding that every layer is modulated with."""
+
+    def __init__(self, channels=4):
+        super().__init__()
+        self.time = nn.Linear(2, channels)
+
+    def at(self, t):
+        return self.time(torch.stack([t.sin(), (2 * t).cos()], dim=1))
+
+
+class Convolutions(Embedded):
+    """Strides, padding, groups, dilation, named padding, no bias, and keyword calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.down = nn.Conv2d(4, 8, 3, stride=2, padding=1, groups=2)
+        self.dilated = nn.Conv2d(8, 8, 3, padding=2, dilation=2, bias=False)
+        self.same = nn.Conv2d(8, 8, 3, padding="same", groups=8)
+        self.circular = nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular")
+        self.row = nn.Conv1d(8, 8, 3, stride=1, padding=1, groups=4)
+        self.volume = nn.Conv3d(8, 8, (1, 3, 3), padding=(0, 1, 1))
+        self.up = nn.ConvTranspose2d(8, 4, 4, stride=2, padding=1)
+        self.keyword = nn.Parameter(torch.zeros(4, 2, 3, 3))
+        self.keyword_bias = nn.Parameter(torch.zeros(4))
+
+    def forward(self, x, t):
+        h = self.down(x * (1 + self.at(t)[:, :, None, None])).tanh()
+        h = self.circular(self.same(self.dilated(h)).tanh())
+        h = self.row(h.flatten(2)).unflatten(2, (3, 3))
+        h = self.volume(h[:, :, None])[:, :, 0]
+        h = self.up(h.tanh())
+        return nnf.conv2d(h, weight=self.keyword, bias=self.keyword_bias, padding=1, groups=2)
+
+
+class Functional(nn.Module):
+    """Calls the plain functions positionally, mixed and by keyword, with every number of arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.zeros(4, 4)), nn.Parameter(torch.zeros(4))
+        self.kernel = nn.Parameter(torch.zeros(8, 8, 3))
+
+    def forward(self, x, t):
+        h = nnf.linear(x, self.weight) + nnf.linear(x * t[:, None, None], self.weight, self.bias).tanh()
+        h = h + nnf.linear(h, weight=self.weight) + nnf.linear(input=h, weight=self.weight, bias=self.bias)
+        h = nnf.conv1d(h.sin(), self.kernel, self.bias.repeat(2), 1, 1) + nnf.conv1d(h, self.kernel, None, padding=1)
+        return h + torch.conv1d(h.cos(), self.kernel, None, 1, "same", 1, 1)
+
+
+class HyperNetwork(nn.Module):
+    """Weights and biases that depend on the time themselves, or on both the time and the state."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.slope = nn.Parameter(torch.zeros(4, 4)), nn.Parameter(torch.zeros(4, 4))
+        self.bias = nn.Parameter(torch.zeros(4))
+        self.kernel = nn.Parameter(torch.zeros(8, 8, 1))
+
+    def forward(self, x, t):
+        s = t.mean()
+        h = nnf.linear(x, self.weight + s * self.slope, self.bias).tanh()
+        h = nnf.linear(torch.ones_like(h), self.weight * s) + h  # a constant input with a moving weight
+        h = nnf.linear(h, self.weight, self.bias * s.sin())  # a constant weight with a moving bias
+        h = nnf.conv1d(h, self.kernel, self.bias.repeat(2) * s)
+        h = nnf.conv1d(h, self.kernel * s, self.bias.repeat(2) * x.mean())
+        return h + nnf.linear(nnf.linear(torch.ones_like(h), self.weight), self.slope)  # nothing moves
+
+
+class FusedAttention(Embedded):
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(4, 12, bias=False), nn.Linear(4, 4)
+
+    def forward(self, x, t):
+        q, k, v = self.qkv(x + self.at(t)[:, None]).unflatten(-1, (3, 2, 2)).permute(2, 0, 3, 1, 4)
+        h = nnf.scaled_dot_product_attention(q, k, v) + nnf.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out(h.transpose(1, 2).flatten(2))
+
+
+class Mixed(Embedded):
+    """Norms, embeddings, bilinear forms and matrix products that no special rule covers."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.group = nn.LayerNorm(4), nn.GroupNorm(2, 8)
+        self.both, self.matrix = nn.Bilinear(4, 4, 4), nn.Parameter(torch.zeros(4, 4))
+
+    def forward(self, x, t):
+        h = self.group(self.norm(x) * self.at(t)[:, None])
+        return self.both(h, x) + h @ self.matrix + torch.einsum("btc,cd->btd", x, self.matrix) * t[:, None, None] ** 2
+
+
+class Encoder(Embedded):
+    """PyTorch's own transformer layer in eval mode, where it has a fused path without any derivative."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True, activation="gelu")
+
+    def forward(self, x, t):
+        return self.layer.eval()(x + self.at(t)[:, None])
+
+
+LAYERS = {
+    "encoder": (Encoder, (3, 8, 4)),
+    "convolutions": (Convolutions, (3, 4, 6, 6)),
+    "functional": (Functional, (3, 8, 4)),
+    "hypernetwork": (HyperNetwork, (3, 8, 4)),
+    "fused attention": (FusedAttention, (3, 8, 4)),
+    "mixed": (Mixed, (3, 8, 4)),
+}
+TIME = [0.1, 0.45, 0.9]
+
+
+def inputs(shape):
+    rng = torch.Generator().manual_seed(3)
+    t = torch.tensor(TIME)
+    return (torch.randn(shape, generator=rng), t), (torch.randn(shape, generator=rng), torch.ones_like(t))
+
+
+def everything(derivative, network, function, shape):
+    """Value, tangent and the gradient of a loss of the value, through one strategy."""
+    F, dF = derivative(function, *inputs(shape))
+    assert F.requires_grad
+    assert not dF.requires_grad
+    weights = torch.randn(F.shape, generator=torch.Generator().manual_seed(4))
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad((F * weights).sum() + F.square().sum(), parameters, allow_unused=True)
+    return F.detach(), dF, gradients
+
+
+def check_all_strategies(network, function, shape):
+    F, dF, gradients = everything(NoGraph(), network, function, shape)
+    assert dF.norm() > 1e-2
+    whole = everything(WholeNetwork(), network, function, shape)
+    torch.testing.assert_close((F, dF, gradients), whole, rtol=1e-10, atol=1e-10)
+    differences = [everything(FiniteDifference(h), network, function, shape) for h in (2e-2, 1e-2, 1e-4)]
+    for other in differences:
+        torch.testing.assert_close((F, gradients), (other[0], other[2]), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(differences[2][1], dF, rtol=1e-4, atol=1e-5 * dF.abs().max().item())
+    coarse, fine, _ = ((other[1] - dF).norm().item() for other in differences)
+    assert coarse / fine == pytest.approx(4, rel=0.1)  # second order
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_strategies_agree_on_every_kind_of_layer(name):
+    make, shape = LAYERS[name]
+    torch.manual_seed(0)
+    network = refilled(make())
+    check_all_strategies(network, network, shape)
+
+
+FLAGS = ("qk_norm", "swiglu", "rope", "rmsnorm", "shift")
+COMBINATIONS = [
+    *({flag: False} for flag in FLAGS),
+    {},
+    dict.fromkeys(FLAGS, False),
+    {"learn_sigma": True, "patch_size": 2},
+    {"num_classes": 0},
+]
+
+
+@pytest.mark.parametrize("auxiliary_time", [False, True])
+@pytest.mark.parametrize("flags", COMBINATIONS, ids=str)
+def test_strategies_agree_on_the_transformer(flags, auxiliary_time):
+    config = {"input_size": 4, "patch_size": 1, "in_channels": 3, "hidden_size": 16, "depth": 2, "num_heads": 2}
+    torch.manual_seed(0)
+    network = LightningDiT(**{**config, "num_classes": 5, "auxiliary_time": auxiliary_time, **flags}).build()
+    network, task = refilled(network), AuxiliaryTime() if auxiliary_time else ExpandedInterval()
+    cond = None if network.config.num_classes == 0 else torch.tensor([0, 3, 5])
+    check_all_strategies(network, lambda x, t: network(x, cond=cond, **task.shortcut(t)), (3, 3, 4, 4))
+
+
+@pytest.mark.parametrize("derivative", [NoGraph(), WholeNetwork(), FiniteDifference(1e-3)])
+def test_derivative_of_a_known_function(derivative):
+    """F = x^2 sin t along (v, 1): dF = 2 x v sin t + x^2 cos t; a tangent of t other than 1 scales the second term."""
+    (x, t), (v, one) = inputs((3, 2))
+    F, dF = derivative(lambda x, t: x**2 * t.sin()[:, None], (x, t), (v, one))
+    sin, cos = t.sin()[:, None], t.cos()[:, None]
+    torch.testing.assert_close(F, x**2 * sin)
+    torch.testing.assert_close(dF, 2 * x * v * sin + x**2 * cos, rtol=1e-5, atol=1e-5)
+    _, dF = derivative(lambda x, t: x**2 * t.sin()[:, None], (x, t), (v, 3 * one))
+    torch.testing.assert_close(dF, 2 * x * v * sin + 3 * x**2 * cos, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("derivative", [NoGraph(), WholeNetwork(), FiniteDifference()])
+def test_a_constant_function_has_a_zero_derivative(derivative):
+    F, dF = derivative(lambda x, t: torch.ones(3, 2), *inputs((3, 2)))
+    assert torch.equal(F, torch.ones(3, 2))
+    assert torch.equal(dF, torch.zeros(3, 2))
+
+
+@pytest.mark.parametrize("h", [1e-3, 0.25])
+def test_finite_difference_asks_one_step_to_either_side(h):
+    asked = []
+
+    def function(x, t):
+        asked.append((x.clone(), t.clone(), torch.is_grad_enabled()))
+        return x
+
+    (x, t), (v, one) = inputs((3, 2))
+    FiniteDifference(h)(function, (x, t), (v, one))
+    torch.testing.assert_close([a[:2] for a in asked], [(x + h * v, t + h), (x - h * v, t - h), (x, t)])
+    assert [a[2] for a in asked] == [False, False, True]
+    assert FiniteDifference().h == 5e-3
+
+
+@pytest.mark.parametrize("h", [0.0, -1e-3])
+def test_finite_difference_needs_a_positive_step(h):
+    with pytest.raises(ValueError, match=f"FiniteDifference: h = {h}"):
+        FiniteDifference(h)
+
+
+def test_the_tangent_leaves_no_graph_and_costs_one_pass():
+    graphs = []
+
+    def function(x, t):
+        graphs.append(torch.is_grad_enabled())
+        return network(x, t)
+
+    network = refilled(MLP(4, 8, 1).build())
+    NoGraph()(function, *inputs((3, 4)))
+    assert graphs == [False, True]
+
+
+def test_fused_attention_is_back_after_the_derivative():
+    """Nothing leaks out of the tangent's pass: neither the plain attention kernel nor the rule for linear maps."""
+    network = refilled(FusedAttention())
+    enabled = torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.mem_efficient_sdp_enabled()
+    for derivative in (NoGraph(), WholeNetwork()):
+        derivative(network, *inputs((3, 8, 4)))
+        assert (torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.mem_efficient_sdp_enabled()) == enabled
+    with plain_attention():
+        assert not torch.backends.cuda.flash_sdp_enabled()
+
+
+def test_the_rule_for_linear_maps_holds_in_half_precision_and_under_autocast():
+    torch.set_default_dtype(torch.float32)
+    torch.manual_seed(0)
+    network = MLP(4, 32, 2).build()
+    primals, tangents = (tuple(a.float() for a in pair) for pair in inputs((3, 4)))
+    _, exact = NoGraph()(network, primals, tangents)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, dF = NoGraph()(network, primals, tangents)
+    assert (dF.float() - exact).norm() < 0.03 * exact.norm()
+
+
+# Dropout
+
+
+def test_strategies_agree_under_dropout_with_one_mask():
+    torch.manual_seed(0)
+    network = refilled(MLP(4, 32, 3, dropout=0.3).build()).train()
+    torch.manual_seed(7)
+    masked = same_dropout(network)
+    check_all_strategies(network, masked, (3, 4))
+    F, dF, _ = everything(NoGraph(), network, masked, (3, 4))
+    evaluated, undropped, _ = everything(NoGraph(), network.eval(), network, (3, 4))
+    assert not torch.allclose(F, evaluated)
+    assert not torch.allclose(dF, undropped)
+
+
+def test_one_mask_within_a_step_and_another_in_the_next():
+    network, ((x, t), _) = refilled(MLP(4, 32, 3, dropout=0.3).build()).train(), inputs((3, 4))
+    masked = same_dropout(network)
+    first = masked(x, t)
+    assert torch.equal(first, masked(x, t=t))
+    again = same_dropout(network)
+    assert not torch.allclose(first, again(x, t))
+    assert torch.equal(again(x, t), again(x, t))
+    assert torch.equal(first, masked(x, t))
+
+
+def test_in_eval_mode_the_network_is_returned_as_it_is():
+    network = MLP(4, 8, 1, dropout=0.3).build()
+    assert same_dropout(network.eval()) is network
+    assert same_dropout(network.train()) is not network
+    plain = lambda x, t: x  # noqa: E731
+    assert same_dropout(plain) is plain
+
+
+@pytest.mark.parametrize(("auxiliary_time", "training"), [(False, False), (False, True), (True, False), (True, True)])
+def test_the_wrapper_still_says_whether_there_is_a_second_time(auxiliary_time, training):
+    network = MLP(4, 8, 1, auxiliary_time=auxiliary_time).build().train(training)
+    assert same_dropout(network).auxiliary_time is auxiliary_time

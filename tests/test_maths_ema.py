@@ -1,0 +1,273 @@
+"""Power-function EMA against its integral, post-hoc synthesis, and the optimiser's schedule."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from facm.ema import EMA, PowerEMA, Snapshot, decay, gamma_of, synthesis_weights, synthesise
+from facm.networks.lightning_dit import LightningDiT
+from facm.optim import AdamW, Constant, CosineDecay, LinearDecay
+
+LENGTHS = [0.02, 0.05, 0.1, 0.2, 0.25]
+
+
+# The profile
+
+
+def profile(gamma, n=200_001):
+    """tau^gamma on [0, 1], normalised, on a fine grid of midpoints."""
+    tau = (np.arange(n) + 0.5) / n
+    p = tau**gamma
+    return tau, p / p.sum()
+
+
+@pytest.mark.parametrize("sigma_rel", LENGTHS)
+def test_the_profile_has_the_wanted_relative_standard_deviation(sigma_rel):
+    tau, p = profile(gamma_of(sigma_rel))
+    mean = (p * tau).sum()
+    assert math.sqrt((p * (tau - mean) ** 2).sum()) == pytest.approx(sigma_rel, rel=1e-4)
+
+
+def test_published_exponents():
+    """EDM2, App. C: sigma_rel 0.05 and 0.1 are gamma 16.97 and 6.94."""
+    assert gamma_of(0.05) == pytest.approx(16.97, abs=0.005)
+    assert gamma_of(0.1) == pytest.approx(6.94, abs=0.005)
+    assert gamma_of(0.28) > 0
+
+
+@pytest.mark.parametrize("bad", [0.0, -0.1, 0.29, float("nan")])
+def test_an_impossible_length_is_an_error_that_names_it(bad):
+    with pytest.raises(ValueError, match=f"sigma_rel = {bad}"):
+        gamma_of(bad)
+    with pytest.raises(ValueError, match=f"sigma_rel = {bad}"):
+        PowerEMA((0.1, bad))
+
+
+def test_impossible_configurations():
+    with pytest.raises(ValueError, match="sigma_rels is empty"):
+        PowerEMA(())
+    with pytest.raises(ValueError, match=r"\(0.1, 0.1\), expected different lengths"):
+        PowerEMA((0.1, 0.1))
+    assert PowerEMA().sigma_rels == (0.05, 0.2)
+
+
+class Scalar(nn.Module):
+    def __init__(self, size=1):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(size, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("batch_size", [1, 32])
+@pytest.mark.parametrize("sigma_rel", LENGTHS)
+def test_running_average_weights_the_past_by_the_integral_of_the_profile(sigma_rel, batch_size):
+    """The weights of step k are a unit vector e_k: the average reads off each step's share, which is the integral of
+    tau^gamma over [k, k + 1] (from 0 for the first), on [0, n + 1]."""
+    n, module = 60, Scalar(60)
+    ema = EMA(PowerEMA((sigma_rel,)), module)
+    for k in range(1, n + 1):
+        module.weight.data = nn.functional.one_hot(torch.tensor(k - 1), n).double()
+        ema.update(k * batch_size, batch_size)
+    power = gamma_of(sigma_rel) + 1
+    edges = np.array([0, *range(2, n + 2)]) / (n + 1)
+    share = ema.averages[sigma_rel]["weight"].numpy()
+    np.testing.assert_allclose(share, np.diff(edges**power), rtol=1e-10, atol=1e-15)
+    assert share.sum() == pytest.approx(1)
+    tau = (np.arange(2, n + 2) - 0.5) / (n + 1)
+    spread = math.sqrt((share * (tau - (share * tau).sum()) ** 2).sum())
+    assert spread == pytest.approx(sigma_rel, abs=0.006)
+
+
+def test_decay_of_a_step():
+    assert decay(0.1, 32, 32) == 0
+    assert decay(0.1, 31, 32) == 0
+    assert decay(0.1, 64, 32) == pytest.approx((2 / 3) ** (gamma_of(0.1) + 1))
+    assert decay(0.1, 6400, 32) == pytest.approx((200 / 201) ** (gamma_of(0.1) + 1))
+
+
+def test_first_update_forgets_the_initial_weights():
+    module = Scalar()
+    module.weight.data.fill_(100.0)
+    ema = EMA(PowerEMA((0.05, 0.2)), module)
+    assert ema.averages[0.05]["weight"].item() == 100
+    module.weight.data.fill_(3.0)
+    ema.update(8, 8)
+    assert [average["weight"].item() for average in ema.averages.values()] == [3, 3]
+    module.weight.data.fill_(4.0)
+    ema.update(16, 8)
+    for sigma_rel in (0.05, 0.2):
+        beta = (2 / 3) ** (gamma_of(sigma_rel) + 1)
+        assert ema.averages[sigma_rel]["weight"].item() == pytest.approx(beta * 3 + (1 - beta) * 4)
+    assert module.weight.item() == 4
+    assert not ema.averages[0.05]["weight"].requires_grad
+
+
+def test_averages_are_copies_and_buffers_and_frozen_parameters_follow_the_network():
+    network = nn.BatchNorm1d(2)
+    network.bias.requires_grad_(False)
+    ema = EMA(PowerEMA((0.2,)), network)
+    for k in range(1, 4):
+        network.weight.data.fill_(float(k))
+        network.bias.data.fill_(10.0 * k)
+        network.running_mean.fill_(100.0 * k)
+        network.num_batches_tracked.fill_(k)
+        ema.update(k, 1)
+    average = ema.averages[0.2]
+    assert 1 < average["weight"][0] < 3
+    assert average["bias"].tolist() == [30, 30]
+    assert average["running_mean"].tolist() == [300, 300]
+    assert average["num_batches_tracked"].item() == 3
+    network.running_mean.fill_(0.0)
+    assert average["running_mean"].tolist() == [300, 300]
+
+
+# Post-hoc synthesis
+
+
+def tracked(steps=64, every=8, lengths=(0.05, 0.2), module=None, change=None):
+    """Snapshots of a run whose weights move, and the running averages at its end, for any lengths."""
+    module = module or Scalar()
+    change = change or (lambda m, k: m.weight.data.fill_(math.sqrt(k) + math.sin(k / 9)))
+    ema, snapshots = EMA(PowerEMA(lengths), module), []
+    for k in range(1, steps + 1):
+        change(module, k)
+        ema.update(k, 1)
+        if k % every == 0:
+            for sigma_rel, average in ema.averages.items():
+                frozen = {name: value.clone() for name, value in average.items()}
+                snapshots.append(Snapshot(k, sigma_rel, lambda frozen=frozen: frozen))
+    return ema, snapshots
+
+
+@pytest.mark.parametrize("images_seen", [32, 64])
+@pytest.mark.parametrize("sigma_rel", [0.05, 0.2])
+def test_synthesis_of_a_tracked_length_is_its_snapshot(images_seen, sigma_rel):
+    _, snapshots = tracked()
+    exact = next(s for s in snapshots if (s.images_seen, s.sigma_rel) == (images_seen, sigma_rel))
+    out = synthesise(snapshots, images_seen, sigma_rel)["weight"].item()
+    assert out == pytest.approx(exact.load()["weight"].item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("sigma_rel", [0.07, 0.1, 0.15, 0.25])
+def test_synthesis_comes_close_to_the_average_that_was_not_tracked(sigma_rel):
+    wanted, _ = tracked(lengths=(sigma_rel,))
+    _, snapshots = tracked()
+    expected = wanted.averages[sigma_rel]["weight"].item()
+    others = [tracked(lengths=(other,))[0].averages[other]["weight"].item() for other in (0.05, 0.2)]
+    assert min(abs(other - expected) for other in others) > 0.05
+    assert synthesise(snapshots, 64, sigma_rel)["weight"].item() == pytest.approx(expected, abs=0.02)
+
+
+def test_coefficients_are_those_of_the_least_squares_fit_of_profiles():
+    """Against a fit on a fine grid, with no closed form."""
+    snapshots = [(t, s) for t in (20, 40, 60) for s in (0.05, 0.2)]
+    grid = (np.arange(120_000) + 0.5) / 120_000 * 60
+
+    def sampled(t, sigma_rel):
+        gamma = gamma_of(sigma_rel)
+        return np.where(grid <= t, (gamma + 1) * grid**gamma / t ** (gamma + 1), 0)
+
+    columns = np.stack([sampled(*s) for s in snapshots], axis=1)
+    for images_seen, sigma_rel in ((60, 0.12), (60, 0.25), (55, 0.1)):
+        expected, *_ = np.linalg.lstsq(columns, sampled(images_seen, sigma_rel), rcond=None)
+        np.testing.assert_allclose(synthesis_weights(snapshots, images_seen, sigma_rel), expected, atol=2e-3)
+
+
+def test_snapshots_after_the_wanted_moment_are_left_out():
+    _, snapshots = tracked()
+    early = [s for s in snapshots if s.images_seen <= 32]
+    poisoned = [s if s in early else Snapshot(s.images_seen, s.sigma_rel, lambda: 1 / 0) for s in snapshots]
+    out, expected = synthesise(poisoned, 32, 0.1)["weight"], synthesise(early, 32, 0.1)["weight"]
+    assert torch.equal(out, expected)
+    with pytest.raises(ValueError, match="no snapshots"):
+        synthesise(snapshots, 7, 0.1)
+
+
+def test_synthesis_leaves_frozen_tables_as_they_are():
+    network = LightningDiT(4, 2, 3, 16, 1, 2, num_classes=2).build()
+
+    def change(module, k):
+        module.t_embedder.mlp[0].weight.data.fill_(math.sqrt(k))
+
+    _, snapshots = tracked(40, 10, (0.05, 0.2), network, change)
+    out = synthesise(snapshots, 40, 0.1)
+    assert out.keys() == network.state_dict().keys()
+    for name in ("pos_embed", "feat_rope.freqs_cos", "feat_rope.freqs_sin", "blocks.0.norm1.weight"):
+        if name in out:
+            assert torch.equal(out[name], network.state_dict()[name])
+    assert 4 < out["t_embedder.mlp.0.weight"][0, 0] < math.sqrt(40)
+    assert out["t_embedder.mlp.0.weight"].dtype == torch.float32
+
+
+def test_what_is_not_floating_point_comes_from_the_latest_snapshot():
+    network = nn.BatchNorm1d(2)
+
+    def change(module, k):
+        module.num_batches_tracked.fill_(k)
+        module.weight.data.fill_(float(k))
+
+    _, snapshots = tracked(20, 10, (0.05, 0.2), network, change)
+    assert synthesise(snapshots, 20, 0.1)["num_batches_tracked"].item() == 20
+
+
+def test_a_synthesis_sums_in_double_precision_and_keeps_the_dtype():
+    states = [{"weight": torch.full((2,), value, dtype=torch.float16)} for value in (1.0, 3.0)]
+    snapshots = [Snapshot(10, s, lambda state=state: state) for s, state in zip((0.05, 0.2), states, strict=True)]
+    weights = synthesis_weights([(10, 0.05), (10, 0.2)], 10, 0.1)
+    out = synthesise(snapshots, 10, 0.1)["weight"]
+    assert out.dtype == torch.float16
+    assert out[0].item() == pytest.approx(weights[0] + 3 * weights[1], rel=1e-3)
+
+
+# The optimiser
+
+
+def test_decays():
+    progress = [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert [Constant()(p) for p in progress] == [1] * 5
+    cosine = [(1 + math.cos(math.pi * p)) / 2 for p in progress]
+    assert [CosineDecay()(p) for p in progress] == pytest.approx(cosine)
+    assert [CosineDecay(0.2)(p) for p in progress] == pytest.approx([0.2 + 0.8 * c for c in cosine])
+    assert [LinearDecay()(p) for p in progress] == pytest.approx([1, 0.75, 0.5, 0.25, 0])
+    assert [LinearDecay(0.5, 0.2)(p) for p in progress] == pytest.approx([1, 1, 1, 0.6, 0.2])
+    assert LinearDecay(0.5, 0.2)(0.6) == pytest.approx(0.84)
+
+
+@pytest.mark.parametrize("decayed", [CosineDecay(0.2), LinearDecay(0.5, 0.2)])
+def test_decays_stay_at_their_end_beyond_the_run(decayed):
+    assert decayed(1.5) == pytest.approx(0.2)
+
+
+def test_learning_rate_warms_up_linearly_and_then_decays_over_the_whole_run():
+    optimizer = AdamW(lr=2.0, warmup_images=100, decay=LinearDecay())
+    rates = [optimizer.learning_rate(n, 1000) for n in (10, 50, 100, 500, 1000)]
+    assert rates == pytest.approx([2 * 0.1 * 0.99, 2 * 0.5 * 0.95, 2 * 0.9, 1.0, 0.0])
+    assert AdamW(lr=3.0).learning_rate(1, 1000) == 3.0
+    assert AdamW(lr=3.0, warmup_images=10).learning_rate(500, 1000) == 3.0
+
+
+def test_optimiser_is_built_as_configured_over_what_can_be_trained():
+    network = nn.Linear(2, 2)
+    network.bias.requires_grad_(False)
+    group = AdamW(lr=0.3, betas=(0.8, 0.95), weight_decay=0.01, eps=1e-6).build(network).param_groups[0]
+    assert [p is network.weight for p in group["params"]] == [True]
+    assert (group["lr"], group["betas"], group["weight_decay"], group["eps"]) == (0.3, (0.8, 0.95), 0.01, 1e-6)
+    network.weight.requires_grad_(False)
+    with pytest.raises(ValueError, match="nothing to train"):
+        AdamW().build(network)
+
+
+def test_defaults_are_table_5():
+    optimizer = AdamW()
+    assert (optimizer.lr, optimizer.betas, optimizer.weight_decay, optimizer.eps) == (1e-4, (0.9, 0.999), 0.0, 1e-8)
+    assert (optimizer.warmup_images, optimizer.decay, optimizer.clip) == (0, Constant(), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("lr", 0.0), ("lr", -1.0), ("clip", 0.0), ("clip", float("nan")), ("warmup_images", -1)]
+)
+def test_an_impossible_option_is_an_error_that_names_it(option, value):
+    with pytest.raises(ValueError, match=f"optimizer.{option} = {value}"):
+        AdamW(**{option: value})
