@@ -67,7 +67,7 @@ def _averaged(checkpoint: Checkpoint, folder: RunFolder, run: Run, sigma_rel: fl
             f"--ema {sigma_rel}: this run tracks {run.ema.sigma_rels} and kept no snapshots (every.ema_snapshots = "
             f"{run.every.ema_snapshots}) to synthesise another length from"
         )
-    return synthesise(snapshots, int(checkpoint.meta["images"]), sigma_rel)
+    return synthesise(snapshots, int(checkpoint.meta["images"]), sigma_rel, unit_sum=True)
 
 
 @dataclass(frozen=True)

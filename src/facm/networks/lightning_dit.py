@@ -86,7 +86,7 @@ def lightning_dit(name: str, **options: Any) -> LightningDiT:
 
 
 def from_reference_flags(flags: dict[str, Any]) -> LightningDiT:
-    """The configuration from the reference's own flag names (``use_qknorm``, ``wo_shift``, ...).
+    """The configuration from the reference's own flag names (``use_qknorm``, ``wo_shift``, ...) and defaults.
 
     Raises ValueError on unknown flags; those that do not change the function (dropout of labels, checkpointing) are
     accepted and left out, for they belong to the objective and to the engine here.
@@ -100,12 +100,12 @@ def from_reference_flags(flags: dict[str, Any]) -> LightningDiT:
     }
     elsewhere = {"use_checkpoint", "class_dropout_prob", "disable_label_dropout"}
     kept = {renamed.get(name, name): value for name, value in flags.items() if name not in elsewhere}
-    if "wo_shift" in kept:
-        kept["shift"] = not kept.pop("wo_shift")
+    kept["shift"] = not kept.pop("wo_shift", False)
     unknown = kept.keys() - LightningDiT.__dataclass_fields__.keys()
     if unknown:
         raise ValueError(f"unknown flags {sorted(unknown)}, expected the reference's constructor arguments")
-    return LightningDiT(**kept)
+    defaults = {"input_size": 32, "patch_size": 2} | dict.fromkeys(("qk_norm", "swiglu", "rope", "rmsnorm"), False)
+    return LightningDiT(**(defaults | kept))
 
 
 def reference_state_dict(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,810 @@
+"""Checks the tests of the maths by mutation: flip a sign, drop a factor, remove a stop-gradient, and a test must fail.
+
+    python tools/mutants.py [--only SUBSTRING] [--jobs N]
+
+Works on a copy of src/ and tests/ in a temporary folder; the checkout is never edited. Prints every mutant with the
+first test that noticed it, and exits with 1 if one survives or if the tests fail without any mutation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TIMEOUT = 300  # seconds; a mutant that hangs is killed
+SURVIVED = ""
+
+# Which tests most likely notice a mutation of a file; all others are run where these do not.
+FIRST = {
+    "types.py": ["basics", "networks"],
+    "paths.py": ["basics"],
+    "times.py": ["basics"],
+    "weights.py": ["basics"],
+    "distances.py": ["basics"],
+    "conditions.py": ["basics"],
+    "tasks.py": ["basics"],
+    "seeding.py": ["basics", "samplers"],
+    "guidance.py": ["guidance", "objectives"],
+    "derivative.py": ["derivative"],
+    "samplers.py": ["samplers"],
+    "generate.py": ["samplers"],
+    "ema.py": ["ema"],
+    "optim.py": ["ema"],
+    "objectives": ["objectives"],
+    "networks": ["networks", "golden"],
+}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """Replace ``old``, which occurs exactly once in src/facm/``file``, by ``new``."""
+
+    file: str
+    old: str
+    new: str
+    what: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.file}: {self.what}"
+
+
+M = Mutant
+MUTANTS = [
+    # types
+    M("types.py", "t.reshape(-1, *[1] * (like.ndim - 1))", "t.reshape(*[1] * (like.ndim - 1), -1)", "axes in front"),
+    M("types.py", "if t.shape != x.shape[:1]:", "if t.ndim != 1:", "one time is broadcast"),
+    M("types.py", "lowest >= 0 and highest <= high", "lowest > 0 and highest <= high", "t = 0 is refused"),
+    M("types.py", "lowest >= 0 and highest <= high", "lowest >= 0 and highest < high", "t = 1 is refused"),
+    M("types.py", "lowest >= 0 and highest <= high", "lowest >= 0 or highest <= high", "time checked at one end"),
+    M("types.py", "if len(set(shapes.values())) > 1:", "if len(set(shapes.values())) > 2:", "shapes are not compared"),
+    M("types.py", "(torch.bfloat16, torch.float16) else x", "(torch.float16,) else x", "bf16 is not lifted"),
+    # paths
+    M("paths.py", "return (1 - t) * x_0 + t * x_1", "return t * x_0 + (1 - t) * x_1", "time of the path reversed"),
+    M("paths.py", "return (1 - t) * x_0 + t * x_1", "return (1 - t) * x_0 - t * x_1", "sign of the path"),
+    M("paths.py", "    check_time(t, x_1)\n", "", "time of the path is not checked"),
+    M("paths.py", "return x_1 - x_0", "return x_0 - x_1", "sign of the velocity"),
+    M("paths.py", "return x_t + (1 - expand(t, x_t)) * v", "return x_t + expand(t, x_t) * v", "f: 1 - t -> t"),
+    M("paths.py", "return x_t + (1 - expand(t, x_t)) * v", "return x_t - (1 - expand(t, x_t)) * v", "f: sign"),
+    M("paths.py", "return x_t - expand(t, x_t) * v", "return x_t + expand(t, x_t) * v", "x_0 from v: sign"),
+    M("paths.py", "return (x_1 - x_t) / (1 - expand(t, x_t))", "return (x_1 - x_t) / expand(t, x_t)", "v from x_1"),
+    M("paths.py", "return (x_t - x_0) / expand(t, x_t)", "return (x_0 - x_t) / expand(t, x_t)", "v from x_0: sign"),
+    M("paths.py", "return (x_t - t * x_1) / (1 - t)", "return (x_t - t * x_1) / t", "x_0 from x_1: 1 - t -> t"),
+    # times
+    M("times.py", "self.low + (self.high - self.low) *", "self.low + self.high *", "width of the uniform times"),
+    M("times.py", "self.mean - self.std * z", "self.mean + self.std * z", "logit-normal: sign of z"),
+    M("times.py", "self.mean - self.std * z", "-self.mean - self.std * z", "logit-normal: sign of the mean"),
+    M("times.py", "return 1 - (2 / math.pi) * torch.arctan", "return (2 / math.pi) * torch.arctan", "arctan: reversed"),
+    M(
+        "times.py",
+        "return 1 - (2 / math.pi) * torch.arctan",
+        "return 1 - (1 / math.pi) * torch.arctan",
+        "arctan: factor",
+    ),
+    M("times.py", "torch.exp(self.mean + self.std * z)", "torch.exp(self.mean - self.std * z)", "arctan: sign of z"),
+    M("times.py", "torch.exp(self.mean + self.std * z)", "torch.exp(self.std * z)", "arctan: mean forgotten"),
+    M("times.py", "    mean: float = -0.8\n", "    mean: float = -1.0\n", "default mean of the times"),
+    M("times.py", "    std: float = 1.6\n", "    std: float = 1.4\n", "default spread of the times"),
+    M(
+        "times.py",
+        "return torch.randn(n, generator=rng, device",
+        "return torch.randn(n, device",
+        "times: global generator",
+    ),
+    # weights
+    M("weights.py", "return torch.ones_like(t)", "return torch.zeros_like(t)", "one -> zero"),
+    M("weights.py", "return 1 - t**self.p", "return t**self.p", "alpha: 1 - t^p -> t^p"),
+    M("weights.py", "return 1 - t**self.p", "return (1 - t) ** self.p", "alpha: 1 - t^p -> (1 - t)^p"),
+    M("weights.py", "    p: float = 0.5\n", "    p: float = 1.0\n", "alpha: default p"),
+    M("weights.py", "torch.cos(math.pi / 2 * t)", "torch.sin(math.pi / 2 * t)", "beta: cos -> sin"),
+    M("weights.py", "torch.cos(math.pi / 2 * t)", "torch.cos(math.pi * t)", "beta: factor"),
+    # distances
+    M("distances.py", ".square().flatten(1).mean(1)", ".square().flatten(1).sum(1)", "mean -> sum"),
+    M("distances.py", ".square().flatten(1).mean(1)", ".abs().flatten(1).mean(1)", "square -> absolute value"),
+    M("distances.py", "(1 - torch.nn.functional.cosine", "(1 + torch.nn.functional.cosine", "sign of the cosine"),
+    M(
+        "distances.py",
+        "cosine_similarity(prediction, target, dim=1)",
+        "cosine_similarity(prediction, target, dim=-1)",
+        "axis",
+    ),
+    M("distances.py", "reshape(len(target), -1).mean(1)", "reshape(len(target), -1).sum(1)", "cosine: mean -> sum"),
+    M("distances.py", "    if flat:\n", "    if not flat:\n", "flat reversed"),
+    M("distances.py", "target.shape[1] < MIN", "target.shape[1] <= MIN", "4 channels are flat"),
+    M("distances.py", "MIN_CHANNELS_FOR_COSINE = 4", "MIN_CHANNELS_FOR_COSINE = 3", "3 channels are not flat"),
+    M(
+        "distances.py",
+        "if self.flat is None else self.flat",
+        "if self.flat is None else not self.flat",
+        "switch reversed",
+    ),
+    M("distances.py", "target) + cosine_distance(", "target) - cosine_distance(", "sign of the cosine term"),
+    M("distances.py", "return e / (e.detach() + self.c)", "return e / (e + self.c)", "stop-gradient of the weight"),
+    M(
+        "distances.py",
+        "return e / (e.detach() + self.c)",
+        "return e.detach() / (e + self.c)",
+        "stop-gradient misplaced",
+    ),
+    M("distances.py", "(e.detach() + self.c) ** self.p", "(e.detach() + self.c) ** (1 - self.p)", "p -> 1 - p"),
+    M("distances.py", "(e.detach() + self.c) ** self.p", "e.detach() ** self.p + self.c", "c outside of the power"),
+    M("distances.py", "    p: float = 0.5\n", "    p: float = 1.0\n", "default p"),
+    M("distances.py", "    c: float = 1e-3\n", "    c: float = 1e-2\n", "default c"),
+    # conditions
+    M("conditions.py", "torch.full_like(cond, self.classes)", "torch.full_like(cond, self.classes - 1)", "null label"),
+    M("conditions.py", "torch.full_like(cond, self.classes)", "torch.zeros_like(cond)", "null label is 0"),
+    M("conditions.py", "int(cond.max()) <= self.classes)", "int(cond.max()) < self.classes)", "null label refused"),
+    M("conditions.py", "device=rng.device) < probability", "device=rng.device) > probability", "dropout reversed"),
+    M(
+        "conditions.py",
+        "torch.where(dropped, null, cond), dropped",
+        "torch.where(dropped, null, cond), ~dropped",
+        "mask",
+    ),
+    M(
+        "conditions.py",
+        "torch.where(dropped, null, cond)",
+        "torch.where(dropped, cond, null)",
+        "null where not dropped",
+    ),
+    M("conditions.py", "torch.rand(len(cond), generator=rng", "torch.rand(1, generator=rng", "one draw for the batch"),
+    # tasks
+    M("tasks.py", 'return {"t": 2 - t}', 'return {"t": t}', "c_FM: 2 - t -> t"),
+    M("tasks.py", 'return {"t": 2 - t}', 'return {"t": 1 + t}', "c_FM: 2 - t -> 1 + t"),
+    M("tasks.py", '"r": torch.ones_like(t)}', '"r": t}', "c_CM: r = 1 -> r = t"),
+    M("tasks.py", '"r": torch.ones_like(t)}', '"r": torch.zeros_like(t)}', "c_CM: r = 1 -> r = 0"),
+    M(
+        "tasks.py",
+        'return {"t": t, "r": t}\n\n\ndef',
+        'return {"t": t, "r": torch.ones_like(t)}\n\n\ndef',
+        "c_FM: r = t -> r = 1",
+    ),
+    M("tasks.py", 'return {"t": t, "r": t} if', 'return {"t": t, "r": torch.ones_like(t)} if', "native r"),
+    M(
+        "tasks.py",
+        'if "r" in task.anchor(torch.zeros(1)) and not',
+        'if "s" in task.anchor(t) and not',
+        "task unchecked",
+    ),
+    # guidance
+    M("guidance.py", "(t >= self.low)", "(t > self.low)", "interval: >= low -> > low"),
+    M("guidance.py", "(t <= self.high)", "(t < self.high)", "interval: <= high -> < high"),
+    M("guidance.py", "(t >= self.low) & (t", "(t >= self.low) | (t", "interval: and -> or"),
+    M("guidance.py", "& (self.scale > 1)", "", "w = 1 is guided"),
+    M("guidance.py", "return v_u + scale * (v_c - v_u)", "return v_c + scale * (v_c - v_u)", "w -> w + 1"),
+    M("guidance.py", "return v_u + scale * (v_c - v_u)", "return v_u + scale * (v_u - v_c)", "sign of guidance"),
+    M("guidance.py", "return v_u + scale * (v_c - v_u)", "return v_c + scale * (v_u - v_c)", "cond and null swapped"),
+    M(
+        "guidance.py",
+        "cond=torch.cat([cond, null])",
+        "cond=torch.cat([null, cond])",
+        "cond and null swapped in the pass",
+    ),
+    M("guidance.py", "cond=torch.cat([cond, null])", "cond=torch.cat([cond, cond])", "null is not asked"),
+    M(
+        "guidance.py",
+        "v_c, v_u = at_least_float32(network(torch",
+        "v_c, v_u = (network(torch",
+        "teacher in half precision",
+    ),
+    M(
+        "guidance.py",
+        "extrapolate(v_c, v_u, guidance.scale), v_c)",
+        "extrapolate(v_c, v_u, guidance.scale), v_u)",
+        "outside",
+    ),
+    M("guidance.py", "guidance.active(t[:1])", "guidance.active(1 - t[:1])", "field: interval reversed"),
+    M("guidance.py", "else NO_GUIDANCE\n", "else guidance\n", "field: null pass where guidance is off"),
+    M("guidance.py", "if self.at_anchor else", "if not self.at_anchor else", "at_anchor reversed"),
+    M("guidance.py", "partial(native, teacher)", "task.shortcut", "teacher asked at the shortcut"),
+    M(
+        "guidance.py",
+        "    needs_teacher = True\n\n    @torch.no_grad()\n",
+        "    needs_teacher = True\n\n",
+        "gradient into the teacher",
+    ),
+    M("guidance.py", "v, w = x_1 - x_0, self", "v, w = x_0 - x_1, self", "sign of the data's velocity"),
+    M("guidance.py", "task.shortcut if self.at_shortcut", "task.shortcut if not self.at_shortcut", "v_u: head"),
+    M("guidance.py", "guided = v + w * (v_c - v_u)", "guided = v_c + w * (v_c - v_u)", "both online: base"),
+    M("guidance.py", "guided = v + w * (v_c - v_u)", "guided = v + (w - 1) * (v_c - v_u)", "both online: w -> w - 1"),
+    M("guidance.py", "torch.where(active, null, cond)", "torch.where(active, cond, null)", "outside: null and cond"),
+    M(
+        "guidance.py",
+        "network(x_t, cond=null, **times)), w)",
+        "network(x_t, cond=cond, **times)), w)",
+        "v_u at the label",
+    ),
+    M("guidance.py", "active = active & ~dropped", "active = active & dropped", "dropped reversed"),
+    M("guidance.py", "active = active & ~dropped", "pass", "dropped samples are guided"),
+    M(
+        "guidance.py",
+        "torch.where(expand(active, v), guided, v)",
+        "torch.where(expand(active, v), v, guided)",
+        "interval",
+    ),
+    M(
+        "guidance.py",
+        '            raise ValueError("both_online = True and extrapolate_outside = True: expected at most one of them")\n'
+        "\n    @torch.no_grad()\n",
+        '            raise ValueError("both_online = True and extrapolate_outside = True: expected at most one of them")\n\n',
+        "gradient through v_u",
+    ),
+    # derivative
+    M("derivative.py", "return value, tangent.detach()", "return value, tangent", "whole: tangent keeps its graph"),
+    M(
+        "derivative.py",
+        "return value, tangent.detach()",
+        "return value.detach(), tangent.detach()",
+        "whole: value detached",
+    ),
+    M(
+        "derivative.py",
+        "with torch.no_grad():\n            tangent =",
+        "if True:\n            tangent =",
+        "no-graph: graph",
+    ),
+    M(
+        "derivative.py",
+        "return function(*primals), tangent",
+        "return function(*primals), -tangent",
+        "sign of the tangent",
+    ),
+    M("derivative.py", "func(dx, args[1], None, *args[3:])", "func(dx, *args[1:])", "bias in the tangent"),
+    M("derivative.py", "func(dx, args[1], None, *args[3:])", "func(dx, args[1])", "stride and padding forgotten"),
+    M(
+        "derivative.py",
+        "not any(map(_moves, args[1:3]))",
+        "not any(map(_moves, args[2:3]))",
+        "moving weights are constant",
+    ),
+    M(
+        "derivative.py",
+        "not any(map(_moves, args[1:3]))",
+        "not any(map(_moves, args[1:2]))",
+        "moving biases are constant",
+    ),
+    M("derivative.py", "in LINEAR and not kwargs and", "in LINEAR and", "keywords of linear maps forgotten"),
+    M("derivative.py", "torch.zeros_like(value) if tangent is None", "value if tangent is None", "constant function"),
+    M(
+        "derivative.py",
+        "return sdpa_kernel(SDPBackend.MATH)",
+        "return sdpa_kernel(SDPBackend.FLASH_ATTENTION)",
+        "attention",
+    ),
+    M("derivative.py", "(x + self.h * v, t + self.h * dt)", "(x + self.h * v, t)", "differences: time stands still"),
+    M("derivative.py", "(x - self.h * v, t - self.h * dt)", "(x + self.h * v, t - self.h * dt)", "differences: sign"),
+    M("derivative.py", "(x - self.h * v, t - self.h * dt)", "(x, t)", "differences: one-sided"),
+    M("derivative.py", "(forward - backward) / (2 * self.h)", "(forward - backward) / self.h", "differences: factor"),
+    M("derivative.py", 'if not getattr(network, "training", False)', "if True", "another mask at each call"),
+    M("derivative.py", "            torch.set_rng_state(state)", "            pass", "the mask is not restored"),
+    # objectives
+    M("objectives/shortcut.py", "F_sg = F_CM.detach()", "F_sg = F_CM", "gradient through the target"),
+    M("objectives/shortcut.py", "v + (1 - expand(t, v)) * dF", "v - (1 - expand(t, v)) * dF", "sign of dF in v_bar"),
+    M("objectives/shortcut.py", "v + (1 - expand(t, v)) * dF", "v + expand(t, v) * dF", "v_bar: 1 - t -> t"),
+    M("objectives/shortcut.py", "v + (1 - expand(t, v)) * dF", "v + dF", "v_bar: factor dropped"),
+    M("objectives/shortcut.py", "g = F_sg - v_bar", "g = v_bar - F_sg", "sign of g"),
+    M("objectives/shortcut.py", "g.clamp(-clamp, clamp)", "g.clamp(-clamp)", "clamp above forgotten"),
+    M("objectives/shortcut.py", "g.clamp(-clamp, clamp)", "g.clamp(max=clamp)", "clamp below forgotten"),
+    M("objectives/shortcut.py", "g.clamp(-clamp, clamp)", "g.clamp(-1, 1)", "clamp at 1 whatever is asked"),
+    M("objectives/shortcut.py", "g if clamp is None", "g if True", "no clamp"),
+    M("objectives/shortcut.py", "F_sg - expand(alpha, v) * g_clamped", "F_sg - g_clamped", "no interpolation"),
+    M(
+        "objectives/shortcut.py",
+        "F_sg - expand(alpha, v) * g_clamped",
+        "F_sg + expand(alpha, v) * g_clamped",
+        "sign of g",
+    ),
+    M("objectives/shortcut.py", "F_sg - expand(alpha, v) * g_clamped", "F_sg - expand(alpha, v) * g", "clamp unused"),
+    M("objectives/facm.py", "interpolate(x_0, x_1, t)", "interpolate(x_1, x_0, t)", "noise and data swapped"),
+    M("objectives/facm.py", "F(x_t, self.task.anchor(t))", "F(x_t, self.task.shortcut(t))", "anchor asked at c_CM"),
+    M("objectives/facm.py", "F(x, self.task.shortcut(t))", "F(x, self.task.anchor(t))", "shortcut asked at c_FM"),
+    M("objectives/facm.py", "(v, torch.ones_like(t))", "(-v, torch.ones_like(t))", "tangent v -> -v"),
+    M("objectives/facm.py", "(v, torch.ones_like(t))", "(v, torch.zeros_like(t))", "tangent of time 1 -> 0"),
+    M(
+        "objectives/facm.py",
+        "(v, torch.ones_like(t))",
+        "(x_1 - x_0, torch.ones_like(t))",
+        "tangent of the plain velocity",
+    ),
+    M("objectives/facm.py", "self.alpha(t), self.clamp", "self.beta(t), self.clamp", "alpha -> beta"),
+    M("objectives/facm.py", "L_CM = self.beta(t) * L_norm", "L_CM = self.alpha(t) * L_norm", "beta -> alpha"),
+    M("objectives/facm.py", "L_CM = self.beta(t) * L_norm", "L_CM = L_norm", "beta dropped"),
+    M("objectives/facm.py", "self.anchor(F_FM, v)", "self.anchor(F_FM, x_1 - x_0)", "anchor without guidance"),
+    M("objectives/facm.py", "self.anchor(F_FM, v)", "self.anchor(F_CM, v)", "anchor on the shortcut's head"),
+    M("objectives/facm.py", "self.shortcut(F_CM, target.v_tar)", "self.shortcut(F_CM, target.v_bar)", "v_tar -> v_bar"),
+    M(
+        "objectives/facm.py",
+        "(self.L_FM + self.L_CM).mean()",
+        "(self.L_FM + self.L_norm).mean()",
+        "beta not in the loss",
+    ),
+    M("objectives/facm.py", "(self.L_FM + self.L_CM).mean()", "(self.L_FM + self.L_CM).sum()", "mean -> sum"),
+    M("objectives/facm.py", "(self.L_FM + self.L_CM).mean()", "(self.L_FM - self.L_CM).mean()", "sign of the shortcut"),
+    M(
+        "objectives/facm.py",
+        "return at_least_float32(network(x, cond=cond, **times))",
+        "return network(x, cond=cond, **times)",
+        "bf16",
+    ),
+    M("objectives/facm.py", "network = same_dropout(network)", "pass", "another dropout mask at each call"),
+    M("objectives/facm.py", "        check_task(self.task, network)\n", "", "task is not checked"),
+    M("objectives/facm.py", "        self.condition.check(cond, len(x_1))\n", "", "labels are not checked"),
+    M("objectives/facm.py", "cond, teacher, dropped).loss()", "cond, teacher).loss()", "dropped labels are guided"),
+    M(
+        "objectives/facm.py",
+        "cond, dropped = self.condition.drop(",
+        "_, dropped = self.condition.drop(",
+        "labels not dropped",
+    ),
+    M("objectives/consistency.py", "interpolate(x_0, x_1, t)", "interpolate(x_1, x_0, t)", "noise and data swapped"),
+    M("objectives/consistency.py", "self.task.shortcut(t)", "self.task.anchor(t)", "shortcut asked at c_FM"),
+    M("objectives/consistency.py", "(v, torch.ones_like(t))", "(-v, torch.ones_like(t))", "tangent v -> -v"),
+    M("objectives/consistency.py", "(v, torch.ones_like(t))", "(v, torch.zeros_like(t))", "tangent of time 1 -> 0"),
+    M("objectives/consistency.py", "self.alpha(t), self.clamp", "self.beta(t), self.clamp", "alpha -> beta"),
+    M("objectives/consistency.py", "self.beta(t) * L_norm)", "L_norm)", "beta dropped"),
+    M(
+        "objectives/consistency.py",
+        "self.shortcut(F_CM, target.v_tar)",
+        "self.shortcut(F_CM, target.v_bar)",
+        "v_tar -> v_bar",
+    ),
+    M("objectives/consistency.py", "network = same_dropout(network)", "pass", "another dropout mask at each call"),
+    M("objectives/flow_matching.py", "interpolate(x_0, x_1, t), vel", "interpolate(x_1, x_0, t), vel", "path reversed"),
+    M("objectives/flow_matching.py", "velocity(x_0, x_1)\n", "velocity(x_1, x_0)\n", "sign of the velocity"),
+    M(
+        "objectives/flow_matching.py",
+        "torch.where(anchored, c_FM, c[name])",
+        "torch.where(anchored, c[name], c_FM)",
+        "mask",
+    ),
+    M(
+        "objectives/flow_matching.py",
+        "device=rng.device) < self.mixed",
+        "device=rng.device) > self.mixed",
+        "mixing reversed",
+    ),
+    M("objectives/flow_matching.py", "self.distance(F, v))", "self.distance(F, v).mean())", "per sample"),
+    M("objectives/flow_matching.py", "mixed: float = 0.5", "mixed: float = 0.0", "default of the mixing"),
+    # samplers
+    M("samplers.py", "return [i / n for i in range(n)]", "return [(i + 1) / n for i in range(n)]", "schedule late"),
+    M("samplers.py", "return [i / n for i in range(n)]", "return [i / (n + 1) for i in range(n)]", "schedule early"),
+    M("samplers.py", "(1 + (shift - 1) * t)", "(1 + (1 - shift) * t)", "sign in the shift"),
+    M("samplers.py", "return [shift * t / (1", "return [t / (1", "factor of the shift"),
+    M("samplers.py", "times[0] != 0", "times[0] < 0", "first time is not checked"),
+    M(
+        "samplers.py",
+        "x = t * x_1_hat + (1 - t) * fresh",
+        "x = (1 - t) * x_1_hat + t * fresh",
+        "renoising weights swapped",
+    ),
+    M(
+        "samplers.py",
+        "x = t * x_1_hat + (1 - t) * fresh",
+        "x = t * x_1_hat + (1 - t) ** 0.5 * fresh",
+        "renoising weight",
+    ),
+    M(
+        "samplers.py",
+        "x = t * x_1_hat + (1 - t) * fresh_noise(i)",
+        "x = t * x_1_hat + (1 - t) * fresh_noise(i - 1)",
+        "draw",
+    ),
+    M(
+        "samplers.py",
+        "x = t * x_1_hat + (1 - t) * fresh_noise(i).to(x)",
+        "x = t * x_1_hat + (1 - t) * x_0.to(x)",
+        "noise reused",
+    ),
+    M("samplers.py", "x_1_hat = x + (1 - t) * _at", "x_1_hat = x - (1 - t) * _at", "sign of the jump"),
+    M("samplers.py", "x_1_hat = x + (1 - t) * _at", "x_1_hat = x + t * _at", "length of the jump"),
+    M("samplers.py", "        x = x + (t_next - t) * _at", "        x = x + (t - t_next) * _at", "Euler: sign"),
+    M("samplers.py", "/ 2\n", "\n", "Heun: mean of the slopes"),
+    M(
+        "samplers.py",
+        "_at(F, x_next, t_next, x_0.dtype))",
+        "_at(F, x_next, t, x_0.dtype))",
+        "Heun: time of the second slope",
+    ),
+    M(
+        "samplers.py",
+        "_at(F, x_next, t_next, x_0.dtype))",
+        "_at(F, x, t_next, x_0.dtype))",
+        "Heun: place of the second slope",
+    ),
+    M("samplers.py", "if t_next < 1:", "if t_next <= 1:", "Heun: correction at data"),
+    M("samplers.py", "return x_1_hat.to(x_0.dtype)", "return x_1_hat", "consistency: dtype"),
+    M(
+        "samplers.py",
+        "x, x_1_hat = x_0.double(), x_0.double()",
+        "x, x_1_hat = x_0.double() * 0.99, x_0",
+        "initial noise",
+    ),
+    # generate
+    M("generate.py", "derive(seed, i, draw)", "derive(seed, draw)", "noise shared by all samples"),
+    M("generate.py", "derive(seed, i, draw)", "derive(seed, i)", "noise shared by all draws"),
+    M("generate.py", "derive(seed, i, draw)", "derive(i, draw)", "seed without effect"),
+    M("generate.py", "i % condition.classes", "(i + 1) % condition.classes", "labels"),
+    M(
+        "generate.py",
+        'source.task.anchor if method.head == "anchor"',
+        'source.task.shortcut if method.head == "anchor"',
+        "head",
+    ),
+    M(
+        "generate.py",
+        "field(source.task.shortcut), x_0",
+        "field(source.task.anchor), x_0",
+        "jumps from the anchor head",
+    ),
+    M("generate.py", "(method.nfe + 1) // 2", "method.nfe", "Heun's number of steps"),
+    M(
+        "generate.py",
+        "noise(seed, indices, 0, source.shape)",
+        "noise(seed, indices, 1, source.shape)",
+        "first noise drawn again",
+    ),
+    M("generate.py", "cond, source.condition, guidance)", "cond, source.condition)", "guidance without effect"),
+    M("seeding.py", "np.random.SeedSequence(parts)", "np.random.SeedSequence(sum(parts))", "seeds of sums"),
+    # networks
+    M("networks/adapters.py", "(1 - c if config.reversed_time", "(c if config.reversed_time", "time not reversed"),
+    M(
+        "networks/adapters.py",
+        "return -out if config.reversed_time",
+        "return out if config.reversed_time",
+        "velocity not reversed",
+    ),
+    M("networks/adapters.py", "config.time_scale * (1 - c", "(1 - c", "time not scaled"),
+    M("networks/adapters.py", "c = at_least_float32(t)", "c = t", "scaled time in bf16"),
+    M("networks/lightning_dit.py", "eps: float = 1e-6) -> None", "eps: float = 1e-5) -> None", "eps of RMSNorm"),
+    M("networks/lightning_dit.py", ".type_as(x) * self.weight", ".type_as(x)", "weight of RMSNorm"),
+    M(
+        "networks/lightning_dit.py",
+        "h.square().mean(-1, keepdim=True)",
+        "h.square().sum(-1, keepdim=True)",
+        "RMSNorm: sum",
+    ),
+    M("networks/lightning_dit.py", "1e-6 if not affine else 1e-5", "1e-5 if not affine else 1e-6", "eps of LayerNorm"),
+    M(
+        "networks/lightning_dit.py",
+        "torch.stack([-odd, even], dim=-1)",
+        "torch.stack([odd, -even], dim=-1)",
+        "RoPE: direction",
+    ),
+    M(
+        "networks/lightning_dit.py",
+        "h * self.freqs_cos + turned * self.freqs_sin",
+        "h * self.freqs_sin + turned * self.freqs_cos",
+        "RoPE",
+    ),
+    M(
+        "networks/lightning_dit.py",
+        "torch.cat([rows, columns], dim=-1).reshape",
+        "torch.cat([columns, rows], dim=-1).reshape",
+        "RoPE axes",
+    ),
+    M(
+        "networks/lightning_dit.py",
+        "torch.arange(0, per_axis, 2).float() / per_axis",
+        "torch.arange(0, per_axis, 2).float() / head_dim",
+        "RoPE frequencies",
+    ),
+    M("networks/lightning_dit.py", "PERIOD = 10_000.0", "PERIOD = 1_000.0", "period"),
+    M(
+        "networks/lightning_dit.py",
+        "self.q_norm(q), self.k_norm(k)",
+        "self.k_norm(q), self.q_norm(k)",
+        "QK-norms swapped",
+    ),
+    M("networks/lightning_dit.py", "q, k = rope(q), rope(k)", "q = rope(q)", "RoPE on q only"),
+    M("networks/lightning_dit.py", "gate, value = self.w12", "value, gate = self.w12", "SwiGLU halves swapped"),
+    M("networks/lightning_dit.py", 'approximate="tanh"', 'approximate="none"', "exact GELU"),
+    M("networks/lightning_dit.py", "x * (1 + scale[:, None])", "x * scale[:, None]", "scale around 0"),
+    M("networks/lightning_dit.py", "else x + shift[:, None]", "else x - shift[:, None]", "sign of the shift"),
+    M(
+        "networks/lightning_dit.py",
+        "shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = parts",
+        "shift_2, scale_2, gate_2, shift_1, scale_1, gate_1 = parts",
+        "modulation: attention and MLP swapped",
+    ),
+    M(
+        "networks/lightning_dit.py",
+        "shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = parts",
+        "scale_1, shift_1, gate_1, scale_2, shift_2, gate_2 = parts",
+        "modulation: scale and shift swapped",
+    ),
+    M(
+        "networks/lightning_dit.py",
+        "(scale_1, gate_1, scale_2, gate_2), shift_1",
+        "(gate_1, scale_1, gate_2, scale_2), shift_1",
+        "no-shift order",
+    ),
+    M("networks/lightning_dit.py", "int(2 / 3 * hidden)", "round(2 / 3 * hidden)", "hidden size of SwiGLU"),
+    M(
+        "networks/lightning_dit.py",
+        "torch.cat([angle.cos(), angle.sin()]",
+        "torch.cat([angle.sin(), angle.cos()]",
+        "sinusoid order",
+    ),
+    M("networks/lightning_dit.py", "t = at_least_float32(t)", "t = t", "sinusoid in half precision"),
+    M(
+        "networks/lightning_dit.py",
+        "device=t.device) / half)",
+        "device=t.device) / (half - 1))",
+        "sinusoid frequencies",
+    ),
+    M(
+        "networks/lightning_dit.py",
+        "shift, scale = self.adaLN",
+        "scale, shift = self.adaLN",
+        "final layer: shift and scale",
+    ),
+    M(
+        "networks/lightning_dit.py",
+        "nn.Embedding(num_classes + 1, dim)",
+        "nn.Embedding(num_classes, dim)",
+        "row of the null label",
+    ),
+    M(
+        "networks/lightning_dit.py",
+        "            c = c + self.y_embedder(cond)",
+        "            pass",
+        "label without effect",
+    ),
+    M(
+        "networks/lightning_dit.py",
+        "            c = c + self.r_embedder(r)",
+        "            c = c + self.r_embedder(t)",
+        "r -> t",
+    ),
+    M(
+        "networks/lightning_dit.py",
+        "self.x_embedder(x) + self.pos_embed",
+        "self.x_embedder(x)",
+        "positions without effect",
+    ),
+    M("networks/lightning_dit.py", ".permute(0, 5, 1, 3, 2, 4)", ".permute(0, 5, 2, 4, 1, 3)", "unpatchify transposed"),
+    M(
+        "networks/lightning_dit.py",
+        ".permute(0, 5, 1, 3, 2, 4)",
+        ".permute(0, 5, 1, 4, 2, 3)",
+        "unpatchify within a patch",
+    ),
+    M(
+        "networks/lightning_dit.py",
+        "[:, : config.in_channels]",
+        "[:, -config.in_channels :]",
+        "learn_sigma: other half",
+    ),
+    M(
+        "networks/lightning_dit.py",
+        "torch.cat([columns, rows], dim=-1).reshape",
+        "torch.cat([rows, columns], dim=-1).reshape",
+        "grid positions",
+    ),
+    M(
+        "networks/lightning_dit.py",
+        "            zeroed.append(self.r_embedder.mlp[2])",
+        "            pass",
+        "r has an effect at the start",
+    ),
+    M("networks/lightning_dit.py", "[None], requires_grad=False)", "[None])", "positions are trained"),
+    M("networks/mlp.py", "times = [t] if r is None else [t, r]", "times = [t] if r is None else [t, t]", "r -> t"),
+    M("networks/mlp.py", "            h = h + self.labels(cond)", "            pass", "label without effect"),
+    # EMA and optimiser
+    M("ema.py", "np.roots([1, 7, 16 - s, 12 - s])", "np.roots([1, 7, 16 + s, 12 - s])", "gamma of sigma_rel"),
+    M("ema.py", ".real.max()", ".real.min()", "root of the cubic"),
+    M("ema.py", "** (gamma_of(sigma_rel) + 1)", "** gamma_of(sigma_rel)", "gamma + 1 -> gamma"),
+    M("ema.py", "batch_size / (images_seen + batch_size)", "batch_size / images_seen", "clock one batch earlier"),
+    M(
+        "ema.py",
+        "if images_seen <= batch_size:",
+        "if images_seen < batch_size:",
+        "first update keeps the initial weights",
+    ),
+    M("ema.py", "averaged], 1 - beta)", "averaged], beta)", "beta -> 1 - beta"),
+    M("ema.py", "if p.requires_grad]", "]", "frozen parameters are averaged"),
+    M("ema.py", "                average[name].copy_(current[name])", "                pass", "buffers are not copied"),
+    M("ema.py", "value.detach().clone()", "value.detach()", "average shares its memory with the network"),
+    M("ema.py", "min(t_a, t_b), gamma_a", "max(t_a, t_b), gamma_a", "overlap: min -> max"),
+    M("ema.py", "gamma_a + gamma_b + 1\n", "gamma_a + gamma_b\n", "overlap: power"),
+    M("ema.py", "- (gamma_b + 1) * np.log(t_b)", "- gamma_b * np.log(t_b)", "overlap: normalisation"),
+    M("ema.py", "(gamma_a + 1) * (gamma_b + 1) / power", "gamma_a * gamma_b / power", "overlap: factor"),
+    M("ema.py", "if s.images_seen <= images_seen]", "]", "later snapshots are used"),
+    M("ema.py", "if s.images_seen <= images_seen]", "if s.images_seen < images_seen]", "the last snapshot is left out"),
+    M("ema.py", "if name in changed else value", "", "frozen tables are summed"),
+    M("optim.py", "(1 + math.cos(math.pi *", "(1 - math.cos(math.pi *", "cosine decay rises"),
+    M("optim.py", "(min(progress, 1.0) - self.start)", "min(progress, 1.0)", "linear decay: start"),
+    M(
+        "optim.py",
+        "min(1.0, images_seen / self.warmup_images)",
+        "images_seen / self.warmup_images",
+        "warm-up without an end",
+    ),
+    M("optim.py", "self.lr * warmup * self.decay(", "self.lr * self.decay(", "no warm-up"),
+    M("optim.py", "if p.requires_grad]", "]", "frozen parameters are trained"),
+    M("optim.py", "(0.9, 0.999)", "(0.9, 0.95)", "default betas"),
+]
+
+
+@dataclass
+class Workplace:
+    """A copy of the package and its tests, in which one mutant at a time is tried."""
+
+    root: Path
+    test_files: list[str] = field(default_factory=list)
+
+    @classmethod
+    def copy_to(cls, root: Path) -> Workplace:
+        ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        for folder in ("src", "tests"):
+            shutil.copytree(REPOSITORY / folder, root / folder, ignore=ignore)
+        shutil.copy(REPOSITORY / "pyproject.toml", root)
+        files = sorted((root / "tests").glob("test_maths_*.py")) + [root / "tests" / "test_golden.py"]
+        return cls(root, [str(file) for file in files])
+
+    def source(self, file: str) -> Path:
+        return self.root / "src" / "facm" / file
+
+    def stages(self, file: str) -> list[list[str]]:
+        """The test files to run, those that most likely notice a mutation of ``file`` first."""
+        hints = next((words for key, words in FIRST.items() if file.startswith(key)), [])
+        likely = [test for word in hints for test in self.test_files if test.endswith(f"_{word}.py")]
+        return [stage for stage in (likely, [test for test in self.test_files if test not in likely]) if stage]
+
+
+class FirstFailure:
+    """A pytest plugin that remembers the first test that failed, or the first file that could not be imported."""
+
+    def __init__(self) -> None:
+        self.name = SURVIVED
+
+    def pytest_runtest_logreport(self, report) -> None:
+        if report.failed and not self.name:
+            self.name = report.nodeid
+
+    pytest_collectreport = pytest_runtest_logreport
+
+
+def run_tests(workplace: Workplace, stages: Iterable[list[str]]) -> str:
+    """In a forked child: the first failing test, or SURVIVED."""
+    import pytest
+
+    os.chdir(workplace.root)
+    sys.dont_write_bytecode = True
+    sys.path.insert(0, str(workplace.root / "src"))
+    facm = importlib.import_module("facm")
+    if not Path(str(facm.__file__)).is_relative_to(workplace.root):
+        raise RuntimeError(f"imported {facm.__file__}, not the copy in {workplace.root}")
+    for stage in stages:
+        failure = FirstFailure()
+        options = ["-x", "-q", "--tb=no", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist"]
+        code = pytest.main([*options, "--rootdir", str(workplace.root), *stage], plugins=[failure])
+        if code != 0:
+            return failure.name or f"pytest exited with {int(code)}"
+    return SURVIVED
+
+
+@dataclass
+class Child:
+    """A forked process that tries one mutant; ``result`` is a pipe from it."""
+
+    mutant: Mutant | None
+    workplace: Workplace
+    pid: int
+    result: int
+    original: str
+    began: float = field(default_factory=time.monotonic)
+
+
+def start(mutant: Mutant | None, workplace: Workplace) -> Child:
+    original = ""
+    if mutant is not None:
+        path = workplace.source(mutant.file)
+        original = path.read_text()
+        path.write_text(original.replace(mutant.old, mutant.new))
+    stages = [workplace.test_files] if mutant is None else workplace.stages(mutant.file)
+    read, write = os.pipe()
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid:
+        os.close(write)
+        return Child(mutant, workplace, pid, read, original)
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    try:
+        outcome = run_tests(workplace, stages)
+    except BaseException as error:  # anything that escapes is a failure, and os._exit must be reached
+        outcome = f"{type(error).__name__}: {error}"
+    os.write(write, outcome.encode()[:4000])
+    os._exit(0)
+
+
+def collect(child: Child) -> str | None:
+    """The outcome if the child has ended (or hung for too long), else None; the source is as it was again."""
+    done, _ = os.waitpid(child.pid, os.WNOHANG)
+    hung = not done and time.monotonic() - child.began > TIMEOUT
+    if not done and not hung:
+        return None
+    if hung:
+        os.kill(child.pid, signal.SIGKILL)
+        os.waitpid(child.pid, 0)
+    with os.fdopen(child.result) as pipe:
+        reported = pipe.read()
+        finished = os.fstat(pipe.fileno()) is not None and done
+    if child.mutant is not None:
+        child.workplace.source(child.mutant.file).write_text(child.original)
+    return reported if finished else f"no answer within {TIMEOUT} s"
+
+
+def stale(mutants: Iterable[Mutant]) -> list[str]:
+    """Mutants whose old text does not occur exactly once."""
+    counts = {m: (REPOSITORY / "src" / "facm" / m.file).read_text().count(m.old) for m in mutants}
+    return [f"{m.name}: {m.old!r} occurs {n} times, expected once" for m, n in counts.items() if n != 1]
+
+
+def try_all(mutants: list[Mutant], jobs: int) -> tuple[int, int]:
+    """(killed, survived)"""
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        free = [Workplace.copy_to(Path(folder) / str(i)) for i in range(jobs)]
+        child = start(None, free[0])
+        while (failed := collect(child)) is None:
+            time.sleep(0.05)
+        if failed:
+            raise SystemExit(f"without any mutation the tests fail: {failed}")
+        print(f"without mutation: passed in {time.monotonic() - child.began:.0f} s", flush=True)
+
+        waiting, running, survivors = list(reversed(mutants)), list[Child](), []
+        while waiting or running:
+            while waiting and free:
+                running.append(start(waiting.pop(), free.pop()))
+            time.sleep(0.02)
+            for child in list(running):
+                outcome = collect(child)
+                if outcome is None:
+                    continue
+                running.remove(child)
+                free.append(child.workplace)
+                assert child.mutant is not None
+                verdict = "SURVIVED" if outcome == SURVIVED else "killed"
+                if outcome == SURVIVED:
+                    survivors.append(child.mutant)
+                seconds = time.monotonic() - child.began
+                print(f"{verdict:8} {seconds:5.1f} s  {child.mutant.name}  {outcome.split('tests/')[-1]}", flush=True)
+    return len(mutants) - len(survivors), len(survivors)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="only mutants whose file or description contains this")
+    parser.add_argument("--jobs", type=int, default=1, help="mutants tried at a time")
+    arguments = parser.parse_args()
+    mutants = [m for m in MUTANTS if arguments.only in m.name]
+    if not mutants:
+        raise SystemExit(f"--only {arguments.only!r}: no mutant has it in its name")
+    if problems := stale(MUTANTS):
+        raise SystemExit("\n".join(problems))
+
+    import torch  # once, for all children; the package itself is imported by each child from its own copy
+
+    importlib.import_module("safetensors.torch")
+    torch.set_num_threads(1)
+    torch.func.jvp(torch.sin, (torch.ones(1),), (torch.ones(1),))  # loads what forward mode needs
+    assert "facm" not in sys.modules
+    killed, survived = try_all(mutants, arguments.jobs)
+    print(f"{killed} killed, {survived} survived")
+    raise SystemExit(1 if survived else 0)
+
+
+if __name__ == "__main__":
+    main()
