@@ -76,8 +76,9 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> 
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    header = {"format": FORMAT, "sha256": digest(contiguous), "meta": json.dumps(meta)}
+    contiguous = _unshared(tensors)
+    record = json.dumps(meta)
+    header = {"format": FORMAT, "sha256": digest(contiguous), "meta": record, "meta_sha256": _sha256(record)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomically(path) as partial:
@@ -89,6 +90,22 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> 
             f"could not save {path}: {error} ({need:.1f} MB needed, {free:.1f} MB free on the disk); "
             "earlier checkpoints are untouched: make room and resume"
         ) from error
+
+
+def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors in main memory; tied weights are written once for each name, as the format has no ties."""
+    taken: set[int] = set()
+    result = {}
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        storage = value.untyped_storage().data_ptr()
+        result[name] = value.clone() if storage in taken else value
+        taken.add(storage)
+    return result
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def load(path: Path) -> Checkpoint:
@@ -109,12 +126,13 @@ def load(path: Path) -> Checkpoint:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, ValueError, OSError) as error:
-        raise CheckpointError(f"{path} is truncated or damaged ({error}); use an earlier checkpoint") from error
+        raise CheckpointError(f"{path} is truncated or damaged ({error})") from error
     if header.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of this package (format = {header.get('format')!r})")
-    if digest(tensors) != header.get("sha256"):
-        raise CheckpointError(f"{path} is damaged: its content does not match its digest; use an earlier checkpoint")
-    return Checkpoint(tensors, json.loads(header["meta"]), header["sha256"])
+    meta = header.get("meta", "")
+    if digest(tensors) != header.get("sha256") or header.get("meta_sha256", _sha256(meta)) != _sha256(meta):
+        raise CheckpointError(f"{path} is damaged: its content does not match its digest")
+    return Checkpoint(tensors, json.loads(meta), header["sha256"])
 
 
 def load_strictly(

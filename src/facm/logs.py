@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +12,20 @@ from facm.checkpoint import write_text
 
 
 def append(path: Path, record: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":  # a kill cut the last line short: it stays alone
+                file.write(b"\n")
+        file.write(json.dumps(record).encode() + b"\n")
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """All whole records; a last line that a kill cut short is left out."""
+    """All whole records; a line that a kill cut short is left out."""
     records = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
+        with contextlib.suppress(json.JSONDecodeError):
             records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
     return records
 
 

@@ -4,6 +4,7 @@ run.json           the run, and the recipe it came from
 recipe.py          the user's recipe file, where there is one
 environment.json   command, versions, git commit and diff, device, threads
 log.jsonl          one record every so many images
+sessions.jsonl     one line for each time training began or went on: clock, device, precision, threads
 checkpoints/       NNN.safetensors, the newest few
 ema/               snapshots for post-hoc synthesis
 samples/           grids
@@ -31,7 +32,7 @@ from typing import Any
 import torch
 
 from facm import __version__
-from facm.checkpoint import write_text
+from facm.checkpoint import atomically, write_text
 from facm.run import Run, fingerprint, from_json, to_json
 
 
@@ -54,6 +55,10 @@ class RunFolder:
         return self.path / "log.jsonl"
 
     @property
+    def sessions(self) -> Path:
+        return self.path / "sessions.jsonl"
+
+    @property
     def evaluations(self) -> Path:
         return self.path / "evaluations.jsonl"
 
@@ -69,7 +74,7 @@ class RunFolder:
         return sorted((self.path / "checkpoints").glob("[0-9]*.safetensors"))
 
     def ema_snapshot(self, images: int, sigma_rel: float) -> Path:
-        return self.path / "ema" / f"{images:012d}-{sigma_rel:.3f}.safetensors"
+        return self.path / "ema" / f"{images:012d}-{sigma_rel}.safetensors"
 
     def ema_snapshots(self) -> list[tuple[int, float, Path]]:
         """(images seen, sigma_rel, file) of every kept EMA snapshot, oldest first."""
@@ -91,11 +96,21 @@ def create(path: Path, run: Run, recipe: str | None = None, recipe_file: Path | 
     source = None
     if recipe_file is not None:
         source = {"name": recipe_file.stem, "folder": str(recipe_file.parent.resolve())}
-        write_text(path / "recipe.py", recipe_file.read_text(encoding="utf-8"))
+        with atomically(path / "recipe.py") as partial:  # byte for byte: its hash is part of its classes' names
+            partial.write_bytes(recipe_file.read_bytes())
     write_text(path / "environment.json", json.dumps(environment(), indent=2))
     record = {"run": to_json(run), "fingerprint": fingerprint(run), "recipe": recipe, "source": source}
     write_text(path / "run.json", json.dumps(record, indent=2))  # last: its presence says the folder is complete
     return RunFolder(path)
+
+
+def discard(folder: RunFolder) -> None:
+    """Undo :func:`create` for a run that failed before it had any result, so that the next try finds the name free."""
+    files = list(folder.path.iterdir())
+    if {file.name for file in files} <= {"run.json", "recipe.py", "environment.json", "sessions.jsonl", ".lock"}:
+        for file in files:
+            file.unlink()
+        folder.path.rmdir()
 
 
 def open_run(path: Path) -> tuple[RunFolder, Run]:
@@ -178,8 +193,8 @@ def environment() -> dict[str, Any]:
 
 def _git(where: Path) -> dict[str, str] | None:
     def ask(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=where, capture_output=True, text=True, timeout=20, check=True)
-        return done.stdout.strip()
+        done = subprocess.run(["git", *arguments], cwd=where, capture_output=True, timeout=20, check=True)
+        return done.stdout.decode(errors="replace").strip()  # a diff may hold any bytes
 
     try:
         return {"commit": ask("rev-parse", "HEAD"), "diff": ask("diff", "HEAD")}

@@ -80,11 +80,19 @@ class Run:
         for name, protocol in (("network", NetworkConfig), ("data", Data), ("objective", Objective)):
             if not isinstance(getattr(self, name), protocol):
                 raise TypeError(f"{name} = {getattr(self, name)!r} is not a {protocol.__name__}: {protocol.__doc__}")
+        for name in ("teacher", "initial"):
+            if not isinstance(getattr(self, name), Pretrained | None):
+                raise TypeError(f"{name} = {getattr(self, name)!r}, expected FromRun(folder), or an object with load()")
 
 
 def to_json(value: Any) -> Any:
     """Frozen dataclasses, enums, tuples and scalars as JSON, each object with the type that rebuilds it."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        if "<locals>" in type(value).__qualname__:
+            raise TypeError(
+                f"{type(value).__qualname__} is defined inside a function, where resuming could not find it: "
+                "move it to the top level of its file"
+            )
         fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
         return {"type": f"{type(value).__module__}:{type(value).__qualname__}", **fields}
     if isinstance(value, enum.Enum):

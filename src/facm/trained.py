@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from facm.checkpoint import Checkpoint, load, load_strictly
+from facm.checkpoint import Checkpoint, CheckpointError, load, load_strictly
 from facm.ema import Snapshot, synthesise
 from facm.record import RunFolder, open_run
 from facm.run import Run
@@ -36,15 +36,27 @@ def newest_checkpoint(folder: RunFolder) -> Path:
     return checkpoints[-1]
 
 
+def load_newest(folder: RunFolder) -> tuple[Path, Checkpoint]:
+    """The newest checkpoint, verified. Raises CheckpointError, naming the one before, if it is damaged."""
+    file = newest_checkpoint(folder)
+    try:
+        return file, load(file)
+    except CheckpointError as error:
+        earlier = folder.checkpoints()[:-1]
+        hint = f"the one before is {earlier[-1]}: delete or move {file.name} to go on from there"
+        raise CheckpointError(f"{error}; {hint if earlier else 'there is none before it'}") from error
+
+
 def load_trained(path: Path, sigma_rel: float | None = None, raw: bool = False) -> Trained:
     """The newest network of the run at ``path``.
 
     sigma_rel: which EMA; one that the run did not track is synthesised from its snapshots; None: the run's first.
     raw: the weights as they are, without EMA.
     """
+    if raw and sigma_rel is not None:
+        raise ValueError(f"--raw with --ema {sigma_rel}: expected one of them, the raw weights or an EMA")
     folder, run = open_run(path)
-    file = newest_checkpoint(folder)
-    checkpoint = load(file)
+    file, checkpoint = load_newest(folder)
     images_seen = int(checkpoint.meta["images"])
     if not raw:
         sigma_rel = run.ema.sigma_rels[0] if sigma_rel is None else sigma_rel

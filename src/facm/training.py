@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import platform
 import random
 import signal
 import time
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from facm import logs
-from facm.checkpoint import Checkpoint, CheckpointError, digest, load, load_strictly, save
+from facm.checkpoint import Checkpoint, CheckpointError, digest, load_strictly, save
 from facm.conditions import Labels
 from facm.data.stream import Stream
 from facm.ema import EMA
@@ -23,6 +24,8 @@ from facm.record import RunFolder, locked
 from facm.run import Pretrained, Run, fingerprint
 from facm.seeding import derive
 from facm.tasks import check_task
+from facm.trained import load_newest
+from facm.types import Loss
 
 NO_EFFECT_AS_INITIALISED = ("r_embedder.",)  # a zero-initialised second time may be new in the student
 
@@ -95,10 +98,9 @@ def train(
     row, CheckpointError where a checkpoint cannot be written or belongs to another run, network or teacher.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with locked(folder), _stop_signals() as stop, torch.random.fork_rng(devices=[]):
+    with locked(folder), _stop_signals() as stop, _global_generators(derive(run.seed, 0)):
         check(run)
         stream = Stream(run.data.open(), run.seed, run.batch_size)
-        torch.manual_seed(derive(run.seed, 0))
         network = run.network.build().to(device)
         if run.initial is not None:
             load_strictly(
@@ -108,6 +110,7 @@ def train(
         state = State(network.train(), run.optimizer.build(network), EMA(run.ema, network))
         restore(state, run, folder, teacher_record)
         logs.rewind(folder.log, state.images)
+        logs.append(folder.sessions, {"images": state.images, **_session(run, device)})
 
         rng = torch.Generator(device)
         began = time.monotonic()
@@ -122,13 +125,13 @@ def train(
 
             state.images += run.batch_size
             state.steps += 1
+            for group in state.optimizer.param_groups:
+                group["lr"] = run.optimizer.learning_rate(state.images, run.images)
             if bool(torch.isfinite(grad_norm) & torch.isfinite(loss.total)):
-                for group in state.optimizer.param_groups:
-                    group["lr"] = run.optimizer.learning_rate(state.images, run.images)
                 state.optimizer.step()
                 state.skipped_in_a_row = 0
             else:
-                _skip(state, run, loss.terms)
+                _skip(state, run, loss)
             state.ema.update(state.images, run.batch_size)
 
             state.window.add(loss.total, loss.terms, grad_norm)
@@ -144,7 +147,8 @@ def train(
             if _due(run.every.checkpoint, state.images, run):
                 checkpoint(state, run, folder, teacher_record)
                 if on_checkpoint is not None:
-                    on_checkpoint(state)
+                    with _global_generators():  # a resumed run is not called back again
+                        on_checkpoint(state)
 
         finished = state.images >= run.images
         if not finished:
@@ -166,6 +170,18 @@ def resolved_precision(run: Run, device: torch.device) -> str:
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
 
+def _session(run: Run, device: torch.device) -> dict[str, Any]:
+    """What the numbers' last bits depend on, beside the run."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "date": time.strftime("%Y-%m-%dT%H:%M:%S"),
+        "device": f"{device} ({name})",
+        "precision": resolved_precision(run, device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
 def _due(every: int, images: int, run: Run) -> bool:
     """Whether the step that ended at ``images`` crossed a multiple of ``every``, or was the last."""
     return images // every > (images - run.batch_size) // every or images >= run.images
@@ -174,6 +190,7 @@ def _due(every: int, images: int, run: Run) -> bool:
 def check(run: Run) -> None:
     """What only shows once the parts are together, before anything is written. Raises ValueError."""
     dataset, objective = run.data.open(), run.objective
+    Stream(dataset, run.seed, run.batch_size)
     condition = getattr(objective, "condition", None)
     if isinstance(condition, Labels) and (dataset.num_classes or 0) > condition.classes:
         raise ValueError(
@@ -203,11 +220,12 @@ def _load_teacher(
     return teacher, {"identity": repr(config), "sha256": digest(teacher.state_dict())}
 
 
-def _skip(state: State, run: Run, terms: Any) -> None:
+def _skip(state: State, run: Run, loss: Loss) -> None:
     state.skipped += 1
     state.skipped_in_a_row += 1
     if state.skipped_in_a_row >= run.max_nonfinite:
-        bad = [name for name, value in terms.items() if not bool(torch.isfinite(value).all())]
+        values = {"loss": loss.total, **loss.terms}
+        bad = [name for name, value in values.items() if not bool(torch.isfinite(value).all())]
         raise NonFiniteError(
             f"{state.skipped_in_a_row} steps in a row (max_nonfinite) had a non-finite loss or gradient, the last at "
             f"{state.images} images; non-finite terms: {', '.join(bad) or 'none, only the gradient'}. The last "
@@ -246,11 +264,11 @@ def checkpoint(state: State, run: Run, folder: RunFolder, teacher: dict[str, str
 
 def restore(state: State, run: Run, folder: RunFolder, teacher: dict[str, str] | None) -> None:
     """Continue from the newest checkpoint, if there is one. Raises CheckpointError if it is not this run's."""
-    files = folder.checkpoints()
-    if not files:
+    if not folder.checkpoints():
         return
-    source, saved = str(files[-1]), load(files[-1])
-    if saved.meta["run"] != fingerprint(run):
+    file, saved = load_newest(folder)
+    source = str(file)
+    if saved.meta.get("run") != fingerprint(run):
         raise CheckpointError(f"{source} belongs to another recipe than this run's; resume it in its own folder")
     if saved.meta["teacher"] != teacher and (saved.meta["teacher"] or {}).get("sha256") != (teacher or {}).get(
         "sha256"
@@ -297,6 +315,20 @@ def _global_random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
     if torch.cuda.is_available():
         tensors["cuda"] = torch.cuda.get_rng_state()
     return tensors, {"python": [version, gauss], "numpy": [name, int(position), int(has_gauss), float(cached)]}
+
+
+@contextlib.contextmanager
+def _global_generators(seed: int | None = None) -> Iterator[None]:
+    """Borrow the global generators, seeded if asked for; afterwards they are as they were before."""
+    before = _global_random_state()
+    try:
+        if seed is not None:
+            torch.manual_seed(seed)
+            np.random.seed(seed % 2**32)
+            random.seed(seed)
+        yield
+    finally:
+        _set_global_random_state(*before)
 
 
 def _set_global_random_state(tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
