@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import sys
 import traceback
@@ -57,7 +58,10 @@ def _readable_errors() -> Iterator[None]:
     """Errors that a user can cause are one message; FACM_DEBUG=1 shows where they come from."""
     try:
         yield
-    except (ValueError, TypeError, OSError, RuntimeError, ArithmeticError) as error:
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, ImportError, SyntaxError) as error:
         if os.environ.get("FACM_DEBUG"):
             raise
         where = traceback.extract_tb(error.__traceback__)[-1]
@@ -84,13 +88,19 @@ def _train(spec: str, arguments: list[str]) -> None:
 
     recipe = find(spec)
     chosen, run = _parse_run(recipe, arguments)
-    from facm.record import create
+    from facm.record import RunFolderError, create, discard
     from facm.training import check
 
     check(run)  # before there is a folder
     out = chosen.out or Path("runs") / recipe.name
     folder = create(out, run, recipe.spec, recipe.file)
-    _run_to_end(run, folder, chosen.quiet)
+    try:
+        _run_to_end(run, folder, chosen.quiet)
+    except RunFolderError:  # another process has it
+        raise
+    except Exception:
+        discard(folder)
+        raise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,13 +228,17 @@ class SamplingOptions:
         from facm.evaluation.evaluate import default_method
         from facm.generate import Consistency, Euler, Heun
 
+        if nfe < 1:
+            raise ValueError(f"--nfe {nfe}: zero steps make no sample; expected at least 1")
         if self.sampler == "auto":
             default = default_method(trained.run, nfe)
             kind = "consistency" if isinstance(default, Consistency) else "euler"
         else:
             kind = self.sampler
         if kind == "consistency":
-            return Consistency(nfe, self.shift, self.times or None)
+            method = Consistency(nfe, self.shift, self.times or None)
+            method.schedule()  # now, rather than after the work that comes before sampling
+            return method
         if self.times:
             raise ValueError(f"--times {self.times} with --sampler {kind}, expected them with consistency only")
         learnt = getattr(trained.run.objective, "learns_shortcut", False)
@@ -248,11 +262,12 @@ def sample(
         nfe: network evaluations a sample.
         n: how many samples.
         classes: labels, repeated in turn; default: all classes.
-        out: PNG to write; default: RUN/samples/. A file that exists is not overwritten.
+        out: PNG to write; default: a new file in RUN/samples/. A file that exists is not overwritten.
         npz: also write the images (uint8) and labels as NumPy arrays beside the PNG.
     """
     import torch
 
+    from facm.conditions import Labels
     from facm.evaluation.evaluate import source_of
     from facm.generate import balanced_labels
     from facm.generate import sample as draw
@@ -261,20 +276,23 @@ def sample(
 
     if n < 1:
         raise ValueError(f"--n {n}, expected at least one sample")
+    if out is not None and out.suffix.lower() != ".png":
+        raise ValueError(f"--out {out}, expected a name that ends in .png")
+    if out is not None and (taken := [file for file in (out, out.with_suffix(".npz")) if file.exists()]):
+        raise ValueError(f"--out {out}: {taken[0]} exists and is not overwritten; choose another name")
     trained = load_trained(run, options.ema, options.raw)
     method = options.method(trained, nfe)
-    target = (
-        out
-        or run / "samples" / f"{trained.images_seen:012d}-{type(method).__name__.lower()}{nfe}-seed{options.seed}.png"
-    )
-    if out is not None and out.exists():
-        raise ValueError(f"--out {out} exists and is not overwritten: choose another name")
+    name = f"{trained.images_seen:012d}-{type(method).__name__.lower()}{nfe}-seed{options.seed}"
+    target = out or _unused(run / "samples", name)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     source = source_of(trained, trained.run.data.open().shape, device)
     cond = balanced_labels(source.condition, range(n))
     if classes:
-        if cond is None:
+        if not isinstance(source.condition, Labels):
             raise ValueError(f"--classes {classes}, but the network is unconditional")
+        null = source.condition.classes
+        if wrong := [k for k in classes if not 0 <= k <= null]:
+            raise ValueError(f"--classes {wrong[0]}, expected 0 to {null - 1}, or {null} for no class")
         cond = torch.tensor([classes[i % len(classes)] for i in range(n)])
     parts = [
         draw(
@@ -295,6 +313,13 @@ def sample(
 
         labels = np.zeros(0, np.int64) if cond is None else cond.numpy()
         np.savez_compressed(target.with_suffix(".npz"), images=to_uint8(x), labels=labels)
+
+
+def _unused(folder: Path, name: str) -> Path:
+    """A PNG's path in ``folder``, numbered where the name is taken."""
+    names = itertools.chain([name], (f"{name}-{k}" for k in itertools.count(2)))
+    paths = (folder / f"{name}.png" for name in names)
+    return next(path for path in paths if not (path.exists() or path.with_suffix(".npz").exists()))
 
 
 def evaluate(
@@ -318,13 +343,15 @@ def evaluate(
     from facm.evaluation.evaluate import judge
     from facm.trained import load_trained
 
+    if n < 2:
+        raise ValueError(f"--n {n}, expected at least 2 samples to measure")
+    guidance = options.guidance()
     trained = load_trained(run, options.ema, options.raw)
     methods = [options.method(trained, k) for k in nfe]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     judged = judge(trained.run.data.open(), device)
     rows = [
-        measure(trained, method, judged, n=n, seed=options.seed, guidance=options.guidance(), device=device)
-        for method in methods
+        measure(trained, method, judged, n=n, seed=options.seed, guidance=guidance, device=device) for method in methods
     ]
     if not quiet:
         from facm.show import evaluation_table

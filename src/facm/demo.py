@@ -12,14 +12,14 @@ from typing import Any
 import torch
 
 from facm import logs
-from facm.checkpoint import write_text
+from facm.checkpoint import atomically, write_text
 from facm.evaluation import reference_floor
 from facm.evaluation.evaluate import Judge, evaluate, judge, source_of
 from facm.generate import Consistency, Euler, Method, balanced_labels, sample
 from facm.progress import progress
 from facm.recipes.digits import digits_student, digits_teacher
 from facm.record import RunFolder, RunFolderError, create, open_run
-from facm.report import Panel, write_report
+from facm.report import Panel, contact_sheet, write_report
 from facm.run import Run
 from facm.trained import Trained, load_trained, newest_checkpoint
 from facm.training import train
@@ -81,6 +81,8 @@ def run_demo(out: Path, seed: int, quiet: bool) -> None:
         {"teacher": teacher.folder.run_json.read_text(), "student": student.folder.run_json.read_text()},
         (student.folder.path / "environment.json").read_text(),
     )
+    with atomically(out / "samples.png") as partial:
+        partial.write_bytes(contact_sheet(panels))
     write_text(summary_file, json.dumps(summary, indent=2))  # last: its presence says that the demo is complete
     _print_table(summary, report_file)
 

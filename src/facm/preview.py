@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from facm.conditions import Labels, Unconditional
 from facm.evaluation.evaluate import default_method
 from facm.generate import Source, balanced_labels, sample
 from facm.images import save_grid
@@ -20,12 +21,12 @@ TEACHER_NFE = 8
 
 
 def draw_preview(state: State, run: Run, path: Path) -> None:
-    """Samples of the first EMA, from the same noise every time; nothing for data that are not images, or an objective
-    that does not say how its network is asked."""
+    """Samples of the first EMA, from the same noise every time; nothing for data that are not images, an objective
+    that does not say how its network is asked, or conditions that cannot be made up."""
     objective: Any = run.objective
     condition = getattr(objective, "condition", None)
     shape = run.data.open().shape
-    if condition is None or len(shape) != 3 or shape[0] not in (1, 3):
+    if not isinstance(condition, Labels | Unconditional) or len(shape) != 3 or shape[0] not in (1, 3):
         return
     network = copy.deepcopy(state.network).eval()
     network.load_state_dict(state.ema.averages[run.ema.sigma_rels[0]])

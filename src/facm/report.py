@@ -89,6 +89,25 @@ def _json(text: str) -> str:
     return f"<details><summary>show</summary><pre>{html.escape(json.dumps(json.loads(text), indent=2))}</pre></details>"
 
 
+def contact_sheet(panels: list[Panel], columns: int = 10) -> bytes:
+    """A PNG with all grids and their captions, for a README or a slide."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    half = (len(panels) + 1) // 2
+    for axis, panel in zip(figure.subplots(2, half).flat, panels, strict=False):
+        axis.imshow(Image.open(io.BytesIO(grid_png(panel.samples, columns, scale=4))))
+        axis.set_title(panel.caption, fontsize=10)
+    for axis in figure.axes:
+        axis.axis("off")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return buffer.getvalue()
+
+
 def _curves(histories: dict[str, list[dict[str, Any]]]) -> bytes:
     """Losses and the gradient's norm over images seen, one column a run."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

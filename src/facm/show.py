@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
@@ -54,7 +54,7 @@ def evaluation_table(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _show_run(run: Run, title: str) -> None:
-    tree = Tree(f"[bold]{title}[/bold]")
+    tree = Tree(f"[bold]{escape(title)}[/bold]")
     _grow(tree, run)
     with torch.device("meta"):
         parameters = sum(p.numel() for p in run.network.build().parameters())
@@ -68,15 +68,15 @@ def _grow(tree: Tree, value: Any) -> None:
         if dataclasses.is_dataclass(item):
             _grow(tree.add(f"{field.name}: [cyan]{type(item).__name__}[/cyan]"), item)
         else:
-            tree.add(f"{field.name} = {item!r}", highlight=True)
+            tree.add(escape(f"{field.name} = {item!r}"), highlight=True)
 
 
 def _show_state(folder: RunFolder, run: Run) -> None:
     checkpoints = folder.checkpoints()
     images = int(checkpoints[-1].stem) if checkpoints else 0
-    state = "finished" if images >= run.images else f"unfinished: facm resume {folder.path}"
+    state = "finished" if images >= run.images else f"unfinished: facm resume {escape(str(folder.path))}"
     console.print(f"{images:,} of {run.images:,} images ({state}), {len(folder.ema_snapshots())} EMA snapshots")
     if last := logs.read(folder.log)[-1:]:
         console.print("last log record: " + ", ".join(f"{k} {v:.4g}" for k, v in last[0].items()))
     if folder.evaluations.exists():
-        evaluation_table([json.loads(line) for line in folder.evaluations.read_text().splitlines()])
+        evaluation_table(logs.read(folder.evaluations))

@@ -1,4 +1,4 @@
-"""CIFAR-10 in pixel space with a LightningDiT of about 30M parameters, class-conditional. For one GPU; not yet run on one.
+"""CIFAR-10 in pixels with a LightningDiT of about 30M parameters, class-conditional. For one GPU; not yet run on one.
 
 The paper's CIFAR-10 numbers (FID 2.69 with one step, Table 1) are unconditional, with a U-Net and another
 parametrisation: they are not this recipe's.

@@ -83,7 +83,7 @@ def _distilled(objective: FACM | ContinuousCM, teacher: str, images: int, seed: 
         data=Digits(),
         objective=objective,
         images=images,
-        optimizer=AdamW(lr=1e-3, warmup_images=2_560, decay=CosineDecay(0.05)),
+        optimizer=AdamW(lr=2e-3, warmup_images=2_560, decay=CosineDecay(0.05)),
         ema=PowerEMA((0.05, 0.2)),
         teacher=source,
         initial=source,
