@@ -201,11 +201,11 @@ def test_names_of_sizes():
 def test_flags_of_the_reference():
     flags = {"use_qknorm": False, "use_swiglu": False, "use_rope": False, "use_rmsnorm": False, "wo_shift": True}
     ignored = {"use_checkpoint": True, "class_dropout_prob": 0.1, "disable_label_dropout": True}
-    expected = LightningDiT(
-        qk_norm=False, swiglu=False, rope=False, rmsnorm=False, shift=False, auxiliary_time=True, depth=3
-    )
+    plain = {"qk_norm": False, "swiglu": False, "rope": False, "rmsnorm": False}
+    expected = LightningDiT(32, 2, **plain, shift=False, auxiliary_time=True, depth=3)
     assert from_reference_flags({**flags, **ignored, "auxiliary_time_cond": True, "depth": 3}) == expected
-    assert from_reference_flags({"wo_shift": False}) == LightningDiT()
+    assert from_reference_flags({"wo_shift": False}) == LightningDiT(32, 2, **plain)
+    assert from_reference_flags({"use_rope": True}) == LightningDiT(32, 2, **{**plain, "rope": True})
     with pytest.raises(ValueError, match=r"unknown flags \['use_magic'\]"):
         from_reference_flags({"use_magic": True})
 

@@ -11,6 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
+import facm.checkpoint
+from facm import cli, logs
+from facm.checkpoint import load
+from facm.networks.mlp import MLP
+from facm.record import RunFolder, create, open_run
+from facm.training import train
 from run_parts import (
     BATCH,
     IMAGES,
@@ -26,13 +33,6 @@ from run_parts import (
     signal_at,
     trained,
 )
-
-import facm.checkpoint
-from facm import cli, logs
-from facm.checkpoint import load
-from facm.networks.mlp import MLP
-from facm.record import RunFolder, create, open_run
-from facm.training import train
 
 KINDS = ("flow", "global draws", "student")
 DROPOUT = MLP(width=16, depth=1, num_classes=3, dropout=0.3)
@@ -176,7 +176,6 @@ def test_a_signal_saves_and_resuming_changes_nothing(whole, tmp_path, number, cl
         outcome = train(run, folder)
     assert (outcome.finished, outcome.signal) == (False, number.name)
     assert outcome.images == clock + BATCH == int(folder.checkpoints()[-1].stem)
-    assert signal.getsignal(number) not in (signal.SIG_DFL, None) or number is signal.SIGTERM
     train(run, folder)
     assert contents(folder) == expected
 
@@ -275,21 +274,21 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("count", [1, 3, 4, 6, 9])
+@pytest.mark.parametrize("count", [1, 4, 9])
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_kill_while_saving_changes_nothing(whole, tmp_path, monkeypatch, moment, count):
     run, expected = whole["flow"]
     folder = create(tmp_path / "run", run)
     target, act = MOMENTS[moment]
-    count = min(count, 4) if moment == "in the log" else count
+    count = min(count, 3) if moment == "in the log" else count
+    syncing = moment == "before the sync" and count % 2 == 1  # the file; every other time it is the folder
 
     def child():
         monkeypatch.setattr(target, nth(monkeypatch_target(target), count, act))
         train(run, folder)
 
     assert in_child(child) == -signal.SIGKILL
-    partial = list(folder.path.rglob("*.partial"))
-    assert len(partial) == (moment in ("half-written", "before the rename", "before the sync") and bool(partial))
+    assert len(list(folder.path.rglob("*.partial"))) == (moment in ("half-written", "before the rename") or syncing)
     for file in folder.checkpoints():
         load(file)  # whole, whatever happened
     train(run, folder)
@@ -349,16 +348,12 @@ def test_a_terminated_command_ends_well_and_is_resumed_by_another(tmp_path):
         "from facm.data import Moons\n"
         "from facm.networks.mlp import MLP\n"
         "from facm.run import Every\n"
-        "def run(images: int = 16_000):\n"
+        "def run(images: int = 8_000):\n"
         "    return Run(MLP(width=16, num_classes=2), Moons(n=99), FlowMatching(Labels(2)), images, 16,\n"
         "               every=Every(log=160, checkpoint=100_000, ema_snapshots=0))\n"
     )
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    facm = [sys.executable, "-m", "facm.cli"]
-    subprocess.run(
-        [*facm, "train", f"{recipe}:run", "--out", tmp_path / "whole", "--quiet"], env=environment, check=True
-    )
-    command = [*facm, "train", f"{recipe}:run", "--out", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "facm.cli", "train", f"{recipe}:run", "--out", str(tmp_path / "run")]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "run" / "log.jsonl").exists():
         assert process.poll() is None, process.stderr.read()
@@ -370,6 +365,7 @@ def test_a_terminated_command_ends_well_and_is_resumed_by_another(tmp_path):
     folder, run = open_run(tmp_path / "run")
     assert 0 < int(folder.checkpoints()[-1].stem) < run.images
     train(run, folder)
-    expected = contents(RunFolder(tmp_path / "whole"))
+    expected = contents(trained(tmp_path / "whole", run))
     assert contents(folder)["log"] == expected["log"]
-    assert contents(folder)["files"][f"{16_000:012d}.safetensors"] == expected["files"][f"{16_000:012d}.safetensors"]
+    last = folder.checkpoint(run.images).name
+    assert contents(folder)["files"][last] == expected["files"][last]

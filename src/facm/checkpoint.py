@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 FORMAT = "facm-checkpoint-1"
+PICKLED = (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05")  # how such files start, but a safetensors file may, too
 
 
 class CheckpointError(RuntimeError):
@@ -114,18 +115,18 @@ def load(path: Path) -> Checkpoint:
 
     try:
         with path.open("rb") as file:
-            start = file.read(8)
+            start = file.read(2)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
-    if start[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):
-        raise CheckpointError(
-            f"{path} is a pickled file (torch.save), which may carry code: refused; expected a safetensors checkpoint"
-        )
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, ValueError, OSError) as error:
+        if start in PICKLED:
+            raise CheckpointError(
+                f"{path} is a pickled file (torch.save), which may carry code: refused; expected safetensors"
+            ) from error
         raise CheckpointError(f"{path} is truncated or damaged ({error})") from error
     if header.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of this package (format = {header.get('format')!r})")

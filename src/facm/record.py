@@ -92,14 +92,13 @@ def create(path: Path, run: Run, recipe: str | None = None, recipe_file: Path | 
             f"--out {path} is in use and is never overwritten: choose another folder, continue it with "
             f"'facm resume {path}', or delete it yourself"
         )
+    source = recipe_file and {"name": recipe_file.stem, "folder": str(recipe_file.parent.resolve())}
+    record = {"run": to_json(run), "fingerprint": fingerprint(run), "recipe": recipe, "source": source}
     path.mkdir(parents=True, exist_ok=True)
-    source = None
     if recipe_file is not None:
-        source = {"name": recipe_file.stem, "folder": str(recipe_file.parent.resolve())}
         with atomically(path / "recipe.py") as partial:  # byte for byte: its hash is part of its classes' names
             partial.write_bytes(recipe_file.read_bytes())
     write_text(path / "environment.json", json.dumps(environment(), indent=2))
-    record = {"run": to_json(run), "fingerprint": fingerprint(run), "recipe": recipe, "source": source}
     write_text(path / "run.json", json.dumps(record, indent=2))  # last: its presence says the folder is complete
     return RunFolder(path)
 

@@ -120,7 +120,7 @@ def from_json(value: Any) -> Any:
     fields = {key: from_json(item) for key, item in value.items() if key != "type"}
     if "type" not in value:
         return fields
-    cls = _find(value["type"])
+    cls = _find(str(value["type"]))
     return cls(fields["value"]) if issubclass(cls, enum.Enum) else cls(**fields)
 
 

@@ -42,9 +42,10 @@ def load_newest(folder: RunFolder) -> tuple[Path, Checkpoint]:
     try:
         return file, load(file)
     except CheckpointError as error:
-        earlier = folder.checkpoints()[:-1]
-        hint = f"the one before is {earlier[-1]}: delete or move {file.name} to go on from there"
-        raise CheckpointError(f"{error}; {hint if earlier else 'there is none before it'}") from error
+        hint = "there is none before it"
+        if earlier := folder.checkpoints()[:-1]:
+            hint = f"the one before is {earlier[-1]}: delete or move {file.name} to go on from there"
+        raise CheckpointError(f"{error}; {hint}") from error
 
 
 def load_trained(path: Path, sigma_rel: float | None = None, raw: bool = False) -> Trained:

@@ -48,8 +48,8 @@ class Window:
 
     def add(self, total: Tensor, terms: Mapping[str, Tensor], grad_norm: Tensor) -> None:
         now = {"loss": total.detach(), **{name: value.mean() for name, value in terms.items()}, "grad_norm": grad_norm}
-        for name, value in now.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        sums = {name: self.sums[name] + value if name in self.sums else value for name, value in now.items()}
+        self.sums = sums | {name: value for name, value in self.sums.items() if name not in sums}  # in the step's order
         self.count += 1
 
     def means(self) -> dict[str, float]:
