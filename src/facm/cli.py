@@ -88,7 +88,7 @@ def _train(spec: str, arguments: list[str]) -> None:
 
     recipe = find(spec)
     chosen, run = _parse_run(recipe, arguments)
-    from facm.record import RunFolderError, create, discard
+    from facm.record import LockedError, create, discard
     from facm.training import check
 
     check(run)  # before there is a folder
@@ -96,7 +96,7 @@ def _train(spec: str, arguments: list[str]) -> None:
     folder = create(out, run, recipe.spec, recipe.file)
     try:
         _run_to_end(run, folder, chosen.quiet)
-    except RunFolderError:  # another process has it
+    except LockedError:  # the folder is another's
         raise
     except Exception:
         discard(folder)
@@ -126,7 +126,7 @@ def _parse_run(recipe: Recipe, arguments: list[str]) -> tuple[TrainOptions, Run]
         except SystemExit:
             first = None
     if first is None:  # it has arguments without defaults: their help, or what is wrong with them
-        first = tyro.cli(function, args=arguments, prog=f"facm train {recipe.spec}")
+        first, _ = tyro.cli(function, args=arguments, prog=f"facm train {recipe.spec}", return_unknown_args=True)
     if not isinstance(first, Run):
         raise ValueError(f"recipe {recipe.spec} returned {type(first).__name__}, expected a facm.run.Run")
 
@@ -218,6 +218,10 @@ class SamplingOptions:
     """Use the raw weights instead of an EMA."""
     seed: int = 0
     """Seed of all noise; sample i depends on the seed and i alone."""
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"--seed {self.seed}, expected 0 or more")
 
     def guidance(self) -> Guidance:
         from facm.guidance import Guidance
@@ -345,6 +349,8 @@ def evaluate(
 
     if n < 2:
         raise ValueError(f"--n {n}, expected at least 2 samples to measure")
+    if not nfe:
+        raise ValueError("--nfe is empty, expected at least one number of evaluations")
     guidance = options.guidance()
     trained = load_trained(run, options.ema, options.raw)
     methods = [options.method(trained, k) for k in nfe]

@@ -52,12 +52,13 @@ def run_demo(out: Path, seed: int, quiet: bool) -> None:
         print(f"{out} holds a finished demo; for a new one choose another --out or delete it")
         _print_table(json.loads(summary_file.read_text()), report_file)
         return
-    _claim(out, seed)
     clock = Clock(out / "seconds.json")
     teacher_path, student_path = out / "teacher", out / "student"
-    if not _train_part(digits_teacher(seed=seed), teacher_path, "teacher", clock, quiet):
+    teacher_run, student_run = digits_teacher(seed=seed), digits_student(str(teacher_path), seed=seed)
+    _claim(out, seed)
+    if not _train_part(teacher_run, teacher_path, "teacher", clock, quiet):
         return
-    if not _train_part(digits_student(str(teacher_path), seed=seed), student_path, "distill", clock, quiet):
+    if not _train_part(student_run, student_path, "distill", clock, quiet):
         return
 
     began = time.monotonic()

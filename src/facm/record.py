@@ -40,6 +40,10 @@ class RunFolderError(RuntimeError):
     """A run folder that is in use, incomplete or changed."""
 
 
+class LockedError(RunFolderError):
+    """Another process is training in the run folder."""
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """Paths inside a run's folder."""
@@ -160,12 +164,12 @@ def load_module(file: Path, name: str, folder: Path | None = None) -> ModuleType
 
 @contextlib.contextmanager
 def locked(folder: RunFolder) -> Iterator[None]:
-    """Hold the run folder; the lock ends with the process, however it ends. Raises RunFolderError if it is held."""
+    """Hold the run folder; the lock ends with the process, however it ends. Raises LockedError if it is held."""
     with (folder.path / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise RunFolderError(f"{folder.path} is in use by another process that is training in it") from error
+            raise LockedError(f"{folder.path} is in use by another process that is training in it") from error
         yield
 
 

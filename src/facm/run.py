@@ -75,6 +75,8 @@ class Run:
             raise ValueError(f"batch_size = {self.batch_size}, expected at least 1")
         if self.max_nonfinite < 1:
             raise ValueError(f"max_nonfinite = {self.max_nonfinite}, expected at least 1")
+        if self.seed < 0:
+            raise ValueError(f"seed = {self.seed}, expected 0 or more")
         if self.precision not in ("auto", "fp32", "bf16"):
             raise ValueError(f"precision = {self.precision!r}, expected 'auto', 'fp32' or 'bf16'")
         for name, protocol in (("network", NetworkConfig), ("data", Data), ("objective", Objective)):
