@@ -98,6 +98,7 @@ def test_many_crashes_change_nothing(whole, tmp_path):
     assert contents(folder) == expected
 
 
+@pytest.mark.slow
 def test_resuming_in_another_process_changes_nothing(whole, tmp_path):
     run, expected = whole["global draws"]
     folder = create(tmp_path / "run", run)

@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from facm.conditions import Condition
+from facm.conditions import Condition, Unconditional
 from facm.tasks import Task, Times, native
 from facm.types import VelocityField, at_least_float32, expand
 
@@ -201,3 +201,20 @@ class DataVelocity:
         if dropped is not None:
             active = active & ~dropped
         return torch.where(expand(active, v), guided, v)
+
+
+def check_guidance(condition: Condition, velocity: VelocityTarget, label_dropout: float) -> None:
+    """Raise ValueError where dropout is no probability, or guidance has no null condition, or never trains it."""
+    if not 0 <= label_dropout < 1:
+        raise ValueError(f"label_dropout = {label_dropout}, expected a probability in [0, 1)")
+    guidance = getattr(velocity, "guidance", NO_GUIDANCE)
+    if guidance.scale > 1 and isinstance(condition, Unconditional):
+        raise ValueError(
+            f"guidance scale = {guidance.scale} with condition = Unconditional(): there is no null condition to guide "
+            "with; expected scale 1, as in TeacherVelocity(Guidance(1.0))"
+        )
+    if guidance.scale > 1 and isinstance(velocity, DataVelocity) and label_dropout == 0:
+        raise ValueError(
+            f"label_dropout = 0 with guidance scale {guidance.scale} from scratch: the null condition would never be "
+            "trained; expected a positive label_dropout (0.1)"
+        )

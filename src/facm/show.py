@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -40,7 +41,8 @@ def show_anything(what: str) -> None:
 
 
 def evaluation_table(rows: Sequence[dict[str, Any]]) -> None:
-    table = Table("NFE", "sampler", "EMA", "w", "Frechet distance", "precision", "recall", "accuracy", "n")
+    columns = ("NFE", "sampler", "EMA", "w", "Frechet distance", "precision", "recall", "accuracy", "n")
+    table = Table(*columns, box=box.SIMPLE, padding=0)  # fits into 80 characters
     for row in rows:
         numbers = [row["frechet_distance"], row["precision"], row["recall"], row["accuracy"]]
         cells = ["-" if value is None else f"{value:.3f}" for value in numbers]

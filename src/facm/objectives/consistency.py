@@ -14,8 +14,8 @@ from torch import Tensor
 from facm.conditions import Condition
 from facm.derivative import Derivative, NoGraph, same_dropout
 from facm.distances import Distance, NormL2
-from facm.guidance import TeacherVelocity, VelocityTarget
-from facm.objectives.facm import check_guidance
+from facm.guidance import TeacherVelocity, VelocityTarget, check_guidance
+from facm.objectives.draws import draw
 from facm.objectives.shortcut import check_clamp, shortcut_target
 from facm.paths import interpolate
 from facm.tasks import ExpandedInterval, Task, check_task
@@ -91,9 +91,5 @@ class ContinuousCM:
         return ConsistencyTerms(x_t, v, F_CM, dF, target.v_bar, target.g, target.v_tar, L_norm, self.beta(t) * L_norm)
 
     def __call__(self, network: Any, batch: Batch, rng: torch.Generator, teacher: Any | None = None) -> Loss:
-        x_0 = torch.randn(batch.x_1.shape, generator=rng, device=rng.device, dtype=batch.x_1.dtype)
-        t = self.time.sample(len(x_0), rng).to(x_0.dtype)
-        cond, dropped = batch.cond, None
-        if self.label_dropout:
-            cond, dropped = self.condition.drop(cond, self.label_dropout, rng)
-        return self.evaluate(network, batch.x_1, x_0, t, cond, teacher, dropped).loss()
+        d = draw(batch, self.time, self.condition, self.label_dropout, rng)
+        return self.evaluate(network, batch.x_1, d.x_0, d.t, d.cond, teacher, d.dropped).loss()

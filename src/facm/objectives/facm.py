@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facm.conditions import Condition, Unconditional
+from facm.conditions import Condition
 from facm.derivative import Derivative, NoGraph, same_dropout
 from facm.distances import Distance, L2Cosine, NormL2
-from facm.guidance import NO_GUIDANCE, DataVelocity, TeacherVelocity, VelocityTarget
+from facm.guidance import TeacherVelocity, VelocityTarget, check_guidance
+from facm.objectives.draws import draw
 from facm.objectives.shortcut import check_clamp, shortcut_target
 from facm.paths import interpolate
 from facm.tasks import ExpandedInterval, Task, Times, check_task
@@ -115,26 +116,5 @@ class FACM:
 
     def __call__(self, network: Any, batch: Batch, rng: torch.Generator, teacher: Any | None = None) -> Loss:
         """Draw x_0, t and the dropped labels from ``rng`` (lines 1-2) and evaluate."""
-        x_0 = torch.randn(batch.x_1.shape, generator=rng, device=rng.device, dtype=batch.x_1.dtype)
-        t = self.time.sample(len(x_0), rng).to(x_0.dtype)
-        cond, dropped = batch.cond, None
-        if self.label_dropout:
-            cond, dropped = self.condition.drop(cond, self.label_dropout, rng)
-        return self.evaluate(network, batch.x_1, x_0, t, cond, teacher, dropped).loss()  # line 9
-
-
-def check_guidance(condition: Condition, velocity: VelocityTarget, label_dropout: float) -> None:
-    """Raise ValueError where dropout is no probability, or guidance has no null condition, or never trains it."""
-    if not 0 <= label_dropout < 1:
-        raise ValueError(f"label_dropout = {label_dropout}, expected a probability in [0, 1)")
-    guidance = getattr(velocity, "guidance", NO_GUIDANCE)
-    if guidance.scale > 1 and isinstance(condition, Unconditional):
-        raise ValueError(
-            f"guidance scale = {guidance.scale} with condition = Unconditional(): there is no null condition to guide "
-            "with; expected scale 1, as in TeacherVelocity(Guidance(1.0))"
-        )
-    if guidance.scale > 1 and isinstance(velocity, DataVelocity) and label_dropout == 0:
-        raise ValueError(
-            f"label_dropout = 0 with guidance scale {guidance.scale} from scratch: the null condition would never be "
-            "trained; expected a positive label_dropout (0.1)"
-        )
+        d = draw(batch, self.time, self.condition, self.label_dropout, rng)
+        return self.evaluate(network, batch.x_1, d.x_0, d.t, d.cond, teacher, d.dropped).loss()  # line 9
