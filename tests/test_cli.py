@@ -69,6 +69,9 @@ def pictures(path: str) -> Run:
 def nothing():
     return 3
 
+def clash(out: str = "x"):
+    return moons()
+
 def _private():
     return moons()
 """
@@ -199,12 +202,13 @@ def test_not_quiet_says_how_it_goes_and_how_it_ended(recipes, capsys):
         (["digits-student", "--teacher", "nowhere"], "nowhere is not a run folder: it has no run.json"),
         (["digits-student"], "runs/digits-teacher is not a run folder"),
         (["mine.py:moon"], "did you mean moons?"),
-        (["mine.py:_private"], "with one of moons, broken, needs, pictures, nothing"),
+        (["mine.py:_private"], "with one of moons, broken, needs, pictures, nothing, clash"),
         (["mine.py"], "expected mine.py:FUNCTION, with one of moons"),
         (["yours.py:moons"], "there is no file yours.py"),
         (["folder.py:moons"], "cannot read the recipe file folder.py: Is a directory"),
         (["mine.py:nothing"], "returned int, expected a facm.run.Run"),
         (["mine.py:broken"], "broken at the first step"),
+        (["mine.py:clash"], "has an argument 'out', an option of the command: rename it"),
         (["mine.py:pictures", "--path", "empty"], "path = 'empty' holds no images"),
         (["mine.py:pictures", "--path", "gone"], "path = 'gone', expected an existing folder"),
     ],
@@ -267,7 +271,9 @@ def test_the_users_bug_is_shown_with_its_place_or_wholly(recipes, capsys, monkey
     (recipes / "bug.py").write_text("def run():\n    return 1 + 'x'\n")
     with pytest.raises(SystemExit):
         command("train", "bug.py:run")
-    assert re.search(r"unexpected TypeError in .*bug.py:2\nerror: unsupported operand", capsys.readouterr().err)
+    assert re.search(
+        r"unexpected TypeError in .*bug.py:2 .*FACM_DEBUG=1.*\nerror: unsupported operand", capsys.readouterr().err
+    )
     monkeypatch.setenv("FACM_DEBUG", "1")
     with pytest.raises(TypeError):
         command("train", "bug.py:run")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import itertools
 import os
 import sys
@@ -61,12 +62,22 @@ def _readable_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
-    except (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, ImportError, SyntaxError) as error:
+    except (
+        ValueError,
+        TypeError,
+        OSError,
+        RuntimeError,
+        ArithmeticError,
+        LookupError,
+        ImportError,
+        SyntaxError,
+    ) as error:
         if os.environ.get("FACM_DEBUG"):
             raise
         where = traceback.extract_tb(error.__traceback__)[-1]
         if not isinstance(error, ValueError | OSError) and type(error).__module__ == "builtins":
-            print(f"unexpected {type(error).__name__} in {where.filename}:{where.lineno}", file=sys.stderr)
+            place = f"{where.filename}:{where.lineno}"
+            print(f"unexpected {type(error).__name__} in {place} (all of it with FACM_DEBUG=1)", file=sys.stderr)
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
 
@@ -118,6 +129,8 @@ def _parse_run(recipe: Recipe, arguments: list[str]) -> tuple[TrainOptions, Run]
     from facm.run import Run
 
     function: Any = recipe.function
+    if taken := {"out", "quiet"} & inspect.signature(function).parameters.keys():
+        raise ValueError(f"recipe {recipe.spec} has an argument {taken.pop()!r}, an option of the command: rename it")
     helpless = [a for a in arguments if a not in ("-h", "--help")]
     # First leniently, for the defaults of --run.*; then strictly, with help and suggestions over everything.
     with _silenced():
