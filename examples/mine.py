@@ -41,7 +41,8 @@ class PlainFlowMatching:  # an objective: (network, batch, rng, teacher) -> Loss
     condition: Unconditional = Unconditional()
 
     def __call__(self, network, batch, rng, teacher=None):
-        x_0, t = torch.randn(batch.x_1.shape, generator=rng), torch.rand(len(batch.x_1), generator=rng)
+        x_0 = torch.randn(batch.x_1.shape, generator=rng, device=rng.device)
+        t = torch.rand(len(x_0), generator=rng, device=rng.device)
         F = network((1 - t[:, None]) * x_0 + t[:, None] * batch.x_1, t)
         return Loss((F - (batch.x_1 - x_0)).square().mean())
 

@@ -516,9 +516,7 @@ def test_options_at_their_bounds_are_accepted():
 @pytest.mark.parametrize("objective", [FACM, ContinuousCM])
 @pytest.mark.parametrize("velocity", [TeacherVelocity(), DataVelocity(Guidance())])
 def test_unconditional_data_cannot_be_guided(objective, velocity):
-    with pytest.raises(
-        ValueError, match=r"guidance scale = 1.75 with condition = Unconditional\(\)"
-    ):
+    with pytest.raises(ValueError, match=r"guidance scale = 1.75 with condition = Unconditional\(\)"):
         objective(Unconditional(), velocity)
     x = randn(16, DIM)
     with pytest.raises(ValueError, match=r"label_dropout = 0\.1"):

@@ -131,7 +131,7 @@ def load(path: Path) -> Checkpoint:
     if header.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of this package (format = {header.get('format')!r})")
     meta = header.get("meta", "")
-    if digest(tensors) != header.get("sha256") or header.get("meta_sha256", _sha256(meta)) != _sha256(meta):
+    if digest(tensors) != header.get("sha256") or header.get("meta_sha256") != _sha256(meta):
         raise CheckpointError(f"{path} is damaged: its content does not match its digest")
     return Checkpoint(tensors, json.loads(meta), header["sha256"])
 

@@ -63,7 +63,7 @@ class EMA:
     def update(self, images_seen: int, batch_size: int) -> None:
         """Take in the weights as they are after the step that ended at ``images_seen``."""
         current = self.network.state_dict()
-        averaged = [name for name, p in self.network.named_parameters() if p.requires_grad]
+        averaged = [name for name, p in self.network.named_parameters(remove_duplicate=False) if p.requires_grad]
         copied = current.keys() - set(averaged)
         for sigma_rel, average in self.averages.items():
             beta = decay(sigma_rel, images_seen, batch_size)

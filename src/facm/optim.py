@@ -58,7 +58,7 @@ class AdamW:
     clip: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.lr > 0:
+        if not 0 < self.lr < math.inf:
             raise ValueError(f"optimizer.lr = {self.lr}, expected a positive number")
         if not self.clip > 0:
             raise ValueError(f"optimizer.clip = {self.clip}, expected a positive number (inf for no clipping)")

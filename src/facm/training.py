@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import platform
-import random
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from facm import logs
-from facm.checkpoint import Checkpoint, CheckpointError, digest, load_strictly, save
+from facm.checkpoint import digest, load_strictly
 from facm.conditions import Labels
 from facm.data.stream import Stream
 from facm.ema import EMA
 from facm.record import RunFolder, locked
-from facm.run import Pretrained, Run, fingerprint
+from facm.run import Pretrained, Run
 from facm.seeding import derive
+from facm.state import State, Window, borrowed_generators, checkpoint, restore, save_ema_snapshots
 from facm.tasks import check_task
-from facm.trained import load_newest
 from facm.types import Loss
-
-NO_EFFECT_AS_INITIALISED = ("r_embedder.",)  # a zero-initialised second time may be new in the student
 
 
 class NonFiniteError(RuntimeError):
@@ -36,41 +32,6 @@ class NonFiniteError(RuntimeError):
 
 class Reporter(Protocol):
     def __call__(self, record: dict[str, Any]) -> None: ...
-
-
-@dataclass
-class Window:
-    """Sums since the last record, kept on the device until they are asked for."""
-
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    count: int = 0
-    began: float = field(default_factory=time.monotonic)
-
-    def add(self, total: Tensor, terms: Mapping[str, Tensor], grad_norm: Tensor) -> None:
-        now = {"loss": total.detach(), **{name: value.mean() for name, value in terms.items()}, "grad_norm": grad_norm}
-        sums = {name: self.sums[name] + value if name in self.sums else value for name, value in now.items()}
-        self.sums = sums | {name: value for name, value in self.sums.items() if name not in sums}  # in the step's order
-        self.count += 1
-
-    def means(self) -> dict[str, float]:
-        return {name: float(value) / self.count for name, value in self.sums.items()}
-
-    def rate(self, batch_size: int) -> float:
-        return self.count * batch_size / max(time.monotonic() - self.began, 1e-9)
-
-
-@dataclass
-class State:
-    """All that moves during a run; a checkpoint is this and nothing else."""
-
-    network: torch.nn.Module
-    optimizer: torch.optim.Optimizer
-    ema: EMA
-    images: int = 0
-    steps: int = 0
-    skipped: int = 0
-    skipped_in_a_row: int = 0
-    window: Window = field(default_factory=Window)
 
 
 @dataclass
@@ -84,7 +45,7 @@ class Outcome:
     skipped: int = 0
 
 
-def train(
+def train(  # noqa: PLR0915 (one loop, read top to bottom)
     run: Run,
     folder: RunFolder,
     *,
@@ -98,14 +59,13 @@ def train(
     row, CheckpointError where a checkpoint cannot be written or belongs to another run, network or teacher.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with locked(folder), _stop_signals() as stop, _global_generators(derive(run.seed, 0)):
+    with locked(folder), _stop_signals() as stop, borrowed_generators(derive(run.seed, 0)):
         check(run)
         stream = Stream(run.data.open(), run.seed, run.batch_size)
         network = run.network.build().to(device)
         if run.initial is not None:
-            load_strictly(
-                network, run.initial.load().state_dict(), f"initial = {run.initial}", NO_EFFECT_AS_INITIALISED
-            )
+            may_miss = getattr(network, "no_effect_as_initialised", ())
+            load_strictly(network, run.initial.load().state_dict(), f"initial = {run.initial}", may_miss)
         teacher, teacher_record = _load_teacher(run.teacher, device)
         state = State(network.train(), run.optimizer.build(network), EMA(run.ema, network))
         restore(state, run, folder, teacher_record)
@@ -143,11 +103,11 @@ def train(
                     report(record)
                 state.window = Window()
             if run.every.ema_snapshots and _due(run.every.ema_snapshots, state.images, run):
-                _save_ema_snapshots(state, folder)
+                save_ema_snapshots(state, folder)
             if _due(run.every.checkpoint, state.images, run):
                 checkpoint(state, run, folder, teacher_record)
                 if on_checkpoint is not None:
-                    with _global_generators():  # a resumed run is not called back again
+                    with borrowed_generators():  # a resumed run is not called back again
                         on_checkpoint(state)
 
         finished = state.images >= run.images
@@ -231,117 +191,6 @@ def _skip(state: State, run: Run, loss: Loss) -> None:
             f"{state.images} images; non-finite terms: {', '.join(bad) or 'none, only the gradient'}. The last "
             "checkpoint is from before; a lower optimizer.lr, a clamp, QK-norm or precision = 'fp32' are what helps"
         )
-
-
-# --- checkpoints -----------------------------------------------------------------------------------------------------
-
-
-def checkpoint(state: State, run: Run, folder: RunFolder, teacher: dict[str, str] | None) -> None:
-    """Save everything, then let go of what ``run.every.keep`` no longer keeps."""
-    tensors = {f"network/{name}": value for name, value in state.network.state_dict().items()}
-    for sigma_rel, average in state.ema.averages.items():
-        tensors |= {f"ema/{sigma_rel}/{name}": value for name, value in average.items()}
-    for index, entries in state.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{index}/{name}": value for name, value in entries.items()}
-    tensors |= {f"window/{name}": value for name, value in state.window.sums.items()}
-    rng_tensors, rng_meta = _global_random_state()
-    tensors |= {f"rng/{name}": value for name, value in rng_tensors.items()}
-    meta = {
-        "images": state.images,
-        "steps": state.steps,
-        "skipped": state.skipped,
-        "skipped_in_a_row": state.skipped_in_a_row,
-        "window": state.window.count,
-        "loader": {"position": state.images, "seed": run.seed},
-        "run": fingerprint(run),
-        "teacher": teacher,
-        "rng": rng_meta,
-    }
-    save(folder.checkpoint(state.images), tensors, meta)
-    for old in folder.checkpoints()[: -run.every.keep]:
-        old.unlink()
-
-
-def restore(state: State, run: Run, folder: RunFolder, teacher: dict[str, str] | None) -> None:
-    """Continue from the newest checkpoint, if there is one. Raises CheckpointError if it is not this run's."""
-    if not folder.checkpoints():
-        return
-    file, saved = load_newest(folder)
-    source = str(file)
-    if saved.meta.get("run") != fingerprint(run):
-        raise CheckpointError(f"{source} belongs to another recipe than this run's; resume it in its own folder")
-    if saved.meta["teacher"] != teacher and (saved.meta["teacher"] or {}).get("sha256") != (teacher or {}).get(
-        "sha256"
-    ):
-        raise CheckpointError(
-            f"{source} was trained with the teacher {saved.meta['teacher']}, and the teacher is now {teacher}: "
-            "a student cannot change its teacher halfway; restore the teacher's files, or start a new run"
-        )
-    load_strictly(state.network, saved.part("network"), source)
-    for sigma_rel, average in state.ema.averages.items():
-        for name, value in saved.part(f"ema/{sigma_rel}").items():
-            average[name].copy_(value)
-    _restore_optimizer(state.optimizer, saved, source)
-    for name in ("images", "steps", "skipped", "skipped_in_a_row"):
-        setattr(state, name, int(saved.meta[name]))
-    device = next(state.network.parameters()).device
-    state.window = Window({n: v.to(device) for n, v in saved.part("window").items()}, int(saved.meta["window"]))
-    _set_global_random_state(saved.part("rng"), saved.meta["rng"])
-
-
-def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: Checkpoint, source: str) -> None:
-    entries: dict[int, dict[str, Tensor]] = {}
-    for key, value in saved.part("optimizer").items():
-        index, _, name = key.partition("/")
-        entries.setdefault(int(index), {})[name] = value
-    current = optimizer.state_dict()
-    parameters = {index for group in current["param_groups"] for index in group["params"]}
-    if entries and not entries.keys() <= parameters:
-        raise CheckpointError(f"{source}: its optimiser state has other parameters than this run's")
-    optimizer.load_state_dict({"state": entries, "param_groups": current["param_groups"]})
-
-
-def _save_ema_snapshots(state: State, folder: RunFolder) -> None:
-    for sigma_rel, average in state.ema.averages.items():
-        save(folder.ema_snapshot(state.images, sigma_rel), average, {"images": state.images, "sigma_rel": sigma_rel})
-
-
-def _global_random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The global generators: this package draws from none of them, but a user's network or data may."""
-    version, internal, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = cast(tuple[str, np.ndarray, int, int, float], np.random.get_state())
-    tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(keys.astype(np.int64))}
-    tensors |= {"python": torch.tensor(internal, dtype=torch.int64)}
-    if torch.cuda.is_available():
-        tensors["cuda"] = torch.cuda.get_rng_state()
-    return tensors, {"python": [version, gauss], "numpy": [name, int(position), int(has_gauss), float(cached)]}
-
-
-@contextlib.contextmanager
-def _global_generators(seed: int | None = None) -> Iterator[None]:
-    """Borrow the global generators, seeded if asked for; afterwards they are as they were before."""
-    before = _global_random_state()
-    try:
-        if seed is not None:
-            torch.manual_seed(seed)
-            np.random.seed(seed % 2**32)
-            random.seed(seed)
-        yield
-    finally:
-        _set_global_random_state(*before)
-
-
-def _set_global_random_state(tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-    torch.set_rng_state(tensors["torch"])
-    version, gauss = meta["python"]
-    random.setstate((version, tuple(tensors["python"].tolist()), gauss))
-    name, position, has_gauss, cached = meta["numpy"]
-    np.random.set_state((name, tensors["numpy"].numpy().astype(np.uint32), position, has_gauss, cached))
-    if "cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["cuda"])
-
-
-# --- small parts -----------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager

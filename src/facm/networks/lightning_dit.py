@@ -277,6 +277,8 @@ class FinalLayer(nn.Module):
 class LightningDiTNetwork(nn.Module):
     """F(x, t, cond[, r]) -> velocity; see :class:`LightningDiT`."""
 
+    no_effect_as_initialised = ("r_embedder.",)  # may be absent from the weights a run starts from
+
     def __init__(self, config: LightningDiT) -> None:
         super().__init__()
         self.config = config

@@ -44,6 +44,10 @@ class MLPNetwork(nn.Module):
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None, r: Tensor | None = None) -> Tensor:
         if x.shape[1:] != (self.config.dim,):
             raise ValueError(f"x has shape {tuple(x.shape)}, expected (B, {self.config.dim})")
+        if (cond is None) != (self.labels is None):
+            raise ValueError(
+                f"cond is {'missing' if cond is None else 'given'}, num_classes = {self.config.num_classes}"
+            )
         times = [t] if r is None else [t, r]
         waves = [f(k * c) for c in times for k in (1.5, 3.0) for f in (torch.sin, torch.cos)]
         h = self.inward(torch.cat([x, torch.stack([*times, *waves], dim=1)], dim=1))
