@@ -49,6 +49,7 @@ def run_demo(out: Path, seed: int, quiet: bool) -> None:
     """Train, distil, sample, evaluate and report in ``out``; parts that are finished are not done again."""
     summary_file, report_file = out / "summary.json", out / "report.html"
     if summary_file.exists():
+        _claim(out, seed)
         print(f"{out} holds a finished demo; for a new one choose another --out or delete it")
         _print_table(json.loads(summary_file.read_text()), report_file)
         return
@@ -136,8 +137,12 @@ def _measure(trained: Trained, method: Method, judged: Judge, device: torch.devi
     row = evaluate(trained, method, judged, n=SAMPLES, seed=SEED_OF_EVALUATION, device=device)
     if not quiet:
         who = "student" if isinstance(method, Consistency) else "teacher"
-        print(f"{who}, {method.nfe} steps: Frechet distance {row['frechet_distance']:.3f}", flush=True)
+        print(f"{who}, {_steps(method.nfe)}: Frechet distance {row['frechet_distance']:.3f}", flush=True)
     return row
+
+
+def _steps(nfe: int) -> str:
+    return "1 step" if nfe == 1 else f"{nfe} steps"
 
 
 def _panels(teacher: Trained, student: Trained, judged: Judge, device: torch.device) -> list[Panel]:
@@ -146,8 +151,8 @@ def _panels(teacher: Trained, student: Trained, judged: Judge, device: torch.dev
 
     real = judged.dataset.read(np.arange(SHOWN)).x_1
     panels = [Panel("real digits", real)]
-    shown: list[tuple[str, Trained, Method]] = [(f"teacher, {k} steps", teacher, Euler(k)) for k in (1, 4, 32)]
-    shown += [(f"student, {k} steps", student, Consistency(k)) for k in STUDENT_NFE]
+    shown: list[tuple[str, Trained, Method]] = [(f"teacher, {_steps(k)}", teacher, Euler(k)) for k in (1, 4, 32)]
+    shown += [(f"student, {_steps(k)}", student, Consistency(k)) for k in STUDENT_NFE]
     for name, trained, method in shown:
         source = source_of(trained, judged.dataset.shape, device)
         labels = balanced_labels(source.condition, range(SHOWN))

@@ -95,7 +95,7 @@ def contact_sheet(panels: list[Panel], columns: int = 10) -> bytes:
     from matplotlib.figure import Figure
     from PIL import Image
 
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    figure = Figure(figsize=(12, 3.1), layout="constrained")
     FigureCanvasAgg(figure)
     half = (len(panels) + 1) // 2
     for axis, panel in zip(figure.subplots(2, half).flat, panels, strict=False):
@@ -118,16 +118,16 @@ def _curves(histories: dict[str, list[dict[str, Any]]]) -> bytes:
     axes = figure.subplots(2, len(histories), squeeze=False, sharex="col")
     hidden = {"images", "lr", "skipped", "images_per_s", "grad_norm", "tangent_rms", "clamped"}
     for column, (name, records) in enumerate(histories.items()):
-        images = [record["images"] for record in records]
+        thousands = [record["images"] / 1000 for record in records]
         for key in records[0] if records else ():
             if key not in hidden:
-                axes[0][column].plot(images, [record[key] for record in records], label=key)
+                axes[0][column].plot(thousands, [record[key] for record in records], label=key)
         for key in ("grad_norm", "tangent_rms"):
             if records and key in records[0]:
-                axes[1][column].plot(images, [record[key] for record in records], label=key)
+                axes[1][column].plot(thousands, [record[key] for record in records], label=key)
         axes[0][column].set_title(name)
         axes[1][column].set_yscale("log")
-        axes[1][column].set_xlabel("images seen")
+        axes[1][column].set_xlabel("images seen (thousands)")
         for row in axes:
             row[column].legend()
             row[column].grid(alpha=0.3)
