@@ -339,11 +339,11 @@ MUTANTS = [
     M("objectives/facm.py", "network = same_dropout(network)", "pass", "another dropout mask at each call"),
     M("objectives/facm.py", "        check_task(self.task, network)\n", "", "task is not checked"),
     M("objectives/facm.py", "        self.condition.check(cond, len(x_1))\n", "", "labels are not checked"),
-    M("objectives/facm.py", "cond, teacher, dropped).loss()", "cond, teacher).loss()", "dropped labels are guided"),
+    M("objectives/facm.py", "teacher, d.dropped).loss()", "teacher).loss()", "dropped labels are guided"),
     M(
-        "objectives/facm.py",
-        "cond, dropped = self.condition.drop(",
-        "_, dropped = self.condition.drop(",
+        "objectives/draws.py",
+        "cond, dropped = condition.drop(",
+        "_, dropped = condition.drop(",
         "labels not dropped",
     ),
     M("objectives/consistency.py", "interpolate(x_0, x_1, t)", "interpolate(x_1, x_0, t)", "noise and data swapped"),
@@ -649,7 +649,7 @@ class Workplace:
         for folder in ("src", "tests"):
             shutil.copytree(REPOSITORY / folder, root / folder, ignore=ignore)
         shutil.copy(REPOSITORY / "pyproject.toml", root)
-        files = sorted((root / "tests").glob("test_maths_*.py")) + [root / "tests" / "test_golden.py"]
+        files = [*sorted((root / "tests").glob("test_maths_*.py")), root / "tests" / "test_golden.py"]
         return cls(root, [str(file) for file in files])
 
     def source(self, file: str) -> Path:
