@@ -94,7 +94,7 @@ def test_the_report_needs_nothing_but_itself(done):
 
 def test_it_says_how_it_goes_and_what_came_out(done):
     out, said = done
-    assert "student, 1 steps: Frechet distance" in said
+    assert "student, 1 step: Frechet distance" in said
     assert "class accuracy" in said
     assert f"report: {out / 'report.html'}" in said
 
@@ -108,6 +108,14 @@ def test_a_finished_demo_is_shown_again_and_untouched(done, small, capsys):
     assert "holds a finished demo" in said
     assert "Frechet distance" in said
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
+
+
+def test_a_finished_demo_of_another_seed_is_refused(done, small, capsys):
+    out, _ = done
+    with pytest.raises(SystemExit) as end:
+        cli.main(["demo", "--out", str(out), "--seed", "5"])
+    assert end.value.code == 2
+    assert "not seed 5" in capsys.readouterr().err
 
 
 def test_an_interrupted_demo_goes_on_and_ends_with_the_same_networks(done, small, tmp_path, capsys):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from facm import __version__
 from facm.memory import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from facm.record import RunFolder
     from facm.run import Run
     from facm.trained import Trained
-    from facm.training import State
+    from facm.state import State
 
 Sampler = Literal["auto", "consistency", "euler", "heun"]
 Head = Literal["auto", "native", "anchor"]
@@ -35,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     keep_freed_memory()
     with _readable_errors():
+        if arguments == ["--version"]:
+            print(f"facm {__version__}")
+            return
         if arguments[:1] == ["train"] and len(arguments) > 1 and not arguments[1].startswith("-"):
             _train(arguments[1], arguments[2:])
             return

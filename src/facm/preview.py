@@ -14,7 +14,7 @@ from facm.generate import Source, balanced_labels, sample
 from facm.images import save_grid
 from facm.run import Run
 from facm.tasks import ExpandedInterval
-from facm.training import State
+from facm.state import State
 
 PREVIEW = 20
 TEACHER_NFE = 8
