@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from facm.recipes.find import Recipe
     from facm.record import RunFolder
     from facm.run import Run
-    from facm.trained import Trained
     from facm.state import State
+    from facm.trained import Trained
 
 Sampler = Literal["auto", "consistency", "euler", "heun"]
 Head = Literal["auto", "native", "anchor"]

@@ -13,8 +13,8 @@ from facm.evaluation.evaluate import default_method
 from facm.generate import Source, balanced_labels, sample
 from facm.images import save_grid
 from facm.run import Run
-from facm.tasks import ExpandedInterval
 from facm.state import State
+from facm.tasks import ExpandedInterval
 
 PREVIEW = 20
 TEACHER_NFE = 8
