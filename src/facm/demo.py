@@ -149,8 +149,10 @@ def _panels(teacher: Trained, student: Trained, judged: Judge, device: torch.dev
     """Real digits, and samples of both networks from the same noise."""
     import numpy as np
 
-    real = judged.dataset.read(np.arange(SHOWN)).x_1
-    panels = [Panel("real digits", real)]
+    real = judged.dataset.read(np.arange(10 * SHOWN))
+    assert real.cond is not None
+    by_class = [real.x_1[real.cond == label][: SHOWN // 10] for label in range(10)]
+    panels = [Panel("real digits", torch.stack(by_class, dim=1).flatten(0, 1))]
     shown: list[tuple[str, Trained, Method]] = [(f"teacher, {_steps(k)}", teacher, Euler(k)) for k in (1, 4, 32)]
     shown += [(f"student, {_steps(k)}", student, Consistency(k)) for k in STUDENT_NFE]
     for name, trained, method in shown:

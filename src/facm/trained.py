@@ -103,3 +103,8 @@ class FromRun:
                 f"'facm resume {self.path}', or say FromRun(..., unfinished=True)"
             )
         return trained.network
+
+    def label_dropout(self) -> float | None:
+        """The fraction of samples that the run trained at the null condition; None if its objective does not say."""
+        _, run = open_run(Path(self.path))
+        return getattr(run.objective, "label_dropout", None)

@@ -18,11 +18,13 @@ from facm.checkpoint import digest, load_strictly
 from facm.conditions import Labels
 from facm.data.stream import Stream
 from facm.ema import EMA
+from facm.guidance import NO_GUIDANCE
 from facm.record import RunFolder, locked
 from facm.run import Pretrained, Run
 from facm.seeding import derive
 from facm.state import State, Window, borrowed_generators, checkpoint, restore, save_ema_snapshots
 from facm.tasks import check_task
+from facm.trained import FromRun
 from facm.types import Loss
 
 
@@ -169,6 +171,12 @@ def check(run: Run) -> None:
             "the objective distils, and teacher = None: give the run a teacher, or train from scratch with "
             "velocity = DataVelocity()"
         )
+    guidance = getattr(velocity, "guidance", NO_GUIDANCE)
+    if isinstance(run.teacher, FromRun) and guidance.scale > 1 and run.teacher.label_dropout() == 0:
+        raise ValueError(
+            f"guidance scale = {guidance.scale}, and the teacher {run.teacher.path} was trained with label_dropout 0: "
+            "its null condition means nothing; expected scale 1, or a teacher with label_dropout > 0"
+        )
 
 
 def _load_teacher(
@@ -188,8 +196,8 @@ def _skip(state: State, run: Run, loss: Loss) -> None:
         bad = [name for name, value in values.items() if not bool(torch.isfinite(value).all())]
         raise NonFiniteError(
             f"{state.skipped_in_a_row} steps in a row (max_nonfinite) had a non-finite loss or gradient, the last at "
-            f"{state.images} images; non-finite terms: {', '.join(bad) or 'none, only the gradient'}. The last "
-            "checkpoint is from before; a lower optimizer.lr, a clamp, QK-norm or precision = 'fp32' are what helps"
+            f"{state.images} images; non-finite terms: {', '.join(bad) or 'none, only the gradient'}. Checkpoints "
+            "from before, if any, are untouched; what helps: a lower optimizer.lr, a clamp, QK-norm, precision = 'fp32'"
         )
 
 

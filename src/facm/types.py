@@ -122,5 +122,10 @@ def check_same_shape(**tensors: Tensor) -> None:
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """x in float32 if it is in half precision, else as it is: losses and tangents are never summed in bf16."""
+    """x in float32 if it is in half precision, else as it is: losses and tangents are never summed in bf16.
+
+    Raises TypeError where a network returned something else than a tensor.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"the network returned {type(x).__name__}, expected one tensor of x's shape")
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

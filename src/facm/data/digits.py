@@ -24,8 +24,10 @@ class Digits:
         check_choice("Digits", "split", self.split, ("all", "train", "test"))
 
     def open(self) -> InMemory:
-        from sklearn.datasets import load_digits
-
+        try:
+            from sklearn.datasets import load_digits
+        except ImportError as error:
+            raise ValueError("Digits() needs scikit-learn, which is not installed: pip install 'facm[demo]'") from error
         scans, labels = load_digits(return_X_y=True)
         test = np.zeros(len(labels), bool)
         test[np.argsort(labels, kind="stable")[6::7]] = True
