@@ -535,7 +535,6 @@ MUTANTS = [
         "torch.cat([angle.sin(), angle.cos()]",
         "sinusoid order",
     ),
-    M("networks/lightning_dit.py", "t = at_least_float32(t)", "t = t", "sinusoid in half precision"),
     M(
         "networks/lightning_dit.py",
         "device=t.device) / half)",
