@@ -122,7 +122,7 @@ def test_broken_idx(tmp_path: Path, fault: str) -> None:
     assert stem in str(error.value)
 
 
-@pytest.mark.parametrize("content", [gzip.compress(bytes(1000))[:-12], b"not gzip at all"])
+@pytest.mark.parametrize("content", [gzip.compress(bytes(1000))[:-12], b"not gzip at all"], ids=["truncated", "other"])
 def test_broken_gzip(tmp_path: Path, content: bytes) -> None:
     write_mnist(tmp_path, ".gz")
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(content)
