@@ -123,6 +123,19 @@ def test_averages_are_copies_and_buffers_and_frozen_parameters_follow_the_networ
     assert average["running_mean"].tolist() == [300, 300]
 
 
+def test_tied_parameters_are_averaged_under_both_names():
+    network = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    network[1].weight = network[0].weight
+    ema = EMA(PowerEMA((0.2,)), network)
+    for k in range(1, 4):
+        network[0].weight.data.fill_(float(k))
+        ema.update(k, 1)
+    average = ema.averages[0.2]
+    assert average.keys() == {"0.weight", "1.weight"}
+    assert torch.equal(average["0.weight"], average["1.weight"])
+    assert 1 < average["1.weight"][0, 0] < 3
+
+
 # Post-hoc synthesis
 
 
@@ -163,6 +176,7 @@ def test_synthesis_comes_close_to_the_average_that_was_not_tracked(sigma_rel):
 def test_coefficients_are_those_of_the_least_squares_fit_of_profiles():
     """Against a fit on a fine grid, with no closed form."""
     snapshots = [(t, s) for t in (20, 40, 60) for s in (0.05, 0.2)]
+    few = snapshots[-2:]
     grid = (np.arange(120_000) + 0.5) / 120_000 * 60
 
     def sampled(t, sigma_rel):
@@ -173,6 +187,23 @@ def test_coefficients_are_those_of_the_least_squares_fit_of_profiles():
     for images_seen, sigma_rel in ((60, 0.12), (60, 0.25), (55, 0.1)):
         expected, *_ = np.linalg.lstsq(columns, sampled(images_seen, sigma_rel), rcond=None)
         np.testing.assert_allclose(synthesis_weights(snapshots, images_seen, sigma_rel), expected, atol=2e-3)
+    for chosen in (snapshots, few):  # those that sum to 1: the last coefficient is 1 minus the others
+        columns = np.stack([sampled(*s) for s in chosen], axis=1)
+        for images_seen, sigma_rel in ((60, 0.12), (60, 0.25), (55, 0.1)):
+            wanted = sampled(images_seen, sigma_rel) - columns[:, -1]
+            free, *_ = np.linalg.lstsq(columns[:, :-1] - columns[:, -1:], wanted, rcond=None)
+            expected = [*free, 1 - free.sum()]
+            found = synthesis_weights(chosen, images_seen, sigma_rel, unit_sum=True)
+            np.testing.assert_allclose(found, expected, atol=2e-3)
+            assert found.sum() == pytest.approx(1, abs=1e-9)
+
+
+def test_weights_that_never_move_much_keep_their_size_where_coefficients_sum_to_one():
+    _, snapshots = tracked(16, 8, change=lambda m, k: m.weight.data.fill_(100 + math.sqrt(k) / 100))
+    assert synthesise(snapshots, 16, 0.1, unit_sum=True)["weight"].item() == pytest.approx(100.03, abs=0.02)
+    assert abs(synthesise(snapshots, 16, 0.1)["weight"].item() - 100.03) > 0.2
+    exact = next(s for s in snapshots if (s.images_seen, s.sigma_rel) == (16, 0.2)).load()["weight"].item()
+    assert synthesise(snapshots, 16, 0.2, unit_sum=True)["weight"].item() == pytest.approx(exact, rel=1e-9)
 
 
 def test_snapshots_after_the_wanted_moment_are_left_out():

@@ -315,6 +315,16 @@ def test_half_precision_network_answers_in_half_precision_and_nearly_the_same():
     assert (halved.float() - expected).norm() < 0.05 * expected.norm()
 
 
+def test_layer_norm_of_queries_and_keys_is_affine_and_that_of_tokens_is_not():
+    """torch's default eps 1e-5 where there are weights, 1e-6 where the modulation takes their place."""
+    network = tiny(rmsnorm=False)
+    norms = {name: m for name, m in network.named_modules() if isinstance(m, nn.LayerNorm)}
+    affine = {name for name, m in norms.items() if m.elementwise_affine}
+    assert affine == {f"blocks.{i}.attn.{which}_norm" for i in (0, 1) for which in "qk"}
+    assert all(m.eps == (1e-5 if name in affine else 1e-6) for name, m in norms.items())
+    assert len(norms) == 2 * 4 + 1
+
+
 def test_modulation_scales_around_one_then_shifts():
     x, shift, scale = torch.full((1, 2, 2), 3.0), torch.tensor([[10.0, 20.0]]), torch.tensor([[1.0, -1.0]])
     assert modulate(x, shift, scale)[0].tolist() == [[16, 20], [16, 20]]
