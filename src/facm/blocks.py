@@ -1,0 +1,47 @@
+"""A network's blocks: the units that chain, checkpointing, compilation and sharding act on, by module name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+
+def blocks_of(network: nn.Module, names: Sequence[str] = ()) -> dict[str, nn.Module]:
+    """The blocks in order, by their full name in ``network``.
+
+    names: modules, or ModuleLists standing for all their entries. Without them: the entries of the outermost
+    ModuleLists, which is where transformers and U-Nets keep their blocks; none where a network has no ModuleList.
+    Raises ValueError for a name that is no module, given twice, or inside another block.
+    """
+    lists = names or [
+        name for name, m in network.named_modules() if isinstance(m, nn.ModuleList) and _outermost(name, network)
+    ]
+    modules = dict(network.named_modules())
+    found: dict[str, nn.Module] = {}
+    for name in lists:
+        if name not in modules:
+            known = ", ".join(n for n, m in modules.items() if isinstance(m, nn.ModuleList)) or "no ModuleList"
+            raise ValueError(
+                f"blocks = {tuple(names)}: {type(network).__name__} has no module {name!r}; it has {known}"
+            )
+        module = modules[name]
+        entries = (
+            {f"{name}.{key}": m for key, m in module.named_children()}
+            if isinstance(module, nn.ModuleList)
+            else {name: module}
+        )
+        for full, entry in entries.items():
+            for other in found:
+                if full == other or full.startswith(other + ".") or other.startswith(full + "."):
+                    raise ValueError(
+                        f"blocks = {tuple(names)}: {full!r} and {other!r} overlap, expected separate modules"
+                    )
+            found[full] = entry
+    return {full: m for full, m in found.items() if any(True for _ in m.parameters())}
+
+
+def _outermost(name: str, network: nn.Module) -> bool:
+    parents = name.split(".")[:-1]
+    modules = dict(network.named_modules())
+    return not any(isinstance(modules[".".join(parents[:k])], nn.ModuleList) for k in range(1, len(parents) + 1))
