@@ -5,7 +5,16 @@ import torch
 import torch.nn.functional as nnf
 from torch import nn
 
-from facm.derivative import FiniteDifference, NoGraph, WholeNetwork, plain_attention, same_dropout
+from facm.derivative import (
+    Chain,
+    FiniteDifference,
+    NoGraph,
+    OpLevel,
+    Prediction,
+    WholeNetwork,
+    plain_attention,
+    same_dropout,
+)
 from facm.networks.lightning_dit import LightningDiT
 from facm.networks.mlp import MLP
 from facm.tasks import AuxiliaryTime, ExpandedInterval
@@ -161,11 +170,12 @@ def everything(derivative, network, function, shape):
     return F.detach(), dF, gradients
 
 
-def check_all_strategies(network, function, shape):
+def check_all_strategies(network, function, shape, others=()):
     F, dF, gradients = everything(NoGraph(), network, function, shape)
     assert dF.norm() > 1e-2
-    whole = everything(WholeNetwork(), network, function, shape)
-    torch.testing.assert_close((F, dF, gradients), whole, rtol=1e-10, atol=1e-10)
+    for strategy in (WholeNetwork(), OpLevel(), *others):
+        found = everything(strategy, network, function, shape)
+        torch.testing.assert_close((F, dF, gradients), found, rtol=1e-10, atol=1e-10)
     differences = [everything(FiniteDifference(h), network, function, shape) for h in (2e-2, 1e-2, 1e-4)]
     for other in differences:
         torch.testing.assert_close((F, gradients), (other[0], other[2]), rtol=1e-10, atol=1e-10)
@@ -200,10 +210,12 @@ def test_strategies_agree_on_the_transformer(flags, auxiliary_time):
     network = LightningDiT(**{**config, "num_classes": 5, "auxiliary_time": auxiliary_time, **flags}).build()
     network, task = refilled(network), AuxiliaryTime() if auxiliary_time else ExpandedInterval()
     cond = None if network.config.num_classes == 0 else torch.tensor([0, 3, 5])
-    check_all_strategies(network, lambda x, t: network(x, cond=cond, **task.shortcut(t)), (3, 3, 4, 4))
+    chains = [Chain(), Chain(op_level=True), Chain(checkpoint=True), Chain(op_level=True, checkpoint=True)]
+    chains += [Chain(blocks=("blocks",)), Chain(blocks=("blocks.0", "blocks.1"), op_level=True)]
+    check_all_strategies(network, Prediction(network, task.shortcut, cond), (3, 3, 4, 4), chains)
 
 
-@pytest.mark.parametrize("derivative", [NoGraph(), WholeNetwork(), FiniteDifference(1e-3)])
+@pytest.mark.parametrize("derivative", [NoGraph(), WholeNetwork(), OpLevel(), FiniteDifference(1e-3)])
 def test_derivative_of_a_known_function(derivative):
     """F = x^2 sin t along (v, 1): dF = 2 x v sin t + x^2 cos t; a tangent of t other than 1 scales the second term."""
     (x, t), (v, one) = inputs((3, 2))
@@ -215,7 +227,7 @@ def test_derivative_of_a_known_function(derivative):
     torch.testing.assert_close(dF, 2 * x * v * sin + 3 * x**2 * cos, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("derivative", [NoGraph(), WholeNetwork(), FiniteDifference()])
+@pytest.mark.parametrize("derivative", [NoGraph(), WholeNetwork(), OpLevel(), FiniteDifference()])
 def test_a_constant_function_has_a_zero_derivative(derivative):
     F, dF = derivative(lambda x, t: torch.ones(3, 2), *inputs((3, 2)))
     assert torch.equal(F, torch.ones(3, 2))

@@ -10,6 +10,7 @@ from facm.guidance import (
     NO_GUIDANCE,
     DataVelocity,
     Guidance,
+    Point,
     TeacherVelocity,
     extrapolate,
     guided_velocity,
@@ -83,7 +84,7 @@ def test_guided_velocity_on_a_hand_case():
     base = X + 10 * T[:, None]
     expected = base + torch.tensor([[1.0], [4 + 3 * (2 - 4)], [4 + 3 * (1 - 4)], [2.0]])
     torch.testing.assert_close(out, expected)
-    assert network.calls == [[*COND.tolist(), NULL, NULL, NULL, NULL]]  # one pass of 2B, conditions first
+    assert network.calls == [[*COND.tolist(), NULL, NULL]]  # one pass, conditions first, the null only where it acts
 
 
 def test_without_guidance_the_null_is_not_asked_for():
@@ -114,9 +115,7 @@ def test_a_field_is_not_guided_unless_asked_to():
 def ask(target, network=None, teacher=None, task=None, t=T, dropped=None):
     x_1, x_0 = 2 * torch.ones(4, 1), 0.5 * torch.ones(4, 1)
     cond = COND if dropped is None else torch.where(dropped, NULL, COND)
-    return target(
-        network, teacher, x_1, x_0, X, t, cond, condition=LABELS, task=task or ExpandedInterval(), dropped=dropped
-    )
+    return target(network, teacher, Point(x_1, x_0, X, t, cond, dropped), LABELS, task or ExpandedInterval())
 
 
 @pytest.mark.parametrize(

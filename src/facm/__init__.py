@@ -5,20 +5,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from facm.conditions import Labels, Unconditional
     from facm.data import InMemory
+    from facm.ema import PowerEMA
+    from facm.engine import Engine
     from facm.guidance import DataVelocity, Guidance, TeacherVelocity
     from facm.objectives.consistency import ContinuousCM
     from facm.objectives.facm import FACM
     from facm.objectives.flow_matching import FlowMatching
-    from facm.run import Run
+    from facm.optim import AdamW
+    from facm.run import Every, Run
     from facm.trained import FromRun, load_trained
     from facm.types import Batch, Loss
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "AdamW": "optim",
     "Batch": "types",
     "ContinuousCM": "objectives.consistency",
     "DataVelocity": "guidance",
+    "Engine": "engine",
+    "Every": "run",
     "FACM": "objectives.facm",
     "FlowMatching": "objectives.flow_matching",
     "FromRun": "trained",
@@ -26,6 +32,7 @@ _HOME = {
     "InMemory": "data",
     "Labels": "conditions",
     "Loss": "types",
+    "PowerEMA": "ema",
     "Run": "run",
     "TeacherVelocity": "guidance",
     "Unconditional": "conditions",
@@ -34,15 +41,19 @@ _HOME = {
 
 __all__ = [
     "FACM",
+    "AdamW",
     "Batch",
     "ContinuousCM",
     "DataVelocity",
+    "Engine",
+    "Every",
     "FlowMatching",
     "FromRun",
     "Guidance",
     "InMemory",
     "Labels",
     "Loss",
+    "PowerEMA",
     "Run",
     "TeacherVelocity",
     "Unconditional",

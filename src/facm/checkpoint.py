@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,19 +143,24 @@ def load_strictly(
 
     may_miss: prefixes of parameters that have no effect as initialised, so that they may be absent from ``state``.
     """
-    own = module.state_dict()
-    missing = [n for n in own if n not in state and not n.startswith(may_miss)]
-    unexpected = [n for n in state if n not in own]
-    shapes = [
-        f"{n} {tuple(state[n].shape)} instead of {tuple(own[n].shape)}"
-        for n in own
-        if n in state and state[n].shape != own[n].shape
+    check_fits(module, {name: value.shape for name, value in state.items()}, source, may_miss)
+    module.load_state_dict({**module.state_dict(), **state}, strict=True)
+
+
+def check_fits(
+    module: torch.nn.Module, shapes: Mapping[str, Sequence[int]], source: str, may_miss: tuple[str, ...] = ()
+) -> None:
+    """Raise CheckpointError unless weights of these shapes fit ``module``; see :func:`load_strictly`."""
+    own = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    missing = [n for n in own if n not in shapes and not n.startswith(may_miss)]
+    unexpected = [n for n in shapes if n not in own]
+    misshapen = [
+        f"{n} {tuple(shapes[n])} instead of {own[n]}" for n in own if n in shapes and tuple(shapes[n]) != own[n]
     ]
     wrong = [
         f"{len(names)} {what}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
         if names
     ]
     if wrong:
         raise CheckpointError(f"{source} does not fit {type(module).__name__}: {'; '.join(wrong)}")
-    module.load_state_dict({**own, **state}, strict=True)

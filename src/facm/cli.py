@@ -1,4 +1,7 @@
-"""The command line: facm train | resume | sample | evaluate | show | demo. Heavy imports wait until a command runs."""
+"""The command line: facm train | resume | sample | evaluate | export | show | demo.
+
+Heavy imports wait until a command runs.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +19,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from facm import __version__
+from facm.engine import Engine
 from facm.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from facm.generate import Method
     from facm.guidance import Guidance
+    from facm.parallel.world import World
     from facm.recipes.find import Recipe
     from facm.record import RunFolder
     from facm.run import Run
     from facm.state import State
     from facm.trained import Trained
 
+DEFAULT = Engine()
 Sampler = Literal["auto", "consistency", "euler", "heun"]
 Head = Literal["auto", "native", "anchor"]
 
@@ -47,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "resume": resume,
             "sample": sample,
             "evaluate": evaluate,
+            "export": export,
             "show": show,
             "demo": demo,
         }
@@ -78,11 +85,15 @@ def _readable_errors() -> Iterator[None]:
     ) as error:
         if os.environ.get("FACM_DEBUG"):
             raise
+        if type(error).__name__ == "PeerError":  # another rank says it
+            raise SystemExit(2) from error
+        rank = os.environ.get("RANK", "0")
+        who = "" if rank == "0" else f"rank {rank}: "
         where = traceback.extract_tb(error.__traceback__)[-1]
         if not isinstance(error, ValueError | OSError) and type(error).__module__ == "builtins":
             place = f"{where.filename}:{where.lineno}"
-            print(f"unexpected {type(error).__name__} in {place} (all of it with FACM_DEBUG=1)", file=sys.stderr)
-        print(f"error: {error}", file=sys.stderr)
+            print(f"{who}unexpected {type(error).__name__} in {place} (all of it with FACM_DEBUG=1)", file=sys.stderr)
+        print(f"{who}error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
 
 
@@ -102,20 +113,27 @@ def _train(spec: str, arguments: list[str]) -> None:
     from facm.recipes.find import find
 
     recipe = find(spec)
-    chosen, run = _parse_run(recipe, arguments)
-    from facm.record import LockedError, create, discard
+    chosen, run, engine = _parse_run(recipe, arguments)
+    from facm.parallel.agree import by_first
+    from facm.parallel.world import opened, restarts
+    from facm.record import LockedError, RunFolder, create, create_or_continue, discard
     from facm.training import check
 
-    check(run)  # before there is a folder
     out = chosen.out or Path("runs") / recipe.name
-    folder = create(out, run, recipe.spec, recipe.file)
-    try:
-        _run_to_end(run, folder, chosen.quiet)
-    except LockedError:  # the folder is another's
-        raise
-    except Exception:
-        discard(folder)
-        raise
+    make: Any = create_or_continue if chosen.resume or restarts() else create
+    with opened(engine) as world:
+        check(run)  # before there is a folder
+        engine.check(run.batch_size, world.ranks)
+        by_first(world, lambda: make(out, run, recipe.spec, recipe.file) and None)
+        folder = RunFolder(out)
+        try:
+            _run_to_end(run, folder, chosen.quiet, engine, world)
+        except LockedError:  # the folder is another's
+            raise
+        except Exception:
+            if world.first:
+                discard(folder)
+            raise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,14 +144,16 @@ class TrainOptions:
     """Run folder to create; default: runs/RECIPE. A folder in use is never overwritten."""
     quiet: bool = False
     """Print nothing but errors."""
+    resume: bool = False
+    """Continue where the folder holds this very run already, as a requeued job wants it."""
 
 
-def _parse_run(recipe: Recipe, arguments: list[str]) -> tuple[TrainOptions, Run]:
-    """The recipe's own options make a Run; --run.* then overrides single scalars in it."""
+def _parse_run(recipe: Recipe, arguments: list[str]) -> tuple[TrainOptions, Run, Engine]:
+    """The recipe's own options make a Run; --run.* then overrides single scalars in it; --engine.* says how."""
     from facm.run import Run
 
     function: Any = recipe.function
-    if taken := {"out", "quiet"} & inspect.signature(function).parameters.keys():
+    if taken := {"out", "quiet", "resume", "engine"} & inspect.signature(function).parameters.keys():
         raise ValueError(f"recipe {recipe.spec} has an argument {taken.pop()!r}, an option of the command: rename it")
     helpless = [a for a in arguments if a not in ("-h", "--help")]
     # First leniently, for the defaults of --run.*; then strictly, with help and suggestions over everything.
@@ -147,16 +167,17 @@ def _parse_run(recipe: Recipe, arguments: list[str]) -> tuple[TrainOptions, Run]
     if not isinstance(first, Run):
         raise ValueError(f"recipe {recipe.spec} returned {type(first).__name__}, expected a facm.run.Run")
 
-    def command(recipe: Any, command: TrainOptions, run: Any) -> tuple[TrainOptions, Run]:
-        return command, run
+    def command(recipe: Any, command: TrainOptions, run: Any, engine: Engine) -> tuple[TrainOptions, Run, Engine]:
+        return command, run, engine
 
     command.__doc__ = function.__doc__
     command.__annotations__ = {  # set here, for they depend on the recipe
         "recipe": Annotated[Any, tyro.conf.arg(name="", constructor=function)],
         "command": Annotated[TrainOptions, tyro.conf.arg(name="")],
         "run": tyro.conf.AvoidSubcommands[Run],
+        "engine": Engine,
     }
-    command.__defaults__ = (TrainOptions(), first)
+    command.__defaults__ = (TrainOptions(), first, DEFAULT)
     return tyro.cli(command, args=arguments, prog=f"facm train {recipe.spec}")
 
 
@@ -170,13 +191,18 @@ def _silenced() -> Iterator[None]:
         yield
 
 
-def _run_to_end(run: Run, folder: RunFolder, quiet: bool) -> bool:
+def _run_to_end(run: Run, folder: RunFolder, quiet: bool, engine: Engine, world: World) -> bool:
     """Train with progress and sample grids, say how it ended; False if it was interrupted."""
     from facm.progress import progress
     from facm.training import train as train_run
 
-    with progress(run, folder.path.name, quiet) as report:
-        outcome = train_run(run, folder, report=report, on_checkpoint=lambda state: _draw(state, run, folder))
+    def draw(state: State) -> None:
+        _draw(state, run, folder)
+
+    with progress(run, folder.path.name, quiet or not world.first) as report:
+        outcome = train_run(run, folder, report=report, on_checkpoint=draw, engine=engine, world=world)
+    if not world.first:
+        return outcome.finished
     if not outcome.finished:
         print(
             f"{outcome.signal}: saved at {outcome.images} of {run.images} images; go on with: facm resume {folder.path}"
@@ -195,17 +221,20 @@ def _draw(state: State, run: Run, folder: RunFolder) -> None:
     draw_preview(state, run, folder.samples / f"{state.images:012d}.png")
 
 
-def resume(run: Annotated[Path, tyro.conf.Positional], quiet: bool = False) -> None:
+def resume(run: Annotated[Path, tyro.conf.Positional], engine: Engine = DEFAULT, quiet: bool = False) -> None:
     """Continue an interrupted run from its newest checkpoint; the result is the same as without the interruption.
 
     Args:
         run: the run's folder.
+        engine: how it is executed, which may differ from before.
         quiet: print nothing but errors.
     """
+    from facm.parallel.world import opened
     from facm.record import open_run
 
-    folder, configured = open_run(run)
-    _run_to_end(configured, folder, quiet)
+    with opened(engine) as world:
+        folder, configured = open_run(run)
+        _run_to_end(configured, folder, quiet, engine, world)
 
 
 # --- sample and evaluate ---------------------------------------------------------------------------------------------
@@ -286,14 +315,7 @@ def sample(
         out: PNG to write; default: a new file in RUN/samples/. A file that exists is not overwritten.
         npz: also write the images (uint8) and labels as NumPy arrays beside the PNG.
     """
-    import torch
-
-    from facm.conditions import Labels
-    from facm.evaluation.evaluate import source_of
-    from facm.generate import balanced_labels
-    from facm.generate import sample as draw
-    from facm.images import save_grid, to_uint8
-    from facm.trained import load_trained
+    from facm.parallel.world import opened
 
     if n < 1:
         raise ValueError(f"--n {n}, expected at least one sample")
@@ -301,12 +323,35 @@ def sample(
         raise ValueError(f"--out {out}, expected a name that ends in .png")
     if out is not None and (taken := [file for file in (out, out.with_suffix(".npz")) if file.exists()]):
         raise ValueError(f"--out {out}: {taken[0]} exists and is not overwritten; choose another name")
+    with opened(DEFAULT) as world:
+        _sample(run, options, nfe, n, classes, out, npz, world)
+
+
+def _sample(
+    run: Path,
+    options: SamplingOptions,
+    nfe: int,
+    n: int,
+    classes: tuple[int, ...],
+    out: Path | None,
+    npz: bool,
+    world: World,
+) -> None:
+    import torch
+
+    from facm.conditions import Labels
+    from facm.evaluation.evaluate import source_of
+    from facm.generate import balanced_labels, blocks
+    from facm.generate import sample as draw
+    from facm.images import save_grid, to_uint8
+    from facm.parallel.agree import in_order
+    from facm.trained import load_trained
+
     trained = load_trained(run, options.ema, options.raw)
     method = options.method(trained, nfe)
     name = f"{trained.images_seen:012d}-{type(method).__name__.lower()}{nfe}-seed{options.seed}"
     target = out or _unused(run / "samples", name)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    source = source_of(trained, trained.run.data.open().shape, device)
+    source = source_of(trained, trained.run.data.open().shape, world.device)
     cond = balanced_labels(source.condition, range(n))
     if classes:
         if not isinstance(source.condition, Labels):
@@ -315,18 +360,15 @@ def sample(
         if wrong := [k for k in classes if not 0 <= k <= null]:
             raise ValueError(f"--classes {wrong[0]}, expected 0 to {null - 1}, or {null} for no class")
         cond = torch.tensor([classes[i % len(classes)] for i in range(n)])
-    parts = [
-        draw(
-            source,
-            method,
-            range(i, min(i + 256, n)),
-            None if cond is None else cond[i : i + 256],
-            options.seed,
-            options.guidance(),
-        )
-        for i in range(0, n, 256)
-    ]
-    x = torch.cat(parts).cpu()
+
+    def block(indices: range) -> tuple[torch.Tensor]:
+        labels = None if cond is None else cond[indices.start : indices.stop]
+        return (draw(source, method, indices, labels, options.seed, options.guidance()),)
+
+    parts = [part for _, (part,) in in_order(world, blocks(n), block) if part is not None]
+    if not world.first:
+        return
+    x = torch.cat(parts)
     save_grid(target, x)
     print(f"{n} samples, {type(method).__name__} with {nfe} evaluations: {target}")
     if npz:
@@ -358,10 +400,9 @@ def evaluate(
         n: samples for each row.
         quiet: print nothing but errors.
     """
-    import torch
-
     from facm.evaluation.evaluate import evaluate as measure
     from facm.evaluation.evaluate import judge
+    from facm.parallel.world import opened
     from facm.trained import load_trained
 
     if n < 2:
@@ -369,17 +410,40 @@ def evaluate(
     if not nfe:
         raise ValueError("--nfe is empty, expected at least one number of evaluations")
     guidance = options.guidance()
-    trained = load_trained(run, options.ema, options.raw)
-    methods = [options.method(trained, k) for k in nfe]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    judged = judge(trained.run.data.open(), device)
-    rows = [
-        measure(trained, method, judged, n=n, seed=options.seed, guidance=guidance, device=device) for method in methods
-    ]
-    if not quiet:
+    with opened(DEFAULT) as world:
+        trained = load_trained(run, options.ema, options.raw)
+        methods = [options.method(trained, k) for k in nfe]
+        judged = judge(trained.run.data.open(), world.device, world=world)
+        rows = [
+            measure(trained, method, judged, n=n, seed=options.seed, guidance=guidance, world=world)
+            for method in methods
+        ]
+    if world.first and not quiet:
         from facm.show import evaluation_table
 
         evaluation_table(rows)
+
+
+def export(run: Annotated[Path, tyro.conf.Positional], out: Path, ema: float | None = None, raw: bool = False) -> None:
+    """Write a run's newest network into one plain safetensors file, whatever engine trained it.
+
+    Args:
+        run: the run's folder.
+        out: the file to write, NAME.safetensors. A file that exists is not overwritten.
+        ema: EMA length sigma_rel; any length if the run kept snapshots; default: the run's first.
+        raw: the raw weights instead of an EMA.
+    """
+    from facm.trained import export as write
+    from facm.trained import load_trained
+
+    if out.suffix != ".safetensors":
+        raise ValueError(f"--out {out}, expected a name that ends in .safetensors")
+    if out.exists():
+        raise ValueError(f"--out {out} exists and is not overwritten; choose another name")
+    trained = load_trained(run, ema, raw)
+    write(trained, out)
+    which = "raw weights" if trained.sigma_rel is None else f"EMA {trained.sigma_rel}"
+    print(f"{which} at {trained.images_seen} images: {out}")
 
 
 # --- show and demo ---------------------------------------------------------------------------------------------------

@@ -19,10 +19,8 @@ class Condition(Protocol):
         """Raise ValueError unless ``cond`` fits n samples."""
         ...
 
-    def drop(
-        self, cond: Tensor | None, probability: float, rng: torch.Generator
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Replace each sample's condition by the null with ``probability``: (cond, dropped (B,) bool or None)."""
+    def drop(self, cond: Tensor | None, dropped: Tensor) -> Tensor | None:
+        """``cond`` with the null where ``dropped`` (B,) bool is true."""
         ...
 
 
@@ -52,11 +50,10 @@ class Labels:
                 f"(or {self.classes} for the null label)"
             )
 
-    def drop(self, cond: Tensor | None, probability: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    def drop(self, cond: Tensor | None, dropped: Tensor) -> Tensor:
         null = self.null(cond)
         assert cond is not None
-        dropped = torch.rand(len(cond), generator=rng, device=rng.device) < probability
-        return torch.where(dropped, null, cond), dropped
+        return torch.where(dropped, null, cond)
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,11 @@ class Unconditional:
         if cond is not None:
             raise ValueError("Unconditional: the batch has conditions; use Labels(classes) or data without labels")
 
-    def drop(self, cond: Tensor | None, probability: float, rng: torch.Generator) -> tuple[None, None]:
-        if probability:
-            raise ValueError(f"Unconditional: label_dropout = {probability}, expected 0 where there are no labels")
-        return None, None
+    def drop(self, cond: Tensor | None, dropped: Tensor) -> None:
+        raise ValueError("Unconditional: there is no condition to drop; use label_dropout 0")
+
+
+def check_label_dropout(condition: Condition, probability: float) -> None:
+    """Raise ValueError where labels are to be dropped and there are none."""
+    if probability and isinstance(condition, Unconditional):
+        raise ValueError(f"Unconditional: label_dropout = {probability}, expected 0 where there are no labels")

@@ -127,13 +127,17 @@ def _fresh_noise(source: Source, seed: int, indices: Sequence[int], draw: int) -
     return noise(seed, indices, draw, source.shape).to(source.device)
 
 
+def blocks(n: int, size: int = 256) -> list[range]:
+    """The indices of n samples, in the blocks they are made in, on however many ranks. Raises ValueError for n < 1."""
+    if n < 1:
+        raise ValueError(f"n = {n}, expected at least one sample")
+    return [range(start, min(start + size, n)) for start in range(0, n, size)]
+
+
 def sample_many(
     source: Source, method: Method, n: int, seed: int = 0, guidance: Guidance = NO_GUIDANCE, batch_size: int = 256
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """n samples with balanced labels, in batches: (x, labels)."""
-    if n < 1:
-        raise ValueError(f"n = {n}, expected at least one sample")
-    for start in range(0, n, batch_size):
-        indices = range(start, min(start + batch_size, n))
+    for indices in blocks(n, batch_size):
         cond = balanced_labels(source.condition, indices)
         yield sample(source, method, indices, cond, seed, guidance), cond

@@ -15,7 +15,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from facm.conditions import Condition, Unconditional
+from facm.conditions import Condition, Unconditional, check_label_dropout
+from facm.derivative.compiled import has_compiled_parts, is_compiled
 from facm.tasks import Task, Times, native
 from facm.types import VelocityField, at_least_float32, expand
 
@@ -65,11 +66,24 @@ def guided_velocity(
     condition: Condition,
     guidance: Guidance,
 ) -> Tensor:
-    """The network's velocity at (x_t, t), guided where ``guidance`` is active. ``at`` maps t to the time condition."""
+    """The network's velocity at (x_t, t), guided where ``guidance`` is active. ``at`` maps t to the time condition.
+
+    One pass: the batch under its condition, and, of the samples where guidance is active, under the null. A compiled
+    network is asked for the null of all, in one shape: another shape would compile it again.
+    """
     if guidance.scale == 1:
         return at_least_float32(network(x_t, cond=cond, **at(t)))
-    v_c, v_u = _both(network, x_t, at(t), cond, condition.null(cond))
-    return torch.where(expand(guidance.active(t), v_c), extrapolate(v_c, v_u, guidance.scale), v_c)
+    null, active = condition.null(cond), guidance.active(t)
+    if t.is_meta or torch.compiler.is_compiling() or is_compiled(network) or has_compiled_parts(network):
+        v_c, v_u = _both(network, x_t, at(t), cond, null)
+        return torch.where(expand(active, v_c), extrapolate(v_c, v_u, guidance.scale), v_c)
+    assert cond is not None
+    assert null is not None
+    which = active.nonzero().squeeze(1)
+    times = {name: torch.cat([c, c[which]]) for name, c in at(t).items()}
+    out = at_least_float32(network(torch.cat([x_t, x_t[which]]), cond=torch.cat([cond, null[which]]), **times))
+    v_c, v_u = out[: len(t)], out[len(t) :]
+    return v_c.index_copy(0, which, extrapolate(v_c[which], v_u, guidance.scale))
 
 
 def velocity_field(
@@ -88,6 +102,19 @@ def velocity_field(
     return field
 
 
+@dataclass(frozen=True, eq=False)
+class Point:
+    """Where on the flow a velocity is asked for: x_1, x_0, x_t (B, ...), t (B,), cond (B,) and which samples had theirs
+    dropped, (B,) bool or None."""
+
+    x_1: Tensor
+    x_0: Tensor
+    x_t: Tensor
+    t: Tensor
+    cond: Tensor | None = None
+    dropped: Tensor | None = None
+
+
 @runtime_checkable
 class VelocityTarget(Protocol):
     """Algorithm 1, line 4: the velocity v (B, ...) that anchors the flow and drives the shortcut; never has a graph.
@@ -95,20 +122,7 @@ class VelocityTarget(Protocol):
     An attribute ``needs_teacher = True`` says so before training starts.
     """
 
-    def __call__(
-        self,
-        network: Any,
-        teacher: Any | None,
-        x_1: Tensor,
-        x_0: Tensor,
-        x_t: Tensor,
-        t: Tensor,
-        cond: Tensor | None,
-        *,
-        condition: Condition,
-        task: Task,
-        dropped: Tensor | None = None,
-    ) -> Tensor: ...
+    def __call__(self, network: Any, teacher: Any | None, p: Point, condition: Condition, task: Task) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -124,27 +138,14 @@ class TeacherVelocity:
     needs_teacher = True
 
     @torch.no_grad()
-    def __call__(
-        self,
-        network: Any,
-        teacher: Any | None,
-        x_1: Tensor,
-        x_0: Tensor,
-        x_t: Tensor,
-        t: Tensor,
-        cond: Tensor | None,
-        *,
-        condition: Condition,
-        task: Task,
-        dropped: Tensor | None = None,
-    ) -> Tensor:
+    def __call__(self, network: Any, teacher: Any | None, p: Point, condition: Condition, task: Task) -> Tensor:
         if teacher is None:
             raise ValueError(
                 "velocity = TeacherVelocity() needs a teacher and got None: give the run a teacher, "
                 "or train from scratch with velocity = DataVelocity()"
             )
         at = task.anchor if self.at_anchor else partial(native, teacher)
-        return guided_velocity(teacher, at, x_t, t, cond, condition, self.guidance)
+        return guided_velocity(teacher, at, p.x_t, p.t, p.cond, condition, self.guidance)
 
 
 @dataclass(frozen=True)
@@ -170,36 +171,23 @@ class DataVelocity:
             raise ValueError("both_online = True and extrapolate_outside = True: expected at most one of them")
 
     @torch.no_grad()
-    def __call__(
-        self,
-        network: Any,
-        teacher: Any | None,
-        x_1: Tensor,
-        x_0: Tensor,
-        x_t: Tensor,
-        t: Tensor,
-        cond: Tensor | None,
-        *,
-        condition: Condition,
-        task: Task,
-        dropped: Tensor | None = None,
-    ) -> Tensor:
-        v, w = x_1 - x_0, self.guidance.scale
+    def __call__(self, network: Any, teacher: Any | None, p: Point, condition: Condition, task: Task) -> Tensor:
+        v, w = p.x_1 - p.x_0, self.guidance.scale
         if w == 1:
             return v
-        times = (task.shortcut if self.at_shortcut else task.anchor)(t)
-        null, active = condition.null(cond), self.guidance.active(t)
+        times = (task.shortcut if self.at_shortcut else task.anchor)(p.t)
+        null, active = condition.null(p.cond), self.guidance.active(p.t)
         if self.both_online:
-            v_c, v_u = _both(network, x_t, times, cond, null)
+            v_c, v_u = _both(network, p.x_t, times, p.cond, null)
             guided = v + w * (v_c - v_u)
         else:
             if self.extrapolate_outside:
-                assert cond is not None
+                assert p.cond is not None
                 assert null is not None
-                null, active = torch.where(active, null, cond), torch.ones_like(active)
-            guided = extrapolate(v, at_least_float32(network(x_t, cond=null, **times)), w)
-        if dropped is not None:
-            active = active & ~dropped
+                null, active = torch.where(active, null, p.cond), torch.ones_like(active)
+            guided = extrapolate(v, at_least_float32(network(p.x_t, cond=null, **times)), w)
+        if p.dropped is not None:
+            active = active & ~p.dropped
         return torch.where(expand(active, v), guided, v)
 
 
@@ -207,6 +195,7 @@ def check_guidance(condition: Condition, velocity: VelocityTarget, label_dropout
     """Raise ValueError where dropout is no probability, or guidance has no null condition, or never trains it."""
     if not 0 <= label_dropout < 1:
         raise ValueError(f"label_dropout = {label_dropout}, expected a probability in [0, 1)")
+    check_label_dropout(condition, label_dropout)
     guidance = getattr(velocity, "guidance", NO_GUIDANCE)
     if guidance.scale > 1 and isinstance(condition, Unconditional):
         raise ValueError(

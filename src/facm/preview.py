@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import copy
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from facm.conditions import Labels, Unconditional
+from facm.ema import Weights
 from facm.evaluation.evaluate import default_method
 from facm.generate import Source, balanced_labels, sample
 from facm.images import save_grid
+from facm.parallel.sharding import is_sharded
 from facm.run import Run
 from facm.state import State
 from facm.tasks import ExpandedInterval
@@ -28,14 +31,35 @@ def draw_preview(state: State, run: Run, path: Path) -> None:
     shape = run.data.open().shape
     if not isinstance(condition, Labels | Unconditional) or len(shape) != 3 or shape[0] not in (1, 3):
         return
-    network = copy.deepcopy(state.network).eval()
-    network.load_state_dict(state.ema.averages[run.ema.sigma_rels[0]])
-    device = next(network.parameters()).device
-    source = Source(
-        network, getattr(objective, "task", None) or ExpandedInterval(), condition, shape, torch.device(device)
-    )
+    parameter = next(state.network.parameters())
+    if not (state.world.first or is_sharded(parameter)):
+        return  # who holds a shard takes part
+    device = state.world.device if is_sharded(parameter) else parameter.device  # shards may be offloaded
+    task = getattr(objective, "task", None) or ExpandedInterval()
+    source = Source(state.network, task, condition, shape, device)
     method = default_method(run, 1)
     if method.nfe == 1 and type(method).__name__ == "Euler":
         method = default_method(run, TEACHER_NFE)
     indices = range(PREVIEW)
-    save_grid(path, sample(source, method, indices, balanced_labels(condition, indices)))
+    with _averaged(state.network, state.ema.averages[run.ema.sigma_rels[0]]):
+        x = sample(source, method, indices, balanced_labels(condition, indices))
+    if state.world.first:
+        save_grid(path, x)
+
+
+@contextlib.contextmanager
+def _averaged(network: torch.nn.Module, average: Weights) -> Iterator[None]:
+    """The network in eval mode with the average's weights, in place, for a sharded network is never whole anywhere."""
+    raw = {name: value.detach().clone() for name, value in network.state_dict().items()}
+    training = network.training
+    try:
+        _put(network.eval(), average)
+        yield
+    finally:
+        _put(network.train(training), raw)
+
+
+@torch.no_grad()
+def _put(network: torch.nn.Module, weights: Weights) -> None:
+    for name, value in network.state_dict().items():
+        value.copy_(weights[name])

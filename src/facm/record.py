@@ -5,7 +5,7 @@ recipe.py          the user's recipe file, where there is one
 environment.json   command, versions, git commit and diff, device, threads
 log.jsonl          one record every so many images
 sessions.jsonl     one line for each time training began or went on: clock, device, precision, threads
-checkpoints/       NNN.safetensors, the newest few
+checkpoints/       NNN.safetensors, or directories NNN of a sharded run, the newest few
 ema/               snapshots for post-hoc synthesis
 samples/           grids
 evaluations.jsonl  one row per evaluation, with its provenance
@@ -14,6 +14,7 @@ evaluations.jsonl  one row per evaluation, with its provenance
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import hashlib
 import importlib.metadata
@@ -74,8 +75,8 @@ class RunFolder:
         return self.path / "checkpoints" / f"{images:012d}.safetensors"
 
     def checkpoints(self) -> list[Path]:
-        """All checkpoints, oldest first."""
-        return sorted((self.path / "checkpoints").glob("[0-9]*.safetensors"))
+        """All checkpoints, oldest first: files, and directories of sharded ones."""
+        return _stored(self.path / "checkpoints")
 
     def ema_snapshot(self, images: int, sigma_rel: float) -> Path:
         return self.path / "ema" / f"{images:012d}-{sigma_rel}.safetensors"
@@ -83,10 +84,14 @@ class RunFolder:
     def ema_snapshots(self) -> list[tuple[int, float, Path]]:
         """(images seen, sigma_rel, file) of every kept EMA snapshot, oldest first."""
         found = []
-        for file in sorted((self.path / "ema").glob("[0-9]*.safetensors")):
-            images, _, sigma_rel = file.stem.partition("-")
+        for file in _stored(self.path / "ema"):
+            images, _, sigma_rel = file.name.removesuffix(".safetensors").partition("-")
             found.append((int(images), float(sigma_rel), file))
         return found
+
+
+def _stored(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("[0-9]*") if path.suffix == ".safetensors" or path.is_dir())
 
 
 def create(path: Path, run: Run, recipe: str | None = None, recipe_file: Path | None = None) -> RunFolder:
@@ -105,6 +110,35 @@ def create(path: Path, run: Run, recipe: str | None = None, recipe_file: Path | 
     write_text(path / "environment.json", json.dumps(environment(), indent=2))
     write_text(path / "run.json", json.dumps(record, indent=2))  # last: its presence says the folder is complete
     return RunFolder(path)
+
+
+def create_or_continue(
+    path: Path, run: Run, recipe: str | None = None, recipe_file: Path | None = None
+) -> tuple[RunFolder, Run]:
+    """The run's folder, which may hold this very run already. Raises RunFolderError if it holds something else."""
+    if not (path / "run.json").exists():
+        _tidy(path, recipe_file)
+        return create(path, run, recipe, recipe_file), run
+    folder, begun = open_run(path)
+    if fingerprint(begun) != fingerprint(run):
+        changed = [f.name for f in dataclasses.fields(Run) if getattr(begun, f.name) != getattr(run, f.name)]
+        raise RunFolderError(
+            f"--out {path} holds another run than this command's ({', '.join(changed)} differ): choose another folder, "
+            f"or continue it as it is with 'facm resume {path}'"
+        )
+    return folder, begun
+
+
+def _tidy(path: Path, recipe_file: Path | None) -> None:
+    """Remove what a kill left of a folder that was being made, and nothing else."""
+    own = {".recipe.py.partial", ".environment.json.partial", ".run.json.partial", "environment.json"}
+    recipe = path / "recipe.py"
+    if recipe.exists() and recipe_file is not None and recipe.read_bytes() == recipe_file.read_bytes():
+        own.add("recipe.py")
+    left = list(path.iterdir()) if path.is_dir() else []
+    if {file.name for file in left} <= own:
+        for file in left:
+            file.unlink()
 
 
 def discard(folder: RunFolder) -> None:

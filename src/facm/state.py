@@ -13,11 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from facm.checkpoint import Checkpoint, CheckpointError, load_strictly, save
+from facm.checkpoint import CheckpointError, check_fits
 from facm.ema import EMA
+from facm.parallel.agree import by_first, from_first, gathered
+from facm.parallel.storage import Stored, directory_of, remove, save
+from facm.parallel.world import ALONE, World
 from facm.record import RunFolder
 from facm.run import Run, fingerprint
-from facm.trained import load_newest
+from facm.trained import open_newest
 
 
 @dataclass
@@ -43,11 +46,16 @@ class Window:
 
 @dataclass
 class State:
-    """All that moves during a run; a checkpoint is this and nothing else."""
+    """All that moves during a run; a checkpoint is this and nothing else.
+
+    wrapped: what losses are computed through, the network itself unless data parallelism wraps it. world: the ranks.
+    """
 
     network: torch.nn.Module
     optimizer: torch.optim.Optimizer
     ema: EMA
+    wrapped: torch.nn.Module
+    world: World = ALONE
     images: int = 0
     steps: int = 0
     skipped: int = 0
@@ -56,14 +64,12 @@ class State:
 
 
 def checkpoint(state: State, run: Run, folder: RunFolder, teacher: dict[str, str] | None) -> None:
-    """Save everything, then let go of what ``run.every.keep`` no longer keeps."""
-    tensors = {f"network/{name}": value for name, value in state.network.state_dict().items()}
-    for sigma_rel, average in state.ema.averages.items():
-        tensors |= {f"ema/{sigma_rel}/{name}": value for name, value in average.items()}
+    """Save everything, then let go of what ``run.every.keep`` no longer keeps. All ranks call this together."""
+    rng_tensors, rng_meta = from_first(state.world, _global_random_state())
+    tensors = _weights(state)
     for index, entries in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{name}": value for name, value in entries.items()}
-    tensors |= {f"window/{name}": value for name, value in state.window.sums.items()}
-    rng_tensors, rng_meta = _global_random_state()
+    tensors |= {f"window/{name}": value for name, value in _of_all_ranks(state.window, state.world).items()}
     tensors |= {f"rng/{name}": value for name, value in rng_tensors.items()}
     meta = {
         "images": state.images,
@@ -76,17 +82,40 @@ def checkpoint(state: State, run: Run, folder: RunFolder, teacher: dict[str, str
         "teacher": teacher,
         "rng": rng_meta,
     }
-    save(folder.checkpoint(state.images), tensors, meta)
-    for old in folder.checkpoints()[: -run.every.keep]:
-        old.unlink()
+    file = folder.checkpoint(state.images)
+    written = save(file, tensors, meta, state.world)
+
+    def let_go() -> None:
+        for twin in {file, directory_of(file)} - {written}:  # the same clock, saved by another engine
+            remove(twin)
+        for old in folder.checkpoints()[: -run.every.keep]:
+            remove(old)
+
+    by_first(state.world, let_go)
+
+
+def _weights(state: State) -> dict[str, Tensor]:
+    """Network and averages by their names in a checkpoint, sharing their memory."""
+    tensors = {f"network/{name}": value for name, value in state.network.state_dict().items()}
+    for sigma_rel, average in state.ema.averages.items():
+        tensors |= {f"ema/{sigma_rel}/{name}": value for name, value in average.items()}
+    return tensors
+
+
+def _of_all_ranks(window: Window, world: World) -> dict[str, Tensor]:
+    """The sums: (), or (ranks,) where there are several."""
+    if world.ranks == 1:
+        return window.sums
+    rows = gathered(world, {name: float(value) for name, value in window.sums.items()})
+    return {name: torch.tensor([row[name] for row in rows], dtype=value.dtype) for name, value in window.sums.items()}
 
 
 def restore(state: State, run: Run, folder: RunFolder, teacher: dict[str, str] | None) -> None:
     """Continue from the newest checkpoint, if there is one. Raises CheckpointError if it is not this run's."""
     if not folder.checkpoints():
         return
-    file, saved = load_newest(folder)
-    source = str(file)
+    saved = open_newest(folder, state.world)
+    source = str(saved.path)
     if saved.meta.get("run") != fingerprint(run):
         raise CheckpointError(f"{source} belongs to another recipe than this run's; resume it in its own folder")
     if saved.meta["teacher"] != teacher and (saved.meta["teacher"] or {}).get("sha256") != (teacher or {}).get(
@@ -96,33 +125,48 @@ def restore(state: State, run: Run, folder: RunFolder, teacher: dict[str, str] |
             f"{source} was trained with the teacher {saved.meta['teacher']}, and the teacher is now {teacher}: "
             "a student cannot change its teacher halfway; restore the teacher's files, or start a new run"
         )
-    load_strictly(state.network, saved.part("network"), source)
-    for sigma_rel, average in state.ema.averages.items():
-        for name, value in saved.part(f"ema/{sigma_rel}").items():
-            average[name].copy_(value)
-    _restore_optimizer(state.optimizer, saved, source)
+    check_fits(state.network, {name: saved.shapes[f"network/{name}"][0] for name in saved.names("network")}, source)
+    with torch.no_grad():
+        saved.fill(_weights(state))
+        _restore_optimizer(state.optimizer, saved)
     for name in ("images", "steps", "skipped", "skipped_in_a_row"):
         setattr(state, name, int(saved.meta[name]))
     device = next(state.network.parameters()).device
-    state.window = Window({n: v.to(device) for n, v in saved.part("window").items()}, int(saved.meta["window"]))
+    state.window = Window(_of_this_rank(saved, state.world, device), int(saved.meta["window"]))
     _set_global_random_state(saved.part("rng"), saved.meta["rng"])
 
 
-def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: Checkpoint, source: str) -> None:
+def _of_this_rank(saved: Stored, world: World, device: torch.device) -> dict[str, Tensor]:
+    """The window's sums as this rank left them; of another number of ranks, their average."""
+    sums = {}
+    for name, value in saved.part("window").items():
+        mine = value if value.ndim == 0 else value[world.rank] if len(value) == world.ranks else value.mean()
+        sums[name] = mine.to(device)
+    return sums
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: Stored) -> None:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     entries: dict[int, dict[str, Tensor]] = {}
-    for key, value in saved.part("optimizer").items():
+    for key in saved.names("optimizer"):
         index, _, name = key.partition("/")
-        entries.setdefault(int(index), {})[name] = value
-    current = optimizer.state_dict()
-    parameters = {index for group in current["param_groups"] for index in group["params"]}
-    if entries and not entries.keys() <= parameters:
-        raise CheckpointError(f"{source}: its optimiser state has other parameters than this run's")
-    optimizer.load_state_dict({"state": entries, "param_groups": current["param_groups"]})
+        if int(index) >= len(parameters):
+            raise CheckpointError(f"{saved.path}: its optimiser state has other parameters than this run's")
+        shape, dtype = saved.shapes[f"optimizer/{key}"]
+        like = parameters[int(index)]
+        moment = name != "step" and shape == like.shape  # sharded as the parameter is
+        entries.setdefault(int(index), {})[name] = (
+            torch.zeros_like(like, dtype=dtype) if moment else torch.zeros(shape, dtype=dtype)
+        )
+    saved.fill({f"optimizer/{i}/{name}": value for i, named in entries.items() for name, value in named.items()})
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": entries, "param_groups": groups})
 
 
 def save_ema_snapshots(state: State, folder: RunFolder) -> None:
     for sigma_rel, average in state.ema.averages.items():
-        save(folder.ema_snapshot(state.images, sigma_rel), average, {"images": state.images, "sigma_rel": sigma_rel})
+        meta = {"images": state.images, "sigma_rel": sigma_rel}
+        save(folder.ema_snapshot(state.images, sigma_rel), average, meta, state.world)
 
 
 def _global_random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -142,12 +186,17 @@ def borrowed_generators(seed: int | None = None) -> Iterator[None]:
     before = _global_random_state()
     try:
         if seed is not None:
-            torch.manual_seed(seed)
-            np.random.seed(seed % 2**32)
-            random.seed(seed)
+            seed_generators(seed)
         yield
     finally:
         _set_global_random_state(*before)
+
+
+def seed_generators(seed: int) -> None:
+    """The global generators, from here on a function of ``seed``."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
 
 
 def _set_global_random_state(tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from facm.checkpoint import Checkpoint, CheckpointError, load, load_strictly
+from facm.checkpoint import CheckpointError, atomically, load_strictly
 from facm.ema import Snapshot, synthesise
+from facm.parallel.storage import Stored, load, open_stored
+from facm.parallel.world import ALONE, World
 from facm.record import RunFolder, open_run
-from facm.run import Run
+from facm.run import Run, to_json
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,11 @@ def newest_checkpoint(folder: RunFolder) -> Path:
     return checkpoints[-1]
 
 
-def load_newest(folder: RunFolder) -> tuple[Path, Checkpoint]:
+def open_newest(folder: RunFolder, world: World = ALONE) -> Stored:
     """The newest checkpoint, verified. Raises CheckpointError, naming the one before, if it is damaged."""
     file = newest_checkpoint(folder)
     try:
-        return file, load(file)
+        return open_stored(file, world)
     except CheckpointError as error:
         hint = "there is none before it"
         if earlier := folder.checkpoints()[:-1]:
@@ -57,18 +60,18 @@ def load_trained(path: Path, sigma_rel: float | None = None, raw: bool = False) 
     if raw and sigma_rel is not None:
         raise ValueError(f"--raw with --ema {sigma_rel}: expected one of them, the raw weights or an EMA")
     folder, run = open_run(path)
-    file, checkpoint = load_newest(folder)
+    checkpoint = open_newest(folder)
     images_seen = int(checkpoint.meta["images"])
     if not raw:
         sigma_rel = run.ema.sigma_rels[0] if sigma_rel is None else sigma_rel
     state = checkpoint.part("network") if sigma_rel is None else _averaged(checkpoint, folder, run, sigma_rel)
     network = run.network.build()
-    load_strictly(network, state, str(file))
+    load_strictly(network, state, str(checkpoint.path))
     network.eval().requires_grad_(False)
     return Trained(network, run, folder, sigma_rel, images_seen, checkpoint.sha256)
 
 
-def _averaged(checkpoint: Checkpoint, folder: RunFolder, run: Run, sigma_rel: float) -> dict[str, torch.Tensor]:
+def _averaged(checkpoint: Stored, folder: RunFolder, run: Run, sigma_rel: float) -> dict[str, torch.Tensor]:
     if sigma_rel in run.ema.sigma_rels:
         return checkpoint.part(f"ema/{sigma_rel}")
     snapshots = [
@@ -81,6 +84,32 @@ def _averaged(checkpoint: Checkpoint, folder: RunFolder, run: Run, sigma_rel: fl
             f"{run.every.ema_snapshots}) to synthesise another length from"
         )
     return synthesise(snapshots, int(checkpoint.meta["images"]), sigma_rel, unit_sum=True)
+
+
+def export(trained: Trained, out: Path) -> None:
+    """The network's weights under its own names in one safetensors file; its metadata say what they are.
+
+    config: the network's configuration as JSON; sigma_rel: of the EMA, or "raw"; images: the clock.
+    Raises CheckpointError if the file exists or cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    if out.exists():
+        raise CheckpointError(f"{out} exists and is not overwritten")
+    metadata = {
+        "format": "pt",
+        "config": json.dumps(to_json(trained.run.network)),
+        "sigma_rel": "raw" if trained.sigma_rel is None else str(trained.sigma_rel),
+        "images": str(trained.images_seen),
+    }
+    weights = {name: value.detach().cpu().contiguous().clone() for name, value in trained.network.state_dict().items()}
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with atomically(out) as partial:
+            save_file(weights, partial, metadata=metadata)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"could not write {out}: {error}") from error
 
 
 @dataclass(frozen=True)

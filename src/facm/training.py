@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import platform
 import signal
 import time
@@ -18,14 +19,22 @@ from facm.checkpoint import digest, load_strictly
 from facm.conditions import Labels
 from facm.data.stream import Stream
 from facm.ema import EMA
+from facm.engine import Engine
 from facm.guidance import NO_GUIDANCE
+from facm.parallel.agree import any_of, check_same, gathered, means
+from facm.parallel.gradients import check_gradients, check_parameters, clip, reducing
+from facm.parallel.memory import explained
+from facm.parallel.sharding import shard, spread, without_parameters
+from facm.parallel.world import ALONE, World
 from facm.record import RunFolder, locked
-from facm.run import Pretrained, Run
+from facm.run import Run, fingerprint
 from facm.seeding import derive
-from facm.state import State, Window, borrowed_generators, checkpoint, restore, save_ema_snapshots
+from facm.state import State, Window, borrowed_generators, checkpoint, restore, save_ema_snapshots, seed_generators
 from facm.tasks import check_task
 from facm.trained import FromRun
-from facm.types import Loss
+from facm.types import Batch, Loss, losses
+
+AUTO = Engine()
 
 
 class NonFiniteError(RuntimeError):
@@ -47,62 +56,74 @@ class Outcome:
     skipped: int = 0
 
 
-def train(  # noqa: PLR0915 (one loop, read top to bottom)
+def train(  # noqa: PLR0912, PLR0915 (one loop, read top to bottom)
     run: Run,
     folder: RunFolder,
     *,
     report: Reporter | None = None,
     on_checkpoint: Callable[[State], None] | None = None,
     device: torch.device | None = None,
+    engine: Engine = AUTO,
+    world: World = ALONE,
 ) -> Outcome:
     """Train ``run`` in ``folder``, from its newest checkpoint if it has one; resuming equals no interruption.
 
-    Saves and returns on SIGTERM and on Ctrl-C. Raises NonFiniteError after ``run.max_nonfinite`` skipped steps in a
-    row, CheckpointError where a checkpoint cannot be written or belongs to another run, network or teacher.
+    world: the ranks that train together, all of which call this; the first one writes and reports. ``on_checkpoint``
+    is called on all of them.
+    Saves and returns on SIGTERM and on Ctrl-C, which any rank may get. Raises NonFiniteError after
+    ``run.max_nonfinite`` skipped steps in a row, CheckpointError where a checkpoint cannot be written or belongs to
+    another run, network or teacher, ValueError where batch and ranks do not divide or the ranks do not agree,
+    RuntimeError where gradients are not synchronised, OutOfMemory with what would help.
     """
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with locked(folder), _stop_signals() as stop, borrowed_generators(derive(run.seed, 0)):
+    device = device or world.device
+    engine.check(run.batch_size, world.ranks)
+    locking = locked(folder) if world.first else contextlib.nullcontext()
+    with locking, _stop_signals() as stop, borrowed_generators(derive(run.seed, 0)), explained():
         check(run)
-        stream = Stream(run.data.open(), run.seed, run.batch_size)
-        network = run.network.build().to(device)
-        if run.initial is not None:
-            may_miss = getattr(network, "no_effect_as_initialised", ())
-            load_strictly(network, run.initial.load().state_dict(), f"initial = {run.initial}", may_miss)
-        teacher, teacher_record = _load_teacher(run.teacher, device)
-        state = State(network.train(), run.optimizer.build(network), EMA(run.ema, network))
+        check_same(world, "the run's fingerprint", fingerprint(run))
+        stream = Stream(run.data.open(), run.seed, run.batch_size, world.rank, world.ranks)
+        network = _build(run, folder, engine, world)
+        teacher, teacher_record = _load_teacher(run, engine, world, device)
+        wrapped = spread(network.train(), engine, world, device, resolved_precision(run, device) == "bf16")
+        state = State(network, run.optimizer.build(network), EMA(run.ema, network), wrapped, world)
         restore(state, run, folder, teacher_record)
-        logs.rewind(folder.log, state.images)
-        logs.append(folder.sessions, {"images": state.images, **_session(run, device)})
+        if world.first:
+            logs.rewind(folder.log, state.images)
+            logs.append(folder.sessions, {"images": state.images, **_session(run, device, engine, world)})
 
         rng = torch.Generator(device)
-        began = time.monotonic()
-        while state.images < run.images and not stop:
+        began, checked = time.monotonic(), world.ranks == 1
+        while state.images < run.images and not any_of(world, bool(stop)):
             batch = stream.at(state.images).to(device)
-            rng.manual_seed(derive(run.seed, 1, state.images))
-            with autocast(run, device):
-                loss = run.objective(network, batch, rng, teacher)
+            if world.ranks > 1:
+                seed_generators(derive(run.seed, 2, state.images, world.rank))
             state.optimizer.zero_grad(set_to_none=True)
-            loss.total.backward()
-            grad_norm = torch.nn.utils.clip_grad_norm_(network.parameters(), run.optimizer.clip)
+            loss = _backward(run, state, _slices(batch, stream, engine.accumulate), rng, teacher, device)
+            if not checked:
+                check_gradients(network, world, engine.find_unused)
+                checked = True
+            grad_norm = clip(network, run.optimizer.clip)
 
             state.images += run.batch_size
             state.steps += 1
             for group in state.optimizer.param_groups:
                 group["lr"] = run.optimizer.learning_rate(state.images, run.images)
-            if bool(torch.isfinite(grad_norm) & torch.isfinite(loss.total)):
+            if any_of(world, not bool(torch.isfinite(grad_norm) & torch.isfinite(loss.total))):
+                _skip(state, run, loss)
+            else:
                 state.optimizer.step()
                 state.skipped_in_a_row = 0
-            else:
-                _skip(state, run, loss)
             state.ema.update(state.images, run.batch_size)
 
             state.window.add(loss.total, loss.terms, grad_norm)
             if _due(run.every.log, state.images, run):
-                record = {"images": state.images, **state.window.means(), "lr": state.optimizer.param_groups[0]["lr"]}
-                record |= {"skipped": state.skipped, "images_per_s": state.window.rate(run.batch_size)}
-                logs.append(folder.log, record)
-                if report is not None:
-                    report(record)
+                record = {"images": state.images, **means(world, state.window.means())}
+                record |= {"lr": state.optimizer.param_groups[0]["lr"], "skipped": state.skipped}
+                record |= {"images_per_s": state.window.rate(run.batch_size)}
+                if world.first:
+                    logs.append(folder.log, record)
+                    if report is not None:
+                        report(record)
                 state.window = Window()
             if run.every.ema_snapshots and _due(run.every.ema_snapshots, state.images, run):
                 save_ema_snapshots(state, folder)
@@ -115,7 +136,72 @@ def train(  # noqa: PLR0915 (one loop, read top to bottom)
         finished = state.images >= run.images
         if not finished:
             checkpoint(state, run, folder, teacher_record)
-        return Outcome(state.images, finished, stop[0] if stop else None, time.monotonic() - began, state.skipped)
+        asked = [name for names in gathered(world, list(stop)) for name in names]
+        return Outcome(state.images, finished, asked[0] if asked else None, time.monotonic() - began, state.skipped)
+
+
+def _build(run: Run, folder: RunFolder, engine: Engine, world: World) -> torch.nn.Module:
+    """The network with its first weights, the same on every rank; without any where a sharded run goes on, for then
+    each rank reads its part of the checkpoint and the whole is never in one place."""
+    if engine.kind(world.ranks) == "fsdp" and folder.checkpoints():
+        with without_parameters():
+            return run.network.build()
+    network = run.network.build()
+    if run.initial is not None:
+        may_miss = getattr(network, "no_effect_as_initialised", ())
+        load_strictly(network, run.initial.load().state_dict(), f"initial = {run.initial}", may_miss)
+    if world.ranks > 1:
+        check_parameters(network, world)
+    return network
+
+
+def _slices(batch: Batch, stream: Stream, count: int) -> list[Batch]:
+    """This rank's part of the step in ``count`` micro-batches, which know their place in the whole."""
+    if count == 1 and stream.ranks == 1:
+        return [batch]
+    size, start = len(batch.x_1) // count, stream.rank * len(batch.x_1)
+    return [
+        Batch(
+            batch.x_1[k * size : (k + 1) * size],
+            None if batch.cond is None else batch.cond[k * size : (k + 1) * size],
+            start + k * size,
+            stream.batch_size,
+        )
+        for k in range(count)
+    ]
+
+
+def _backward(
+    run: Run, state: State, slices: list[Batch], rng: torch.Generator, teacher: Any, device: torch.device
+) -> Loss:
+    """Add the gradient of the mean over the whole step to the network's; the loss over this rank's part of it.
+
+    The parts of a loss come one after the other, each freed by its backward pass before the next begins.
+    """
+    parts = getattr(run.objective, "parts", 1)
+    same_draws = getattr(run.objective, "global_draws", False)  # for all of the step, whatever part of it is asked for
+    total, terms = torch.zeros((), device=device), dict[str, list[torch.Tensor]]()
+    for index, batch in enumerate(slices):
+        own = () if same_draws or batch.of is None else (1 + batch.start,)
+        rng.manual_seed(derive(run.seed, 1, state.images, *own))
+        pending = losses(run.objective, state.wrapped, batch, rng, teacher)
+        part = 0
+        while True:
+            last = index == len(slices) - 1 and part >= parts - 1
+            with reducing(state.wrapped, last):
+                with autocast(run, device):
+                    loss = next(pending, None)
+                if loss is None:
+                    break
+                (loss.total / len(slices)).backward()
+            total = total + loss.total.detach() / len(slices)
+            for name, value in loss.terms.items():
+                terms.setdefault(name, []).append(value)
+            part += 1
+            del loss  # and what its graph still holds, before the next part's forward
+        if part < parts:
+            raise ValueError(f"{run.objective!r} gave {part} parts of its loss, expected parts = {parts}")
+    return Loss(total, {name: values[0] if len(values) == 1 else torch.cat(values) for name, values in terms.items()})
 
 
 def autocast(run: Run, device: torch.device) -> contextlib.AbstractContextManager[Any]:
@@ -132,7 +218,7 @@ def resolved_precision(run: Run, device: torch.device) -> str:
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
 
-def _session(run: Run, device: torch.device) -> dict[str, Any]:
+def _session(run: Run, device: torch.device, engine: Engine, world: World) -> dict[str, Any]:
     """What the numbers' last bits depend on, beside the run."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
@@ -140,6 +226,8 @@ def _session(run: Run, device: torch.device) -> dict[str, Any]:
         "device": f"{device} ({name})",
         "precision": resolved_precision(run, device),
         "threads": torch.get_num_threads(),
+        "ranks": world.ranks,
+        "engine": dataclasses.asdict(engine),
         "torch": torch.__version__,
     }
 
@@ -180,12 +268,17 @@ def check(run: Run) -> None:
 
 
 def _load_teacher(
-    config: Pretrained | None, device: torch.device
+    run: Run, engine: Engine, world: World, device: torch.device
 ) -> tuple[torch.nn.Module | None, dict[str, str] | None]:
-    if config is None:
+    """Frozen, sharded where the student is; and who it is, which all ranks must agree on."""
+    if run.teacher is None:
         return None, None
-    teacher = config.load().to(device).eval().requires_grad_(False)
-    return teacher, {"identity": repr(config), "sha256": digest(teacher.state_dict())}
+    teacher = run.teacher.load().eval().requires_grad_(False)
+    record = {"identity": repr(run.teacher), "sha256": digest(teacher.state_dict())}
+    check_same(world, "the teacher", record)
+    if engine.kind(world.ranks) == "fsdp":
+        return shard(teacher, engine, world, device, resolved_precision(run, device) == "bf16"), record
+    return teacher.to(device), record
 
 
 def _skip(state: State, run: Run, loss: Loss) -> None:

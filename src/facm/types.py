@@ -21,13 +21,18 @@ class Batch:
 
     x_1: (B, ...) float32; images are (B, C, H, W) in [-1, 1].
     cond: (B,) int64 class labels, any other per-sample tensor, or None where there is no condition.
+    start, of: these are samples start .. start + B of a step's ``of`` samples (None: B), where ranks or micro-batches
+        share them; what is random is drawn for all ``of``, so that the sharing does not change the numbers.
     """
 
     x_1: Tensor
     cond: Tensor | None = None
+    start: int = 0
+    of: int | None = None
 
     def to(self, device: torch.device | str) -> Batch:
-        return Batch(self.x_1.to(device), None if self.cond is None else self.cond.to(device))
+        cond = None if self.cond is None else self.cond.to(device)
+        return Batch(self.x_1.to(device), cond, self.start, self.of)
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from facm import logs
 from facm.conditions import Condition
 from facm.evaluation.classifier import SmallClassifier
 from facm.evaluation.features import FeatureExtractor, Features, Identity
 from facm.evaluation.metrics import Measure, Reference, build_reference
-from facm.generate import Consistency, Euler, Method, Source, sample_many
+from facm.generate import Consistency, Euler, Method, Source, balanced_labels, blocks, sample
 from facm.guidance import NO_GUIDANCE, Guidance
+from facm.parallel.agree import by_first, check_same, in_order, meet
+from facm.parallel.world import ALONE, World
 from facm.record import environment
 from facm.run import Run, to_json
 from facm.tasks import ExpandedInterval
@@ -32,14 +35,21 @@ class Judge:
     reference: Reference
 
 
-def judge(dataset: Dataset, device: torch.device, features: Features | None = None) -> Judge:
+def judge(dataset: Dataset, device: torch.device, features: Features | None = None, world: World = ALONE) -> Judge:
     """features: the plug; None: a small classifier trained on the data where it has labelled images, else the samples
-    themselves."""
+    themselves. The first rank makes both; the others find the classifier in the cache.
+
+    Raises ValueError where the ranks end up with different features."""
     if features is None:
         classifies = dataset.num_classes is not None and len(dataset.shape) == 3
         features = SmallClassifier() if classifies else Identity()
+    if not world.first:
+        meet(world)
     extractor = features.build(dataset, device)
-    return Judge(dataset, extractor, build_reference(dataset, extractor))
+    if world.first:
+        meet(world)
+    check_same(world, "the feature network (is the cache, FACM_CACHE, shared by all machines?)", extractor.identity)
+    return Judge(dataset, extractor, by_first(world, lambda: build_reference(dataset, extractor)))
 
 
 def source_of(trained: Trained, shape: tuple[int, ...], device: torch.device) -> Source:
@@ -62,22 +72,50 @@ def evaluate(
     guidance: Guidance = NO_GUIDANCE,
     batch_size: int = 256,
     device: torch.device | None = None,
+    world: World = ALONE,
 ) -> dict[str, Any]:
     """Generate n samples with balanced labels and measure them; the row is appended to the run's evaluations.jsonl.
+
+    The ranks share the batches, and the first one measures them in order: the numbers are the same on any number.
 
     Raises ValueError for n < 2, and for samples that are not finite.
     """
     if n < 2:
         raise ValueError(f"n = {n}, expected at least 2 samples to measure")
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or world.device
     began = time.monotonic()
     source = source_of(trained, judged.dataset.shape, device)
     measure = Measure(judged.extractor, judged.reference, accuracy=None if judged.dataset.num_classes else False)
-    for x, labels in sample_many(source, method, n, seed, guidance, batch_size):
-        measure.update(x, labels)
+
+    def one(indices: range) -> tuple[Tensor, Tensor | None]:
+        labels = balanced_labels(source.condition, indices)
+        return measure.extract(sample(source, method, indices, labels, seed, guidance), labels)
+
+    for _, (found, correct) in in_order(world, blocks(n, batch_size), one):
+        assert found is not None
+        measure.add(found, correct)
+
+    def row() -> dict[str, Any]:
+        row = _row(trained, method, judged, measure, seed, guidance, device) | {"seconds": time.monotonic() - began}
+        logs.append(trained.folder.evaluations, {"run": str(trained.folder.path), **row})
+        return row
+
+    return by_first(world, row)
+
+
+def _row(
+    trained: Trained,
+    method: Method,
+    judged: Judge,
+    measure: Measure,
+    seed: int,
+    guidance: Guidance,
+    device: torch.device,
+) -> dict[str, Any]:
+    """The numbers, and all that is needed to get them again."""
     result = dataclasses.asdict(measure.result())
     where = environment()
-    row = {
+    return {
         **result,
         "nfe": method.nfe,
         "sampler": type(method).__name__.lower(),
@@ -89,15 +127,12 @@ def evaluate(
         "seed": seed,
         "labels": "balanced",
         "quantised": "rounded to 8 bits" if len(judged.dataset.shape) == 3 else "no",
-        "seconds": time.monotonic() - began,
         "date": time.strftime("%Y-%m-%dT%H:%M:%S"),
         "device": str(device),
         "threads": where["threads"],
         "commit": (where["git"] or {}).get("commit"),
         "versions": where["versions"],
     }
-    logs.append(trained.folder.evaluations, {"run": str(trained.folder.path), **row})
-    return row
 
 
 def default_method(run: Run, nfe: int) -> Method:

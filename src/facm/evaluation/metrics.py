@@ -125,15 +125,26 @@ class Measure:
         Raises ValueError for a wrong shape, non-finite samples, and labels that are missing, misshapen or out of range.
         A batch that raises leaves no trace.
         """
+        self.add(*self.extract(x, labels))
+
+    def extract(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """What :meth:`add` takes in of a batch, a function of the batch alone: features (B, F) on the CPU, and how many
+        samples are classified right () or None where not asked for. See :meth:`update`."""
         _check_samples("generated", x, self._reference.shape)
         if self._accuracy:
             labels = self._checked_labels(labels, len(x))
         x = _as_stored(x)
         found = _features(self._extractor, x)
+        correct = None
         if self._accuracy and labels is not None:
             with torch.no_grad():
                 predicted = self._extractor.classify(x.to(_device(self._extractor, x))).argmax(1)
-            self._correct += int((predicted.cpu() == labels.cpu()).sum())
+            correct = (predicted.cpu() == labels.cpu()).sum()
+        return found, correct
+
+    def add(self, found: Tensor, correct: Tensor | None) -> None:
+        """Take in a batch from :meth:`extract`."""
+        self._correct += 0 if correct is None else int(correct)
         self._moments.add(found)
         if self._kept < self._keep:
             self._rows.append(found[: self._keep - self._kept].clone())

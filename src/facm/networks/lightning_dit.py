@@ -277,6 +277,7 @@ class FinalLayer(nn.Module):
 class LightningDiTNetwork(nn.Module):
     """F(x, t, cond[, r]) -> velocity; see :class:`LightningDiT`."""
 
+    draws = False  # no dropout, nor anything else that is random
     no_effect_as_initialised = ("r_embedder.",)  # may be absent from the weights a run starts from
 
     def __init__(self, config: LightningDiT) -> None:
@@ -316,15 +317,27 @@ class LightningDiTNetwork(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None, r: Tensor | None = None) -> Tensor:
+        h, c = self.enter(x, t, cond, r)
+        for block, constants in self.links():
+            h = block(h, c, *constants)
+        return self.leave(h, c)
+
+    def enter(self, x: Tensor, t: Tensor, cond: Tensor | None = None, r: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Tokens h (B, tokens, dim) and condition c (B, dim) before the first block."""
         self._check(x, cond, r)
         c = self.t_embedder(t)
         if self.y_embedder is not None:
             c = c + self.y_embedder(cond)
         if self.r_embedder is not None:
             c = c + self.r_embedder(r)
-        h = self.x_embedder(x) + self.pos_embed
-        for block in self.blocks:
-            h = block(h, c, self.feat_rope)
+        return self.x_embedder(x) + self.pos_embed, c
+
+    def links(self) -> list[tuple[nn.Module, tuple[Any, ...]]]:
+        """The blocks with what is constant in them: h = block(h, c, *constants)."""
+        return [(block, (self.feat_rope,)) for block in self.blocks]
+
+    def leave(self, h: Tensor, c: Tensor) -> Tensor:
+        """The velocity (B, C, H, W) from the last block's tokens."""
         return self._to_image(self.final_layer(h, c))
 
     def _check(self, x: Tensor, cond: Tensor | None, r: Tensor | None) -> None:

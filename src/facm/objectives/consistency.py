@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from facm.conditions import Condition
-from facm.derivative import Derivative, NoGraph, same_dropout
+from facm.derivative import Derivative, OpLevel, Prediction, same_dropout
 from facm.distances import Distance, NormL2
-from facm.guidance import TeacherVelocity, VelocityTarget, check_guidance
+from facm.guidance import Point, TeacherVelocity, VelocityTarget, check_guidance
 from facm.objectives.draws import draw
 from facm.objectives.shortcut import check_clamp, shortcut_target
 from facm.paths import interpolate
 from facm.tasks import ExpandedInterval, Task, check_task
 from facm.times import ArctanLogNormal, TimeDistribution
-from facm.types import Batch, Loss, at_least_float32
+from facm.types import Batch, Loss
 from facm.weights import Cosine, OneMinusPower, Weight
 
 
@@ -56,8 +56,9 @@ class ContinuousCM:
     beta: Weight = Cosine()
     clamp: float | None = 1.0
     label_dropout: float = 0.0
-    derivative: Derivative = NoGraph()
+    derivative: Derivative = OpLevel()
     learns_shortcut = True
+    global_draws = True
 
     def __post_init__(self) -> None:
         check_clamp(self.clamp)
@@ -78,14 +79,9 @@ class ContinuousCM:
         self.condition.check(cond, len(x_1))
         network = same_dropout(network)
         x_t = interpolate(x_0, x_1, t)
-        v = self.velocity(
-            network, teacher, x_1, x_0, x_t, t, cond, condition=self.condition, task=self.task, dropped=dropped
-        )
-        F_CM, dF = self.derivative(
-            lambda x, t: at_least_float32(network(x, cond=cond, **self.task.shortcut(t))),
-            (x_t, t),
-            (v, torch.ones_like(t)),
-        )
+        v = self.velocity(network, teacher, Point(x_1, x_0, x_t, t, cond, dropped), self.condition, self.task)
+        F = Prediction(network, self.task.shortcut, cond)
+        F_CM, dF = self.derivative(F, (x_t, t), (v, torch.ones_like(t)))
         target = shortcut_target(F_CM, dF, v, t, self.alpha(t), self.clamp)
         L_norm = self.shortcut(F_CM, target.v_tar)
         return ConsistencyTerms(x_t, v, F_CM, dF, target.v_bar, target.g, target.v_tar, L_norm, self.beta(t) * L_norm)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,46 +10,60 @@ import torch
 from torch import Tensor
 
 from facm.conditions import Condition
-from facm.derivative import Derivative, NoGraph, same_dropout
+from facm.derivative import Derivative, OpLevel, Prediction, same_dropout
 from facm.distances import Distance, L2Cosine, NormL2
-from facm.guidance import TeacherVelocity, VelocityTarget, check_guidance
+from facm.guidance import Point, TeacherVelocity, VelocityTarget, check_guidance
 from facm.objectives.draws import draw
 from facm.objectives.shortcut import check_clamp, shortcut_target
 from facm.paths import interpolate
-from facm.tasks import ExpandedInterval, Task, Times, check_task
+from facm.tasks import ExpandedInterval, Task, check_task
 from facm.times import ArctanLogNormal, TimeDistribution
-from facm.types import Batch, Loss, at_least_float32
+from facm.types import Batch, Loss
 from facm.weights import Cosine, OneMinusPower, Weight
 
 
 @dataclass(frozen=True)
-class FACMTerms:
-    """Every intermediate of one evaluation: tensors (B, ...) and per-sample losses (B,), in the paper's symbols.
-
-    L_CM is the weighted loss beta(t) L_norm, L_norm the unweighted one; g is the residual before the clamp.
-    """
+class AnchorTerms:
+    """The anchor's half of an evaluation: tensors (B, ...) and the per-sample loss L_FM (B,)."""
 
     x_t: Tensor
     v: Tensor
     F_FM: Tensor
+    L_FM: Tensor
+
+    def loss(self) -> Loss:
+        return Loss(self.L_FM.mean(), {"anchor": self.L_FM.detach()})
+
+
+@dataclass(frozen=True)
+class ShortcutTerms:
+    """The shortcut's half. L_CM is the weighted loss beta(t) L_norm, L_norm the unweighted one (B,); g is the residual
+    before the clamp."""
+
     F_CM: Tensor
     dF: Tensor
     v_bar: Tensor
     g: Tensor
     v_tar: Tensor
-    L_FM: Tensor
     L_norm: Tensor
     L_CM: Tensor
 
     def loss(self) -> Loss:
-        """L = L_FM + L_CM, averaged over the batch (Eq. 8)."""
         terms = {
-            "anchor": self.L_FM.detach(),
             "shortcut": self.L_CM.detach(),
             "tangent_rms": self.dF.square().flatten(1).mean(1).sqrt(),
             "clamped": (self.g.abs() > 1).flatten(1).float().mean(1),
         }
-        return Loss((self.L_FM + self.L_CM).mean(), terms)
+        return Loss(self.L_CM.mean(), terms)
+
+
+@dataclass(frozen=True)
+class FACMTerms(AnchorTerms, ShortcutTerms):
+    """Every intermediate of one evaluation, in the paper's symbols."""
+
+    def loss(self) -> Loss:
+        """L = L_FM + L_CM, averaged over the batch (Eq. 8)."""
+        return Loss((self.L_FM + self.L_CM).mean(), {**AnchorTerms.loss(self).terms, **ShortcutTerms.loss(self).terms})
 
 
 @dataclass(frozen=True)
@@ -71,8 +86,10 @@ class FACM:
     beta: Weight = Cosine()  # Table 4
     clamp: float | None = 1.0
     label_dropout: float = 0.0
-    derivative: Derivative = NoGraph()
+    derivative: Derivative = OpLevel()
     learns_shortcut = True
+    global_draws = True
+    parts = 2
 
     def __post_init__(self) -> None:
         check_clamp(self.clamp)
@@ -93,26 +110,44 @@ class FACM:
         Raises ValueError on wrong shapes, times or labels, a missing teacher, or a network without the second time
         that the task needs.
         """
+        anchor, shortcut = self._parts(network, x_1, x_0, t, cond, teacher, dropped)
+        return FACMTerms(**vars(anchor), **vars(shortcut))
+
+    def _parts(
+        self,
+        network: Any,
+        x_1: Tensor,
+        x_0: Tensor,
+        t: Tensor,
+        cond: Tensor | None,
+        teacher: Any | None,
+        dropped: Tensor | None,
+    ) -> Iterator[Any]:
+        """The anchor's terms, then the shortcut's, each computed when it is asked for."""
         check_task(self.task, network)
         self.condition.check(cond, len(x_1))
         network = same_dropout(network)
-
-        def F(x: Tensor, times: Times) -> Tensor:
-            return at_least_float32(network(x, cond=cond, **times))
+        F_anchor = Prediction(network, self.task.anchor, cond)
+        F_shortcut = Prediction(network, self.task.shortcut, cond)
 
         x_t = interpolate(x_0, x_1, t)  # line 3
-        v = self.velocity(  # line 4, Eq. 9
-            network, teacher, x_1, x_0, x_t, t, cond, condition=self.condition, task=self.task, dropped=dropped
-        )
-        F_FM = F(x_t, self.task.anchor(t))  # line 5
-        F_CM, dF = self.derivative(  # line 6, Eq. 16
-            lambda x, t: F(x, self.task.shortcut(t)), (x_t, t), (v, torch.ones_like(t))
-        )
-        target = shortcut_target(F_CM, dF, v, t, self.alpha(t), self.clamp)  # lines 7-8, Eq. 11-13
+        v = self.velocity(network, teacher, Point(x_1, x_0, x_t, t, cond, dropped), self.condition, self.task)  # line 4
+        F_FM = F_anchor(x_t, t)  # line 5
         L_FM = self.anchor(F_FM, v)  # Eq. 10
+        yield AnchorTerms(x_t, v, F_FM, L_FM)
+
+        F_CM, dF = self.derivative(F_shortcut, (x_t, t), (v, torch.ones_like(t)))  # line 6, Eq. 16
+        target = shortcut_target(F_CM, dF, v, t, self.alpha(t), self.clamp)  # lines 7-8, Eq. 11-13
         L_norm = self.shortcut(F_CM, target.v_tar)  # Eq. 18
         L_CM = self.beta(t) * L_norm  # Eq. 14
-        return FACMTerms(x_t, v, F_FM, F_CM, dF, target.v_bar, target.g, target.v_tar, L_FM, L_norm, L_CM)
+        yield ShortcutTerms(F_CM, dF, target.v_bar, target.g, target.v_tar, L_norm, L_CM)
+
+    def losses(self, network: Any, batch: Batch, rng: torch.Generator, teacher: Any | None = None) -> Iterator[Loss]:
+        """As a call, in two parts: the anchor's graph can be freed by its backward pass before the shortcut's begins
+        (the same gradient, at the peak of one)."""
+        d = draw(batch, self.time, self.condition, self.label_dropout, rng)
+        for part in self._parts(network, batch.x_1, d.x_0, d.t, d.cond, teacher, d.dropped):
+            yield part.loss()
 
     def __call__(self, network: Any, batch: Batch, rng: torch.Generator, teacher: Any | None = None) -> Loss:
         """Draw x_0, t and the dropped labels from ``rng`` (lines 1-2) and evaluate."""

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facm.conditions import Condition
+from facm.conditions import Condition, check_label_dropout
 from facm.distances import Distance, L2Cosine
+from facm.objectives.draws import chosen, noise, rows, size
 from facm.paths import interpolate, velocity
 from facm.tasks import ExpandedInterval, Task, check_task
 from facm.times import TimeDistribution, Uniform
@@ -44,11 +45,13 @@ class FlowMatching:
     distance: Distance = L2Cosine()
     mixed: float = 0.5
     label_dropout: float = 0.1
+    global_draws = True
 
     def __post_init__(self) -> None:
         for name in ("mixed", "label_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} = {getattr(self, name)}, expected a fraction in [0, 1]")
+        check_label_dropout(self.condition, self.label_dropout)
 
     def evaluate(
         self,
@@ -71,10 +74,10 @@ class FlowMatching:
         return FlowMatchingTerms(x_t, v, F, self.distance(F, v))
 
     def __call__(self, network: Any, batch: Batch, rng: torch.Generator, teacher: Any | None = None) -> Loss:
-        x_0 = torch.randn(batch.x_1.shape, generator=rng, device=rng.device, dtype=batch.x_1.dtype)
-        t = self.time.sample(len(x_0), rng).to(x_0.dtype)
-        anchored = torch.rand(len(x_0), generator=rng, device=rng.device) < self.mixed
+        x_0 = noise(batch, rng)
+        t = rows(self.time.sample(size(batch), rng), batch).to(x_0.dtype)
+        anchored = chosen(batch, self.mixed, rng)
         cond = batch.cond
         if self.label_dropout:
-            cond, _ = self.condition.drop(cond, self.label_dropout, rng)
+            cond = self.condition.drop(cond, chosen(batch, self.label_dropout, rng))
         return self.evaluate(network, batch.x_1, x_0, t, cond, anchored).loss()

@@ -1,0 +1,452 @@
+"""What one FACM distillation step costs with each derivative strategy, against the naive step, interleaved in one run.
+
+    python benchmarks/step.py --json results/step.json            # CPU seconds, wall seconds, peak bytes
+    python benchmarks/step.py --compile                           # with the compiled strategies: minutes to compile
+    python benchmarks/step.py --depths 4 8 16 32                  # peak bytes over depth, counted, nothing is run
+    python benchmarks/step.py --grid                              # over width, depth, tokens and batch
+    python benchmarks/step.py --device cuda --preset xl --compile # LightningDiT-XL/1, 256 tokens, bf16: not run so far
+
+The naive step is what public implementations do, on the same network and weights: torch.func.jvp through the whole
+network with its graph, two passes of the teacher, one backward pass of the summed loss, PyTorch's default AdamW, an EMA
+in a loop. Every other row is this package's step: gradients are compared with the naive ones in the same run, and a row
+that differs is an error. Peak bytes are those of the resident set on the CPU (Linux) and of the allocator on CUDA,
+above what lay there before the step; parameters, optimiser and EMA are not in them, gradients are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from facm.blocks import blocks_of
+from facm.conditions import Condition, Labels
+from facm.counting import Flops, LiveBytes
+from facm.derivative import Chain, Derivative, FiniteDifference, NoGraph, OpLevel, WholeNetwork
+from facm.ema import EMA, PowerEMA
+from facm.guidance import Guidance, Point, TeacherVelocity, extrapolate
+from facm.networks.lightning_dit import LightningDiT, lightning_dit
+from facm.objectives.facm import FACM
+from facm.parallel.units import prepare
+from facm.tasks import Task
+from facm.types import Batch, expand, losses
+
+CLASSES = 10
+GUIDANCE = Guidance()  # Table 5: 1.75 on [0.125, 1]
+
+
+@dataclass(frozen=True)
+class SeparatePasses:
+    """The teacher asked twice, for all samples, as the public implementations do."""
+
+    guidance: Guidance = GUIDANCE
+    needs_teacher = True
+
+    @torch.no_grad()
+    def __call__(self, network: Any, teacher: Any, p: Point, condition: Condition, task: Task) -> Tensor:
+        v_c = teacher(p.x_t, p.t, p.cond)
+        v_u = teacher(p.x_t, p.t, condition.null(p.cond))
+        return torch.where(expand(self.guidance.active(p.t), v_c), extrapolate(v_c, v_u, self.guidance.scale), v_c)
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """One row. naive: the naive step around the derivative."""
+
+    name: str
+    derivative: Derivative
+    naive: bool = False
+    checkpointing: bool = False
+    compile: bool = False
+    tolerance: float = 1e-4
+    """Largest relative error of a parameter's gradient in float32."""
+
+
+EAGER = (
+    Strategy("naive", WholeNetwork(), naive=True),
+    Strategy("whole", WholeNetwork()),
+    Strategy("no_graph", NoGraph()),
+    Strategy("chain", Chain()),
+    Strategy("op_level", OpLevel()),
+    Strategy("finite_difference", FiniteDifference(), tolerance=0.05),
+    Strategy("chain+checkpoint", Chain(checkpoint=True), checkpointing=True),
+    Strategy("op_level+checkpoint", OpLevel(), checkpointing=True),
+)
+COMPILED = (
+    Strategy("chain+compile", Chain(), compile=True),
+    Strategy("op_level+compile", OpLevel(), compile=True),
+    Strategy("op_level+checkpoint+compile", OpLevel(), checkpointing=True, compile=True),
+)
+
+
+@dataclass(frozen=True)
+class Size:
+    width: int = 256
+    depth: int = 6
+    tokens: int = 64
+    batch: int = 16
+
+    def network(self) -> LightningDiT:
+        side = round(self.tokens**0.5)
+        if side * side != self.tokens:
+            raise SystemExit(f"--tokens {self.tokens}, expected a square")
+        heads = max(1, self.width // 64)
+        options: dict[str, Any] = {"patch_size": 1, "in_channels": 4, "num_classes": CLASSES}
+        return LightningDiT(input_size=side, hidden_size=self.width, depth=self.depth, num_heads=heads, **options)
+
+
+class Step:
+    """A strategy's own network, optimiser and EMA, and one step of them."""
+
+    def __init__(
+        self, strategy: Strategy, config: LightningDiT, weights: dict[str, Tensor], device: torch.device
+    ) -> None:
+        self.strategy, self.device = strategy, device
+        self.network, self.teacher = (_built(config, weights).to(device) for _ in range(2))
+        self.teacher.eval().requires_grad_(False)
+        if strategy.naive:
+            self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-5)
+        else:
+            self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-5, fused=True)
+            prepare(list(blocks_of(self.network).values()), strategy.checkpointing, strategy.compile)
+            prepare(list(blocks_of(self.teacher).values()), False, strategy.compile)
+        self.ema = EMA(PowerEMA((0.2,)), self.network)
+        velocity = SeparatePasses() if strategy.naive else TeacherVelocity(GUIDANCE)
+        self.objective = FACM(Labels(CLASSES), velocity, derivative=strategy.derivative)
+
+    def gradients(self, batch: Batch, seed: int = 0) -> float:
+        """Gradients of the step's loss into ``.grad``; the loss."""
+        rng = torch.Generator(self.device).manual_seed(seed)
+        if self.strategy.naive:
+            with self._autocast():
+                loss = self.objective(self.network, batch, rng, self.teacher)
+            loss.total.backward()
+            return float(loss.total.detach())
+        total = 0.0
+        parts = losses(self.objective, self.network, batch, rng, self.teacher)
+        while True:
+            with self._autocast():
+                part = next(parts, None)
+            if part is None:
+                return total
+            part.total.backward()
+            total += float(part.total.detach())
+            del part
+
+    def __call__(self, batch: Batch) -> None:
+        self.gradients(batch)
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.strategy.naive:
+            with torch.no_grad():
+                for name, value in self.network.state_dict().items():
+                    self.ema.averages[0.2][name].mul_(0.999).add_(value, alpha=0.001)
+        else:
+            self.ema.update(1000, len(batch.x_1))
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext()
+
+
+def _built(config: LightningDiT, weights: dict[str, Tensor]) -> nn.Module:
+    network = config.build()
+    network.load_state_dict(weights)
+    return network
+
+
+def perturbed(config: LightningDiT, seed: int = 0) -> dict[str, Tensor]:
+    """Weights with nothing left at its zero initialisation."""
+    torch.manual_seed(seed)
+    network = config.build()
+    for p in network.parameters():
+        p.data += 0.02 * torch.randn_like(p)
+    return network.state_dict()
+
+
+def compared(
+    step: Step, expected: dict[str, Tensor] | None, loss: float, batch: Batch
+) -> tuple[dict[str, Tensor], float]:
+    """The strategy's gradients, checked against the naive ones."""
+    found_loss = step.gradients(batch)
+    found = {n: p.grad.detach().clone() for n, p in step.network.named_parameters() if p.grad is not None}
+    step.optimizer.zero_grad(set_to_none=True)
+    tolerance = 0.05 if step.device.type == "cuda" else step.strategy.tolerance
+    if expected is not None:
+        if abs(found_loss - loss) > tolerance * abs(loss):
+            raise SystemExit(f"{step.strategy.name}: the loss is {found_loss}, expected {loss} as in the naive step")
+        for name, gradient in expected.items():
+            error = float((found[name] - gradient).norm() / gradient.norm().clamp(min=1e-12))
+            if not error <= tolerance:
+                raise SystemExit(
+                    f"{step.strategy.name}: the gradient of {name} differs by {error:.1e} from the naive one"
+                )
+    return found, found_loss
+
+
+# Measuring
+
+
+def _status(key: str) -> int:
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(key))
+
+
+def peak_bytes(step: Callable[[], Any], device: torch.device) -> int | None:
+    """The most memory that the step held above what was held before it; None where the system does not tell."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again
+    except OSError:
+        return None
+    before = _status("VmRSS")
+    step()
+    return _status("VmHWM") - before
+
+
+def peak_in_a_process(name: str) -> int | None:
+    """The same in a process of its own whose allocator gives every freed tensor back at once: holes that another
+    strategy left would count as held."""
+    kept = [a for a in sys.argv[1:] if a != "--json" and sys.argv[sys.argv.index(a) - 1] != "--json"]
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(64 * 1024)}
+    command = [sys.executable, __file__, *kept, "--peak-of", name]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def timed(step: Callable[[], Any], device: torch.device) -> tuple[float, float]:
+    """(CPU seconds of all threads, wall seconds)."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    cpu, wall = time.process_time(), time.perf_counter()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.process_time() - cpu, time.perf_counter() - wall
+
+
+def measure(
+    size: Size, strategies: tuple[Strategy, ...], rounds: int, device: torch.device, config: LightningDiT
+) -> dict[str, Any]:
+    weights, batch = perturbed(config), drawn(size, config, device)
+    expected: dict[str, Tensor] | None = None
+    loss = 0.0
+    steps: dict[str, Step] = {}
+    rows: dict[str, dict[str, Any]] = {}
+    for strategy in strategies:
+        steps[strategy.name] = step = Step(strategy, config, weights, device)
+        began = time.perf_counter()
+        found, found_loss = compared(step, expected, loss, batch)
+        rows[strategy.name] = {"first_s": time.perf_counter() - began}
+        if expected is None:
+            expected, loss = found, found_loss
+        step(batch)  # the optimiser's state is not part of a step's peak
+    del expected, found
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            times[name].append(timed(lambda step=step: step(batch), device))  # type: ignore[misc]
+    for name, step in steps.items():
+        rows[name] |= {
+            "cpu_s": statistics.median(cpu for cpu, _ in times[name]),
+            "wall_s": statistics.median(wall for _, wall in times[name]),
+            "images_per_s": size.batch / statistics.median(wall for _, wall in times[name]),
+        }
+        if device.type == "cuda":
+            rows[name]["peak_bytes"] = peak_bytes(lambda step=step: step(batch), device)  # type: ignore[misc]
+    for name, counted in equivalents(config, strategies).items():
+        rows[name] |= counted
+        if device.type == "cuda" and "flops_per_image" in counted:
+            rows[name]["model_tflops_per_s"] = 9.07 * counted["forward_flops"] * rows[name]["images_per_s"] / 1e12
+    return rows
+
+
+def drawn(size: Size, config: LightningDiT, device: torch.device) -> Batch:
+    x_1 = torch.randn(size.batch, config.in_channels, config.input_size, config.input_size)
+    return Batch(x_1, torch.arange(size.batch) % CLASSES).to(device)
+
+
+def equivalents(config: LightningDiT, strategies: tuple[Strategy, ...]) -> dict[str, dict[str, float]]:
+    """Forward-equivalents of a step: its products and convolutions over those of one forward pass, per image; counted
+    on the meta device, eagerly: compiling changes none of them."""
+    with torch.device("meta"):
+        x = torch.empty(4, config.in_channels, config.input_size, config.input_size)
+        t, y = torch.empty(4), torch.zeros(4, dtype=torch.long)
+        network = config.build()
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        with Flops() as forward, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+            network(x, t, y)
+        out = {}
+        for strategy in strategies:
+            step = Step.__new__(Step)
+            step.strategy, step.device = replace(strategy, compile=False), torch.device("meta")
+            step.network, step.teacher = config.build(), config.build().requires_grad_(False)
+            if not strategy.naive:
+                prepare(list(blocks_of(step.network).values()), strategy.checkpointing, False)
+            with Flops() as counted, sdpa_kernel(SDPBackend.MATH):
+                _on_meta(step, x, t, y)
+            out[strategy.name] = {
+                "forward_equivalents": counted.total / forward.total,
+                "flops_per_image": counted.total / 4,
+                "forward_flops": forward.total / 4,
+            }
+    return out
+
+
+def _on_meta(step: Step, x: Tensor, t: Tensor, y: Tensor) -> None:
+    """The step's gradients on given draws; there is no random generator on the meta device."""
+    strategy = step.strategy
+    velocity = SeparatePasses() if strategy.naive else TeacherVelocity(GUIDANCE)
+    objective = FACM(Labels(CLASSES), velocity, derivative=strategy.derivative)
+    if strategy.naive:
+        objective.evaluate(step.network, x, x, t, y, step.teacher).loss().total.backward()
+        return
+    for part in objective._parts(step.network, x, x, t, y, step.teacher, None):
+        part.loss().total.backward()
+
+
+def over_depth(size: Size, depths: list[int]) -> Iterator[dict[str, Any]]:
+    """Peak bytes of the shortcut's value, tangent and backward pass, counted on the meta device, without gradients."""
+    from facm.derivative import Prediction
+    from facm.tasks import ExpandedInterval
+
+    for depth in depths:
+        config = replace(size, depth=depth).network()
+        row: dict[str, Any] = {"depth": depth}
+        with torch.device("meta"):
+            x, t = (
+                torch.empty(size.batch, config.in_channels, config.input_size, config.input_size),
+                torch.empty(size.batch),
+            )
+            y = torch.zeros(size.batch, dtype=torch.long)
+            for name, derivative, checkpointing in (
+                ("plain pass", None, False),
+                *(
+                    (s.name, s.derivative, s.checkpointing)
+                    for s in EAGER
+                    if s.name not in ("naive", "finite_difference")
+                ),
+            ):
+                network = config.build()
+                prepare(list(blocks_of(network).values()), checkpointing, False)
+                with LiveBytes() as memory:
+                    if derivative is None:
+                        F = network(x, t, y)
+                    else:
+                        F, _ = derivative(
+                            Prediction(network, ExpandedInterval().shortcut, y), (x, t), (x, torch.ones_like(t))
+                        )
+                    forward = memory.sweep()
+                    peak = memory.peak
+                    del forward
+                    F.sum().backward()
+                    del F
+                row[name] = max(peak, memory.peak) - sum(
+                    p.grad.nbytes for p in network.parameters() if p.grad is not None
+                )
+        yield row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for field, kind in (("width", int), ("depth", int), ("tokens", int), ("batch", int)):
+        parser.add_argument(f"--{field}", type=kind, default=getattr(Size(), field))
+    parser.add_argument("--preset", choices=["xl"], help="LightningDiT-XL/1 on 16 x 16 x 32 latents (675M parameters)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--compile", action="store_true", help="also the compiled strategies")
+    parser.add_argument("--only", nargs="+", help="names of strategies; naive is always measured")
+    parser.add_argument("--depths", type=int, nargs="+", help="only count peak bytes over these depths")
+    parser.add_argument("--grid", action="store_true", help="a smaller choice of strategies over several sizes")
+    parser.add_argument("--json", type=Path, help="file to write")
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("--device cuda: PyTorch sees no GPU here")
+    size = Size(options.width, options.depth, options.tokens, options.batch)
+    device = torch.device(options.device)
+    if options.peak_of:
+        strategy = next(s for s in EAGER + COMPILED if s.name == options.peak_of)
+        step = Step(strategy, size.network(), perturbed(size.network()), device)
+        batch = drawn(size, size.network(), device)
+        step(batch)
+        step(batch)
+        print(json.dumps(peak_bytes(lambda: step(batch), device)))
+        return
+    strategies = EAGER + (COMPILED if options.compile else ())
+    if options.only:
+        unknown = set(options.only) - {s.name for s in EAGER + COMPILED}
+        if unknown:
+            sys.exit(f"--only {unknown.pop()}, expected some of {', '.join(s.name for s in EAGER + COMPILED)}")
+        strategies = tuple(s for s in EAGER + COMPILED if s.name in (*options.only, "naive"))
+    where = {
+        "command": sys.argv,
+        "date": time.strftime("%Y-%m-%d"),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+    if options.depths:
+        table = list(over_depth(size, options.depths))
+        for row in table:
+            print("  ".join(f"{k} {v / 1e6:.1f} MB" if k != "depth" else f"depth {v:3}" for k, v in row.items()))
+        result: dict[str, Any] = {**where, "size": vars(size), "depths": table}
+    elif options.grid:
+        result = {**where, "grid": []}
+        grid = [size, replace(size, width=128), replace(size, width=512), replace(size, depth=12)]
+        grid += [replace(size, tokens=256, batch=4), replace(size, batch=4)]
+        chosen = tuple(s for s in EAGER if s.name in ("naive", "no_graph", "chain", "op_level", "op_level+checkpoint"))
+        for each in grid:
+            print(each)
+            rows = measure(each, chosen, options.rounds, device, each.network())
+            show(rows)
+            result["grid"].append({"size": vars(each), "strategies": rows})
+    else:
+        config = lightning_dit("XL/1", num_classes=CLASSES) if options.preset else size.network()
+        rows = measure(size, strategies, options.rounds, device, config)
+        if device.type == "cpu":
+            for name in rows:
+                rows[name]["peak_bytes"] = peak_in_a_process(name)
+        show(rows)
+        result = {**where, "size": vars(size), "preset": options.preset, "strategies": rows}
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def show(rows: dict[str, dict[str, Any]]) -> None:
+    naive = rows["naive"]
+    heads = ("CPU s", "ratio", "wall s", "peak MB", "ratio", "forwards", "first s")
+    print(f"{'strategy':30}" + "".join(f"{head:>9}" for head in heads))
+    for name, row in rows.items():
+        cpu, peak, base = row["cpu_s"], row.get("peak_bytes") or 0, naive.get("peak_bytes") or 1
+        numbers = (cpu, cpu / naive["cpu_s"], row["wall_s"], peak / 1e6, peak / base)
+        print(f"{name:30}" + "".join(f"{x:9.3f}" for x in (*numbers, row["forward_equivalents"], row["first_s"])))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""Value and tangent of scaled dot product attention together, and which way the tangent was computed.
+
+The value always comes from PyTorch's own attention. The tangent comes from the fused kernel where that pays, on CUDA
+with many keys, and from the plain formula everywhere else. Every choice is kept: ``chosen()``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Literal
+
+import torch
+import torch.autograd.forward_ad as fwd
+import torch.nn.functional as nnf
+from torch import Tensor
+
+from facm.attention.plain import Tangents, Three, plain_tangent
+from facm.attention.value import value_and_lse, without_lse
+
+Kernel = Literal["auto", "plain", "kernel"]
+FEWEST_KEYS = 512  # below, the plain formula's scores are small; unmeasured on a GPU
+
+_chosen: dict[str, str] = {}
+_warned: set[str] = set()
+_failed: dict[tuple[object, ...], str] = {}  # what the compiler could not do once, it is not asked again
+
+
+def chosen() -> dict[str, str]:
+    """How the tangent was computed so far, by the shape of the inputs: "kernel" or "plain: why"."""
+    return dict(_chosen)
+
+
+def forget() -> None:
+    """Start a new record, and warn again."""
+    for record in (_chosen, _warned, _failed):
+        record.clear()
+
+
+def attention_pair(
+    primals: Three,
+    tangents: Tangents,
+    *,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    kernel: Kernel = "auto",
+) -> tuple[Tensor, Tensor]:
+    """(O, dO), both (..., H, N, Dv), of ``scaled_dot_product_attention``: O with its graph, dO without.
+
+    primals: q (..., H, N, D), k (..., H, M, D), v (..., H, M, Dv). tangents: theirs, None for zero, at least one given.
+    The mask is constant. Under autocast everything is cast as PyTorch's attention casts it. ``kernel`` = "plain" or
+    "kernel" insists: "kernel" raises a ValueError where "auto" takes the plain formula.
+    """
+    if dropout_p > 0:
+        raise NotImplementedError(
+            f"attention: dropout_p = {dropout_p} has no tangent, expected 0; set attention dropout to 0 or use eval()"
+        )
+    if attn_mask is not None and fwd.unpack_dual(attn_mask).tangent is not None:
+        raise NotImplementedError("attention: attn_mask has a tangent, expected a mask that does not move")
+    if kernel not in {"auto", "plain", "kernel"}:
+        raise ValueError(f'attention: kernel = {kernel!r}, expected "auto", "plain" or "kernel"')
+    q, k, v = _autocast(primals)
+    with torch.no_grad():
+        dq, dk, dv = (None if d is None else d.to(z.dtype) for z, d in zip((q, k, v), tangents, strict=True))
+
+    if q.is_meta and kernel == "kernel" and k.shape[-2] >= FEWEST_KEYS:  # nothing is computed, only sizes matter
+        value = nnf.scaled_dot_product_attention(q, k, v)
+        return value, torch.empty_like(value)
+    reason, surprising = _why_plain((q, k, v), attn_mask, is_causal, scale, enable_gqa, kernel)
+    if reason is None:
+        value, lse = value_and_lse(q, k, v, is_causal=is_causal, scale=scale)
+        with torch.no_grad():
+            tangent, reason = _by_kernel((q, k, v), (dq, dk, dv), value, lse, is_causal, scale, kernel)
+        if tangent is not None:
+            _note(_situation(q, k), "kernel", None)
+            return value, tangent
+    else:
+        value = nnf.scaled_dot_product_attention(
+            q, k, v, attn_mask=attn_mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    _note(_situation(q, k), f"plain: {reason}", reason if surprising else None)
+    with torch.no_grad():
+        tangent = plain_tangent(
+            q, k, v, dq, dk, dv, mask=attn_mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    return value, tangent
+
+
+def _autocast(primals: Three) -> Three:
+    """What autocast makes of attention's inputs; the operators that return the log-sum-exp are not known to it."""
+    device = primals[0].device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return primals
+    dtype = torch.get_autocast_dtype(device)
+    q, k, v = (z if z.dtype == torch.float64 else z.to(dtype) for z in primals)
+    return q, k, v
+
+
+def _why_plain(
+    primals: Three, mask: Tensor | None, is_causal: bool, scale: float | None, enable_gqa: bool, kernel: Kernel
+) -> tuple[str | None, bool]:
+    """Why not the kernel (None: the kernel), and whether that is worth a warning."""
+    q, k, v = primals
+    if kernel == "plain" or q.is_meta:
+        return "asked for", False
+    if kernel == "auto" and q.device.type != "cuda":
+        return f"on {q.device.type}", False
+    if kernel == "auto" and k.shape[-2] < FEWEST_KEYS:
+        return f"fewer than {FEWEST_KEYS} keys", False
+    if torch.compiler.is_compiling():
+        reason: str | None = "inside torch.compile, which does not see through the kernel"
+    else:
+        from facm.attention.kernel import available, supports  # triton takes its time
+
+        reason = available() or supports(q, k, v, mask=mask, enable_gqa=enable_gqa)
+        reason = reason or without_lse(q, k, v, is_causal=is_causal, scale=scale)
+    if kernel == "kernel" and reason is not None:
+        raise ValueError(f'attention: kernel = "kernel", expected "auto" or "plain" here: {reason}')
+    return reason, True
+
+
+def _by_kernel(
+    primals: Three, tangents: Tangents, value: Tensor, lse: Tensor, is_causal: bool, scale: float | None, kernel: Kernel
+) -> tuple[Tensor | None, str | None]:
+    """The kernel's tangent, or why there is none."""
+    from facm.attention.kernel import kernel_tangent
+
+    q = primals[0]
+    build = (q.device, q.dtype, q.shape[-1], is_causal, *(d is None for d in tangents))
+    if kernel == "auto" and build in _failed:
+        return None, _failed[build]
+    try:
+        return kernel_tangent(*primals, *tangents, value, lse, is_causal=is_causal, scale=scale), None
+    except (ValueError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        # Compilers, drivers and header files are missing in many ways, and a long run must not end over any of them.
+        if kernel == "kernel":
+            raise
+        _failed[build] = f"the kernel failed with {type(error).__name__}: {str(error).strip()[:200]}"
+        return None, _failed[build]
+
+
+def _situation(q: Tensor, k: Tensor) -> str:
+    if torch.compiler.is_compiling():  # lengths may be symbols, which naming them would make constant
+        return "compiled"
+    dtype = str(q.dtype).removeprefix("torch.")
+    return f"head dim {q.shape[-1]}, {dtype}, {q.shape[-2]} queries, {k.shape[-2]} keys"
+
+
+@torch.compiler.assume_constant_result  # runs once, while the graph is traced
+def _note(situation: str, choice: str, warning: str | None) -> None:
+    _chosen[situation] = choice
+    if warning is not None and warning not in _warned:
+        _warned.add(warning)
+        warnings.warn(f"attention's tangent goes through the plain formula: {warning}", stacklevel=3)

@@ -1,0 +1,58 @@
+"""Attention's value together with the log-sum-exp of its scores, from the stock fused kernels.
+
+``scaled_dot_product_attention`` computes the log-sum-exp and keeps it for its own backward. The operators below it give
+it back; they have the same derivative, so the value's graph is the ordinary one.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor
+from torch.nn.attention import SDPBackend
+
+from facm.attention.plain import default_scale
+
+FUSED = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION)
+
+
+def _backend(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: float | None) -> SDPBackend | None:
+    """What PyTorch itself would choose here and now, ``sdpa_kernel`` included; None: nothing fused."""
+    chosen = torch._fused_sdp_choice(q, k, v, None, 0.0, is_causal, scale=scale)
+    return next((backend for backend in FUSED if backend.value == chosen), None)
+
+
+def without_lse(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool = False, scale: float | None = None) -> str | None:
+    """Why there is no fused value with a log-sum-exp for these inputs, or None if there is one."""
+    if q.device.type not in {"cuda", "cpu"} or q.dim() != 4 or _backend(q, k, v, is_causal, scale) is None:
+        inputs = f"q {tuple(q.shape)} {q.dtype} on {q.device.type}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+        return f"PyTorch has no fused attention for {inputs}, or it is switched off here"
+    return None
+
+
+def value_and_lse(
+    q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool = False, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """O (B, H, N, D) with its graph and lse (B, H, N) without, float32 (float64 for float64).
+
+    q: (B, H, N, D). k, v: (B, H, M, D). lse is the natural log of the sum over keys of exp(scale q k^T). O is what
+    ``scaled_dot_product_attention`` returns, by the kernel that it would choose.
+    """
+    if (reason := without_lse(q, k, v, is_causal=is_causal, scale=scale)) is not None:
+        raise ValueError(f"value_and_lse: {reason}")
+    backend = _backend(q, k, v, is_causal, scale)
+    scale = default_scale(q, scale)  # of the true head dimension, before it is padded
+    aten = torch.ops.aten
+    if q.device.type == "cpu":
+        out, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, is_causal, scale=scale)
+    elif backend == SDPBackend.FLASH_ATTENTION:
+        # This operator wants multiples of 8, as scaled_dot_product_attention knows and does as well.
+        padded = (nnf.pad(z, (0, -z.shape[-1] % 8)) if z.shape[-1] % 8 else z for z in (q, k, v))
+        out, lse, *_ = aten._scaled_dot_product_flash_attention(*padded, 0.0, is_causal, False, scale=scale)
+        out = out[..., : v.shape[-1]]
+    elif backend == SDPBackend.EFFICIENT_ATTENTION:
+        out, lse, *_ = aten._scaled_dot_product_efficient_attention(q, k, v, None, True, 0.0, is_causal, scale=scale)
+        lse = lse[..., : q.shape[-2]]  # stored up to a multiple of 32 queries
+    else:
+        out, lse, *_ = aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.0, is_causal, False, scale=scale)
+    return out, lse.detach().reshape(q.shape[:-1])  # cuDNN: (B, H, N, 1)

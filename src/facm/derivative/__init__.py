@@ -1,0 +1,31 @@
+"""The total derivative of the network along the flow, behind one seam (Eq. 7 and 16).
+
+    F, dF = derivative(prediction, (x_t, t), (v, 1))
+
+The value F carries the graph for the backward pass, the tangent dF never does: it is only ever used under stop-gradient
+(Alg. 1, line 7). How the strategies compare: docs/performance.md.
+"""
+
+from facm.derivative.chain import Chain
+from facm.derivative.dropout import same_dropout
+from facm.derivative.failure import ForwardModeError
+from facm.derivative.finite_difference import FiniteDifference
+from facm.derivative.no_graph import NoGraph
+from facm.derivative.op_level import OpLevel
+from facm.derivative.seam import Derivative, Function, Pair, Prediction
+from facm.derivative.whole import WholeNetwork, plain_attention
+
+__all__ = [
+    "Chain",
+    "Derivative",
+    "FiniteDifference",
+    "ForwardModeError",
+    "Function",
+    "NoGraph",
+    "OpLevel",
+    "Pair",
+    "Prediction",
+    "WholeNetwork",
+    "plain_attention",
+    "same_dropout",
+]

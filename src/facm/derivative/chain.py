@@ -1,0 +1,183 @@
+"""Chain-JVP (Sec. 3.3): the derivative block by block, (h, dh) -> (y, dy), the tangent detached between blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+import torch.autograd.forward_ad as fwd
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+from torch.utils.checkpoint import checkpoint
+
+from facm.blocks import blocks_of
+from facm.derivative.compiled import compiled, is_compiled, uncompiled
+from facm.derivative.dropout import SameDropout
+from facm.derivative.failure import explained, no_checkpointing
+from facm.derivative.op_by_op import op_level_pair
+from facm.derivative.seam import Function, Pair, Prediction, innermost, inside_wrapper, redirected
+from facm.derivative.whole import plain_attention, whole_pair
+from facm.types import at_least_float32
+
+Tensors = tuple[Tensor, ...]
+
+
+@runtime_checkable
+class Chained(Protocol):
+    """A network that offers its blocks: F(x, t, cond) = leave(block_n(... block_1(enter(x, t, cond)))).
+
+    The state between blocks is (h, *rest): each block maps it, and its constants, to the next h; ``rest`` stays.
+    """
+
+    def enter(self, x: Tensor, t: Tensor, cond: Tensor | None = None, **times: Tensor) -> Tensors: ...
+
+    def links(self) -> Sequence[tuple[nn.Module, tuple[Any, ...]]]:
+        """The blocks with their constants: h = block(h, *rest, *constants)."""
+        ...
+
+    def leave(self, h: Tensor, *rest: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The tangent's graph lives no longer than one block: its memory does not grow with depth.
+
+    blocks: names of the network's blocks, or of the ModuleLists that hold them; empty: the network offers its chain
+    (:class:`Chained`), or else the blocks are the entries of its outermost ModuleLists.
+    op_level: inside a block, operation by operation as OpLevel does, instead of by ``torch.func.jvp``.
+    checkpoint: keep only the state between blocks, and compute each pair again in the backward pass; needs a network
+    that offers its chain.
+    """
+
+    blocks: tuple[str, ...] = ()
+    op_level: bool = False
+    checkpoint: bool = False
+
+    def __call__(self, function: Function, primals: Pair, tangents: Pair) -> Pair:
+        network = innermost(function)
+        inner = getattr(network, "module", network)
+        if not isinstance(function, Prediction) or not isinstance(inner, nn.Module):
+            raise ValueError(
+                f"derivative = {self} needs to see the network: expected a facm.derivative.Prediction of an nn.Module, "
+                f"got {type(function).__name__}; OpLevel() takes any function"
+            )
+        with explained(inner, f"{self}"):
+            if isinstance(inner, Chained) and not self.blocks:
+                return self._links(function, inner, network, primals, tangents)
+            if self.checkpoint:
+                raise ValueError(
+                    f"derivative = {self}: checkpoint = True needs a network that offers its chain (enter, links, "
+                    f"leave), and {type(inner).__name__} does not; use OpLevel() with activation checkpointing instead"
+                )
+            return self._named(function, inner, network, primals, tangents)
+
+    def _pair(self, function: Callable[..., Tensor], primals: Tensors, tangents: Tensors) -> tuple[Tensor, Tensor]:
+        return _pair(self.op_level, function, primals, tangents)
+
+    # A network that offers its chain: explicit pairs, each inside its block's own forward.
+
+    def _links(self, function: Prediction, inner: Any, outer: nn.Module, primals: Pair, tangents: Pair) -> Pair:
+        draws = function.network if isinstance(function.network, SameDropout) else None
+
+        def run(_: Any, x: Tensor, t: Tensor, v: Tensor, dt: Tensor) -> Pair:
+            if draws is not None:
+                draws.replay()
+            enter = lambda x, t: inner.enter(x, cond=function.cond, **function.times(t))  # noqa: E731
+            state, d_state = self._several(enter, (x, t), (v, dt))
+            for block, constants in inner.links():
+                method = partial(self._block, is_compiled(block))
+                h, dh = redirected(block, method, state, d_state, constants)
+                state, d_state = (h, *state[1:]), (dh, *d_state[1:])
+            leave = lambda *state: at_least_float32(inner.leave(*state))  # noqa: E731
+            return self._pair(leave, state, d_state)
+
+        return redirected(inner, run, *primals, *tangents, through=outer)
+
+    def _block(
+        self,
+        compile: bool,
+        forward: Callable[..., Tensor],
+        state: Tensors,
+        d_state: Tensors,
+        constants: tuple[Any, ...],
+    ) -> tuple[Tensor, Tensor]:
+        block_pair = compiled(_block_pair) if compile else _block_pair
+
+        def pair(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+            n = len(tensors) // 2
+            return block_pair(self.op_level, forward, constants, tensors[:n], tensors[n:])
+
+        if self.checkpoint and torch.is_grad_enabled():
+            return checkpoint(pair, *state, *d_state, use_reentrant=False)
+        return pair(*state, *d_state)
+
+    def _several(self, function: Callable[..., Tensors], primals: Pair, tangents: Pair) -> tuple[Tensors, Tensors]:
+        """A pair for each output of ``function``."""
+        with plain_attention():
+            values, derivatives = torch.func.jvp(function, primals, tangents)  # type: ignore[misc]
+        return values, tuple(d.detach() for d in derivatives)
+
+    # Any other network: one forward mode through all of it, cut after every block.
+
+    def _named(self, function: Prediction, inner: nn.Module, outer: nn.Module, primals: Pair, tangents: Pair) -> Pair:
+        blocks = blocks_of(inner, self.blocks)
+        if not blocks:
+            raise ValueError(
+                f"derivative = {self}: {type(inner).__name__} has no ModuleList to take blocks from; "
+                "expected blocks = names of its blocks, or derivative = OpLevel()"
+            )
+        called: list[str] = []
+
+        def cut(name: str) -> Callable[..., Any]:
+            def hook(module: nn.Module, args: Any, out: Any) -> Any:
+                called.append(name)
+                return tree_map(_cut, out)
+
+            return hook
+
+        with ExitStack() as hooks:
+            for name, block in blocks.items():
+                hooks.callback(block.register_forward_hook(cut(name)).remove)
+            hooks.enter_context(uncompiled(inner))
+            if not self.op_level:
+                hooks.enter_context(no_checkpointing())
+            pair = inside_wrapper(self._pair, function, primals, tangents)
+        if called != list(blocks):
+            raise ValueError(
+                f"derivative = {self}: {_difference(called, list(blocks))}, so they are not a chain; expected blocks "
+                "that the network calls once each, in the order given, or derivative = OpLevel()"
+            )
+        return pair
+
+
+def _pair(
+    op_level: bool, function: Callable[..., Tensor], primals: Tensors, tangents: Tensors
+) -> tuple[Tensor, Tensor]:
+    return (op_level_pair if op_level else whole_pair)(function, primals, tangents)
+
+
+def _block_pair(
+    op_level: bool, forward: Callable[..., Tensor], constants: tuple[Any, ...], state: Tensors, d_state: Tensors
+) -> tuple[Tensor, Tensor]:
+    return _pair(op_level, lambda *state: forward(*state, *constants), state, d_state)
+
+
+def _cut(out: Any) -> Any:
+    if not isinstance(out, Tensor) or not out.is_floating_point():
+        return out
+    primal, tangent = fwd.unpack_dual(out)
+    return out if tangent is None else fwd.make_dual(primal, tangent.detach())
+
+
+def _difference(called: list[str], expected: list[str]) -> str:
+    """How the calls that a network made of its blocks differ from once each, in order."""
+    if unused := [name for name in expected if name not in called]:
+        return f"block {unused[0]!r} is never called"
+    if repeated := [name for name in expected if called.count(name) > 1]:
+        return f"block {repeated[0]!r} is called {called.count(repeated[0])} times"
+    place = next(i for i, (a, b) in enumerate(zip(called, expected, strict=True)) if a != b)
+    return f"block {called[place]!r} is called before {expected[place]!r}"

@@ -1,0 +1,48 @@
+"""Compiled networks and their derivative.
+
+Dual numbers must never reach compiled code from outside: it would fail, or on some versions drop the tangent without
+a word. So the derivative of a compiled module is compiled itself, the dual level inside; and every other strategy runs
+the module as if it were not compiled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Tensors = tuple[Tensor, ...]
+
+
+def is_compiled(module: Any) -> bool:
+    """Whether ``module.compile()`` was called."""
+    return getattr(module, "_compiled_call_impl", None) is not None
+
+
+def has_compiled_parts(network: Any) -> bool:
+    return isinstance(network, nn.Module) and any(is_compiled(m) for m in network.modules() if m is not network)
+
+
+@contextlib.contextmanager
+def uncompiled(network: Any) -> Iterator[None]:
+    """Inside, the network and its parts run eagerly."""
+    parts = [m for m in network.modules() if is_compiled(m)] if isinstance(network, nn.Module) else []
+    kept = [m._compiled_call_impl for m in parts]
+    for module in parts:
+        module._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for module, implementation in zip(parts, kept, strict=True):
+            module._compiled_call_impl = implementation
+
+
+@functools.cache
+def compiled(pair: Callable[..., Any]) -> Callable[..., Any]:
+    """``pair``, compiled; one piece, for a graph break inside a dual level would let duals out. Static shapes: the
+    batch of a run does not change."""
+    return torch.compile(pair, fullgraph=True, dynamic=False)

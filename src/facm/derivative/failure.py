@@ -1,0 +1,69 @@
+"""A network that forward mode cannot differentiate: which of its modules, and which operation."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.graph import disable_saved_tensors_hooks
+
+# How PyTorch 2.11 to 2.13 say it: an operation without a formula, an autograd Function without jvp, a nested transform;
+# and how this package says it.
+FORWARD_MODE = re.compile(
+    r"forward (mode )?AD|forward-mode|\bjvp\b|has no tangent|would mutate a captured", re.IGNORECASE
+)
+CHECKPOINTING = "activation checkpointing inside torch.func.jvp, a forward-mode pass whose backward fails."
+
+
+class ForwardModeError(RuntimeError):
+    """A part of the network has no forward-mode derivative."""
+
+
+@contextlib.contextmanager
+def explained(network: Any, strategy: str) -> Iterator[None]:
+    """Turn PyTorch's error about forward mode into one that names the module and the operation."""
+    try:
+        yield
+    except (RuntimeError, NotImplementedError) as error:
+        if isinstance(error, ForwardModeError) or not FORWARD_MODE.search(str(error)):
+            raise
+        said = str(error).strip().splitlines()[0]
+        raise ForwardModeError(
+            f"derivative = {strategy} cannot differentiate {_place(error.__traceback__, network)}: {said} "
+            "Expected operations with a forward-mode derivative; what helps: derivative = OpLevel(), which needs it of "
+            "single operations only, FiniteDifference(), which needs none, or a jvp on the network's autograd Function"
+        ) from error
+
+
+@contextlib.contextmanager
+def no_checkpointing() -> Iterator[None]:
+    """Refuse activation checkpointing inside: what ``torch.func.jvp`` saved cannot be computed again after it, and the
+    backward pass would say so in words that help nobody. Hooks on saved tensors from outside stay allowed."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(RuntimeError):  # where hooks are active already
+            stack.enter_context(disable_saved_tensors_hooks(CHECKPOINTING))
+        yield
+
+
+def _place(trace: TracebackType | None, network: Any) -> str:
+    """The last module whose forward the error passed through, by its name in the network; and the autograd Function."""
+    names = {id(m): name for name, m in network.named_modules()} if isinstance(network, nn.Module) else {}
+    found, function = "the network", ""
+    while trace is not None:
+        frame = trace.tb_frame
+        module, called = frame.f_locals.get("self"), frame.f_locals.get("cls")
+        if isinstance(module, nn.Module) and not frame.f_code.co_filename.endswith("nn/modules/module.py"):
+            name = names.get(id(module))
+            where = f"{frame.f_code.co_filename}:{trace.tb_lineno}"
+            found = (
+                f"module {name!r} ({type(module).__name__}, {where})" if name else f"{type(module).__name__} ({where})"
+            )
+        if isinstance(called, type) and issubclass(called, torch.autograd.Function):
+            function = f", in the autograd Function {called.__name__}"
+        trace = trace.tb_next
+    return found + function

@@ -1,0 +1,66 @@
+"""Two passes: the value with its graph, the tangent without one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.autograd.forward_ad as fwd
+import torch.nn.functional as nnf
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from facm.derivative.compiled import uncompiled
+from facm.derivative.failure import explained
+from facm.derivative.seam import Function, Pair, innermost, inside_wrapper
+from facm.derivative.whole import plain_attention
+
+LINEAR = frozenset({nnf.linear, torch.conv1d, torch.conv2d, torch.conv3d, nnf.conv1d, nnf.conv2d, nnf.conv3d})
+
+
+@dataclass(frozen=True)
+class NoGraph:
+    """Two passes: the value with its graph (fused attention, checkpointing and all), the tangent without one.
+
+    About 5 forward passes with the backward; the memory of an ordinary training pass. The network runs twice, so one
+    with dropout must draw the same mask twice: see :func:`facm.derivative.same_dropout`.
+    """
+
+    def __call__(self, function: Function, primals: Pair, tangents: Pair) -> Pair:
+        network = innermost(function)
+        with explained(network, "NoGraph()"), uncompiled(network):
+            return inside_wrapper(_two_passes, function, primals, tangents)
+
+
+def _two_passes(function: Function, primals: Pair, tangents: Pair) -> Pair:
+    with torch.no_grad():
+        tangent = _tangent(function, primals, tangents)
+    return function(*primals), tangent
+
+
+def _moves(weight: Tensor | None) -> bool:
+    return weight is not None and fwd.unpack_dual(weight).tangent is not None
+
+
+class _LinearRule(TorchFunctionMode):
+    """Linear maps and convolutions with constant weight and bias: the tangent is the map of the tangent, without bias.
+
+    PyTorch's own rule makes a zero tangent for the weight and multiplies by it, a third product for nothing; where the
+    input is not contiguous it expands both over the batch first (measured: five times this rule's whole pass).
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in LINEAR and not kwargs and len(args) >= 2 and not any(map(_moves, args[1:3])):
+            x, dx = fwd.unpack_dual(args[0])
+            if dx is not None:
+                return fwd.make_dual(func(x, *args[1:]), func(dx, args[1], None, *args[3:]))
+        return func(*args, **(kwargs or {}))
+
+
+def _tangent(function: Function, primals: Pair, tangents: Pair) -> Tensor:
+    """dF alone, without graph."""
+    with fwd.dual_level(), plain_attention(), _LinearRule():
+        x, t = (fwd.make_dual(p, d) for p, d in zip(primals, tangents, strict=True))
+        value, tangent = fwd.unpack_dual(function(x, t))
+    return torch.zeros_like(value) if tangent is None else tangent

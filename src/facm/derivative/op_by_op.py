@@ -1,0 +1,45 @@
+"""Value and tangent together, operation by operation.
+
+Dual numbers ride through the ordinary call of the network. Each operation is taken apart: its value is computed on
+plain tensors, so that autograd, fused kernels, hooks and checkpointing see nothing unusual; its tangent without graph;
+and the two are joined again. The rules are in :mod:`facm.derivative.rules`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.autograd.forward_ad as fwd
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from facm.attention.choose import Kernel
+from facm.derivative.rules import NATIVE, apply_rule
+
+
+def op_level_pair(
+    function: Callable[..., Tensor],
+    primals: tuple[Tensor, ...],
+    tangents: tuple[Tensor, ...],
+    attention: Kernel = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Value with graph and tangent without, of a function of any number of tensors."""
+    with fwd.dual_level():
+        duals = [fwd.make_dual(p, d) for p, d in zip(primals, tangents, strict=True)]
+        with _OpByOp(attention):
+            out = function(*duals)
+        value, tangent = fwd.unpack_dual(out)
+        return value, torch.zeros_like(value) if tangent is None else tangent.detach()
+
+
+class _OpByOp(TorchFunctionMode):
+    def __init__(self, attention: Kernel) -> None:
+        super().__init__()
+        self.attention = attention
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not torch.compiler.is_compiling() and func in NATIVE:  # most of the calls
+            return func(*args, **(kwargs or {}))
+        return apply_rule(func, args, kwargs or {}, self.attention)

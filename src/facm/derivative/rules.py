@@ -1,0 +1,381 @@
+"""The tangent of one torch-level operation, its value computed on plain tensors.
+
+Why not simply let PyTorch propagate dual numbers: autograd would save the duals, tangents included, and record a graph
+of the tangent; a linear map would make a zero tangent for its weight and multiply by it; fused attention would fail.
+
+What every rule keeps to: the value is this very operation on plain tensors, called once, so that autograd saves what it
+always saves (activation checkpointing compares); what draws random numbers draws the same ones for the tangent; and a
+tangent shares its memory with another exactly where their values do, since a network may write into them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.autograd.forward_ad as fwd
+import torch.nn.functional as nnf
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from facm.attention.choose import Kernel, attention_pair
+
+
+def _named(names: str, *places: Any) -> frozenset[Any]:
+    return frozenset(getattr(place, name) for name in names.split() for place in places if hasattr(place, name))
+
+
+def _writes(name: str) -> bool:
+    """Whether this is the name of an operation that writes into its first argument: mul_, __imul__, __setitem__."""
+    inside = name[2:-2]
+    if name == f"__{inside}__":
+        return inside == "setitem" or (inside[:1] == "i" and hasattr(Tensor, f"__{inside[1:]}__"))
+    return name.endswith("_") and not name.startswith("_")
+
+
+# PyTorch's own propagation is right for these: views, of which the tangent must be the same view, and what has no
+# tangent at all.
+NATIVE = (
+    _named(
+        "view view_as transpose permute movedim moveaxis swapaxes swapdims t unsqueeze squeeze unflatten expand "
+        "expand_as broadcast_to chunk split tensor_split unbind narrow select diagonal view_as_real view_as_complex",
+        torch,
+        Tensor,
+    )
+    | _named("unfold", Tensor)
+    | _named(
+        "register_hook requires_grad_ retain_grad backward register_post_accumulate_grad_hook data_ptr size dim stride "
+        "numel is_contiguous untyped_storage element_size is_floating_point is_complex get_device storage_offset item "
+        "tolist __repr__ __format__ __len__ __bool__ __float__ __int__ detach zeros_like ones_like full_like "
+        "empty_like rand_like randn_like randint_like new_zeros new_ones new_full new_empty new_tensor isnan isfinite "
+        "isinf eq ne lt le gt ge __eq__ __ne__ __lt__ __le__ __gt__ __ge__ argmax argmin argsort allclose equal "
+        "bernoulli multinomial normal poisson",
+        torch,
+        Tensor,
+    )
+    | frozenset(  # x.shape, x.mT, x.data
+        method
+        for p in vars(torch._C.TensorBase).values()
+        if type(p).__name__ == "getset_descriptor"
+        for method in (p.__get__, p.__set__)
+    )
+)
+# Linear in the first argument, if nothing else moves. Where the value is that argument or a view of it, the tangent is
+# the same of its tangent, and so shares its memory.
+LINEAR = (
+    _named(
+        "reshape reshape_as flatten ravel contiguous to type type_as float double half bfloat16 __getitem__ clone sum "
+        "mean neg roll flip repeat repeat_interleave tile index_select gather cumsum tril triu true_divide "
+        "masked_select take_along_dim",
+        torch,
+        Tensor,
+    )
+    | _named("__truediv__ __neg__", Tensor)
+    | _named(
+        "dropout dropout1d dropout2d dropout3d pixel_shuffle pixel_unshuffle avg_pool1d avg_pool2d avg_pool3d", nnf
+    )
+    | _named("dropout feature_dropout", torch)
+)
+# Linear in all their tensors together.
+JOINED = _named("cat concat concatenate stack hstack vstack", torch)
+SUMS = _named("add sub subtract", torch, Tensor) | _named("__add__ __radd__ __sub__ __rsub__", Tensor)
+# Linear in each of their tensors.
+PRODUCTS = (
+    _named("matmul bmm mm mv dot outer einsum", torch)
+    | _named("matmul bmm mm mv dot outer", Tensor)
+    | _named("__matmul__ __rmatmul__", Tensor)
+)
+TIMES = _named("mul multiply", torch, Tensor) | _named("__mul__ __rmul__", Tensor)
+# Linear in the first argument: (input, weight[, bias], ...).
+BIASED = _named("linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d", nnf)
+# Scale and shift what they normalise: (input, shape or groups, weight, ...).
+NORMS = _named("layer_norm group_norm rms_norm", nnf)
+# Draw random numbers: the tangent has to draw the same.
+DRAW = (
+    _named("dropout alpha_dropout feature_alpha_dropout dropout1d dropout2d dropout3d rrelu gumbel_softmax", nnf)
+    | _named("dropout feature_dropout alpha_dropout feature_alpha_dropout rrelu", torch)
+    | _named("multi_head_attention_forward", nnf)
+)
+# Keep statistics of what they were called with: the tangent must not call them again.
+KEEP_STATISTICS = _named("batch_norm instance_norm", nnf, torch)
+WRITE = frozenset(getattr(place, name) for place in (torch, Tensor, nnf) for name in dir(place) if _writes(name))
+# Linear in what they write, or random: nothing is saved that moves, and PyTorch's propagation leaves no graph behind.
+WRITE_NATIVELY = (
+    _named(
+        "add_ sub_ neg_ copy_ zero_ fill_ masked_fill_ masked_scatter_ index_fill_ index_put_ "
+        "scatter_ scatter_add_ squeeze_ unsqueeze_ transpose_ t_ swapaxes_ resize_ requires_grad_ detach_ set_ "
+        "bernoulli_ normal_ uniform_ random_ exponential_ geometric_ log_normal_ cauchy_",
+        torch,
+        Tensor,
+    )
+    | _named("__setitem__ __iadd__ __isub__", Tensor)
+    | DRAW
+)
+KINDS = {
+    "native": NATIVE,
+    "linear": LINEAR,
+    "joined": JOINED,
+    "sum": SUMS,
+    "product": PRODUCTS,
+    "times": TIMES,
+    "biased": BIASED,
+    "norm": NORMS,
+    "draw": DRAW,
+    "statistics": KEEP_STATISTICS,
+    "write": WRITE,
+    "write natively": WRITE_NATIVELY,
+    "attention": frozenset({nnf.scaled_dot_product_attention}),
+}
+
+
+@torch.compiler.assume_constant_result
+def kinds(func: Callable[..., Any]) -> tuple[str, ...]:
+    """The names in KINDS that ``func`` is in; a compiler takes the answer as a constant."""
+    return tuple(name for name, functions in KINDS.items() if func in functions)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """``func`` on plain tensors, the tangents of those that move, and the value it returned."""
+
+    func: Callable[..., Any]
+    kind: tuple[str, ...]
+    plain: list[Any]  # args and kwargs, flat
+    tangents: list[Tensor | None]
+    spec: Any
+    value: Any
+
+    @property
+    def arguments(self) -> tuple[Any, dict[str, Any]]:
+        return tree_unflatten(self.plain, self.spec)
+
+    @property
+    def moving(self) -> list[int]:
+        return [i for i, d in enumerate(self.tangents) if d is not None]
+
+    @property
+    def only_first_moves(self) -> bool:
+        """The first positional argument, a tensor."""
+        return self.moving == [0] and bool(self.arguments[0])
+
+    def again(self, leaves: Sequence[Any], places: Sequence[int]) -> Any:
+        """The same operation on ``leaves``, but for the tangents in ``places``."""
+        args, kwargs = tree_unflatten([self.tangents[i] if i in places else p for i, p in enumerate(leaves)], self.spec)
+        return self.func(*args, **kwargs)
+
+
+def apply_rule(func: Callable[..., Any], args: Any, kwargs: dict[str, Any], attention: Kernel) -> Any:
+    """``func(*args, **kwargs)`` with its tangent, for any mixture of plain and dual tensors among the arguments.
+
+    Must be called inside a ``dual_level``. Returns what ``func`` returns, its tensors dual where they move; raises what
+    ``func`` raises, and PyTorch's NotImplementedError for an operation without forward-mode derivative.
+    """
+    compiling = torch.compiler.is_compiling()
+    if compiling and (func is Tensor.unflatten or func is Tensor.split):
+        return getattr(args[0], func.__name__)(*args[1:], **kwargs)  # their super() cannot be traced
+    kind = kinds(func)
+    flat, spec = tree_flatten((args, kwargs))
+    pairs = [_unpack(leaf) for leaf in flat]
+    plain, tangents = [p for p, _ in pairs], [d for _, d in pairs]
+    natively = "native" in kind or (compiling and "draw" in kind)
+    if natively or all(d is None for d in tangents):
+        return func(*args, **kwargs)
+    if "write" in kind or kwargs.get("inplace") or kwargs.get("out") is not None:
+        return _write(func, kind, flat, plain, tangents, spec)
+    if "attention" in kind and not _mask_moves(args, kwargs):
+        return _attention(args, kwargs, attention)
+    plain_args, plain_kwargs = tree_unflatten(plain, spec)
+    if "draw" in kind and _draws(func, args, kwargs):
+        rewind = _generator(flat)
+        with sdpa_kernel(SDPBackend.MATH):  # a fused kernel would drop others than the formula
+            value = func(*plain_args, **plain_kwargs)
+        rewind()
+    else:
+        value = func(*plain_args, **plain_kwargs)
+    with torch.no_grad():
+        tangent = _tangent(_Call(func, kind, plain, tangents, spec, value))
+    return _pack(value, tangent)
+
+
+def _tangent(call: _Call) -> Any:
+    """d func, without graph: where the products and the large copies are, by hand; else forward mode through ``func``.
+
+    Returns tensors of the value's shapes, in its structure, None where nothing moves.
+    """
+    for kind in call.kind:
+        if kind in BY_HAND:
+            tangent = BY_HAND[kind](call)
+            if tangent is not None:
+                return tangent
+    return _forward_mode(call)
+
+
+def _forward_mode(call: _Call) -> Any:
+    leaves = [p.detach() if isinstance(p, Tensor) else p for p in call.plain]
+    if "statistics" in call.kind:
+        leaves = [p.clone() if isinstance(p, Tensor) else p for p in leaves]
+    duals = [p if d is None else _dual(p, d) for p, d in zip(leaves, call.tangents, strict=True)]
+    with sdpa_kernel(SDPBackend.MATH):
+        return tree_map(lambda out: _unpack(out)[1], call.again(duals, ()))
+
+
+# By hand: None where the rule does not apply.
+
+
+def _biased(call: _Call) -> Tensor | None:
+    """The map of the tangent, without the bias."""
+    if not call.only_first_moves:
+        return None
+    (_, *rest), kwargs = call.arguments
+    if len(rest) > 1:
+        rest[1] = None
+    return call.func(call.tangents[0], *rest, **{name: a for name, a in kwargs.items() if name != "bias"})
+
+
+def _linear(call: _Call) -> Tensor | None:
+    return call.again(call.plain, [0]) if call.only_first_moves else None
+
+
+def _norm(call: _Call) -> Tensor | None:
+    """Scaled outside: compiled code cannot trace the forward mode of a norm that scales."""
+    if not call.only_first_moves:
+        return None
+    (x, *rest), kwargs = call.arguments
+    weight = rest[1] if len(rest) > 1 else kwargs.get("weight")
+    rest = [None if isinstance(a, Tensor) else a for a in rest]
+    kwargs = {name: a for name, a in kwargs.items() if name not in ("weight", "bias")}
+    tangent = _unpack(call.func(_dual(x.detach(), call.tangents[0]), *rest, **kwargs))[1]
+    if weight is None or tangent is None:
+        return tangent
+    return tangent * (weight.reshape(-1, *[1] * (x.ndim - 2)) if call.func is nnf.group_norm else weight)
+
+
+def _joined(call: _Call) -> Tensor:
+    return call.again([torch.zeros_like(p) if isinstance(p, Tensor) else p for p in call.plain], call.moving)
+
+
+def _sum(call: _Call) -> Tensor | None:
+    """What does not move adds zero: never the tangent itself, for the sum may be written into."""
+    if any(i > 1 for i in call.moving) or len(call.arguments[0]) != 2:
+        return None
+    zero = call.value.new_zeros(())
+    return call.again([zero, zero, *call.plain[2:]], call.moving).expand(call.value.shape)
+
+
+def _times(call: _Call) -> Tensor | None:
+    if len(call.plain) != 2:
+        return None
+    (p, q), (d, e) = call.plain, call.tangents
+    if d is None or e is None:
+        return p * e if d is None else d * q
+    return torch.addcmul(d * q, p, e)
+
+
+def _product(call: _Call) -> Tensor:
+    total, *others = (call.again(call.plain, [i]) for i in call.moving)
+    for other in others:
+        total = total + other
+    return total
+
+
+BY_HAND: dict[str, Callable[[_Call], Tensor | None]] = {
+    "biased": _biased,
+    "linear": _linear,
+    "norm": _norm,
+    "joined": _joined,
+    "sum": _sum,
+    "times": _times,
+    "product": _product,
+}
+
+
+def _write(
+    func: Callable[..., Any],
+    kind: tuple[str, ...],
+    flat: list[Any],
+    plain: list[Any],
+    tangents: list[Tensor | None],
+    spec: Any,
+) -> Any:
+    """An operation that writes into its first argument: the value through a plain view of it, then the tangent."""
+    into = tangents[0]
+    if "write natively" in kind or into is None:
+        args, kwargs = tree_unflatten(flat, spec)
+        return func(*args, **kwargs)
+    with torch.no_grad():
+        copies = [
+            p if d is None else _dual(p.detach().clone(), d.clone()) for p, d in zip(plain, tangents, strict=True)
+        ]
+        args, kwargs = tree_unflatten(copies, spec)
+        func(*args, **kwargs)
+        tangent = _unpack(copies[0])[1]
+    args, kwargs = tree_unflatten(plain, spec)
+    func(*args, **kwargs)
+    with torch.no_grad():
+        into.zero_() if tangent is None else into.copy_(tangent)
+    return flat[0]
+
+
+def _attention(args: Any, kwargs: dict[str, Any], kernel: Kernel) -> Tensor:
+    given = _attention_arguments(args, kwargs)
+    pairs = [_unpack(given.pop(name)) for name in ("query", "key", "value")]
+    value, tangent = attention_pair(
+        tuple(p for p, _ in pairs),
+        tuple(d for _, d in pairs),  # type: ignore[arg-type]
+        kernel=kernel,
+        **given,
+    )
+    return _pack(value, tangent)
+
+
+def _attention_arguments(args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+    return dict(zip(names, args, strict=False)) | kwargs
+
+
+def _mask_moves(args: Any, kwargs: dict[str, Any]) -> bool:
+    return _unpack(_attention_arguments(args, kwargs).get("attn_mask"))[1] is not None
+
+
+def _draws(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether this call may; attention without dropout keeps its fused kernel."""
+    if func is not nnf.multi_head_attention_forward:
+        return True
+    return bool(kwargs["dropout_p"] if "dropout_p" in kwargs else args[10]) and kwargs.get("training", True)
+
+
+def _generator(flat: list[Any]) -> Callable[[], None]:
+    """Back to the random state as it is now, of the device that the tensors are on."""
+    device = next(leaf.device for leaf in flat if isinstance(leaf, Tensor))
+    if device.type == "cpu":
+        state = torch.get_rng_state()
+        return lambda: torch.set_rng_state(state)
+    module = torch.get_device_module(device)
+    state = module.get_rng_state(device)
+    return lambda: module.set_rng_state(state, device)
+
+
+def _unpack(leaf: Any) -> tuple[Any, Tensor | None]:
+    if not isinstance(leaf, Tensor) or not (leaf.is_floating_point() or leaf.is_complex()):
+        return leaf, None
+    primal, tangent = fwd.unpack_dual(leaf)
+    return (leaf, None) if tangent is None else (primal, tangent)
+
+
+def _dual(value: Tensor, tangent: Any) -> Tensor:
+    return fwd.make_dual(value, tangent.to(value.dtype))
+
+
+def _pack(value: Any, tangent: Any) -> Any:
+    """Outside no_grad: a dual made under it would silently cut the value's graph, or forbid to write into it later."""
+    values, spec = tree_flatten(value)
+    parts = tree_flatten(tangent, is_leaf=lambda x: x is None)[0]
+    with torch.enable_grad():
+        duals = [
+            _dual(v, d) if isinstance(v, Tensor) and isinstance(d, Tensor) else v
+            for v, d in zip(values, parts, strict=True)
+        ]
+    return tree_unflatten(duals, spec)

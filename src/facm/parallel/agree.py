@@ -1,0 +1,108 @@
+"""What the ranks tell each other beside gradients: flags, records, averages. One process: the value itself.
+
+Values travel over the gloo group on the CPU. Every function is called by all ranks, in the same order.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from facm.parallel.world import World
+
+T = TypeVar("T")
+
+
+def any_of(world: World, flag: bool) -> bool:
+    """Whether ``flag`` is true on at least one rank."""
+    if world.ranks == 1:
+        return flag
+    import torch.distributed as dist
+
+    value = torch.tensor([int(flag)])
+    dist.all_reduce(value, dist.ReduceOp.MAX, group=world.group)
+    return bool(value.item())
+
+
+def gathered(world: World, value: Any) -> list[Any]:
+    """Every rank's value, in order of rank, on all ranks."""
+    if world.ranks == 1:
+        return [value]
+    import torch.distributed as dist
+
+    values: list[Any] = [None] * world.ranks
+    dist.all_gather_object(values, value, group=world.group)
+    return values
+
+
+def from_first(world: World, value: Any) -> Any:
+    """The first rank's value."""
+    if world.ranks == 1:
+        return value
+    import torch.distributed as dist
+
+    holder = [value]
+    dist.broadcast_object_list(holder, src=0, group=world.group)
+    return holder[0]
+
+
+def meet(world: World) -> None:
+    """Wait for all ranks. Raises RuntimeError naming those that do not arrive within the time limit."""
+    if world.ranks == 1:
+        return
+    import torch.distributed as dist
+
+    dist.monitored_barrier(world.group, datetime.timedelta(seconds=world.timeout_s), wait_all_ranks=True)
+
+
+def by_first(world: World, action: Callable[[], T]) -> T:
+    """``action``'s result, done by the first rank while the others wait; its error ends them all."""
+    result = action() if world.first else None
+    return from_first(world, result)
+
+
+def means(world: World, values: Mapping[str, float]) -> dict[str, float]:
+    """Averages over the ranks. Every rank has the same names."""
+    if world.ranks == 1:
+        return dict(values)
+    import torch.distributed as dist
+
+    total = torch.tensor(list(values.values()), dtype=torch.float64)
+    dist.all_reduce(total, group=world.group)
+    return dict(zip(values, (total / world.ranks).tolist(), strict=True))
+
+
+def check_same(world: World, what: str, value: Any) -> None:
+    """Raise ValueError unless all ranks hold an equal ``value``."""
+    values = gathered(world, value)
+    for rank, other in enumerate(values):
+        if other != values[0]:
+            raise ValueError(f"{what} differs between the ranks: {values[0]!r} on rank 0, {other!r} on rank {rank}")
+
+
+def in_order(
+    world: World, items: Sequence[T], compute: Callable[[T], tuple[Tensor | None, ...]]
+) -> Iterator[tuple[T, tuple[Tensor | None, ...]]]:
+    """``compute`` of each item, item k on rank k % ranks; all results, in order, on the first rank, none on others.
+
+    A result is the same on whichever rank it is computed, so the whole does not depend on how many there are.
+    """
+    for start in range(0, len(items), world.ranks):
+        group = items[start : start + world.ranks]
+        mine = None
+        if world.rank < len(group):
+            mine = tuple(None if x is None else x.cpu() for x in compute(group[world.rank]))
+        if world.ranks == 1:
+            assert mine is not None
+            yield group[0], mine
+            continue
+        import torch.distributed as dist
+
+        results: list[Any] | None = [None] * world.ranks if world.first else None
+        dist.gather_object(mine, results, dst=0, group=world.group)
+        if results is not None:
+            yield from zip(group, results[: len(group)], strict=True)

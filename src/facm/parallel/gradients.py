@@ -1,0 +1,97 @@
+"""Gradients over the ranks: when they are reduced, their common norm, and the proof that they were."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from facm.parallel.agree import gathered
+from facm.parallel.sharding import is_sharded, local, whole
+from facm.parallel.world import World
+
+
+def reducing(wrapped: Any, last: bool) -> AbstractContextManager[Any]:
+    """Around one part of a step, its forward and its backward: gradients meet the other ranks' in the last part only.
+
+    Sharded gradients are reduced within a replica in every part, for whole ones would need the memory that sharding
+    saves; between replicas in the last.
+    """
+    if hasattr(wrapped, "no_sync"):  # DDP
+        return contextlib.nullcontext() if last else wrapped.no_sync()
+    if hasattr(wrapped, "set_requires_all_reduce"):  # FSDP2
+        wrapped.set_requires_all_reduce(last)
+    return contextlib.nullcontext()
+
+
+def clip(network: nn.Module, bound: float) -> Tensor:
+    """Clip the gradient to ``bound`` by its norm over all parameters and ranks, which is returned: ()."""
+    return whole(torch.nn.utils.clip_grad_norm_(network.parameters(), bound))
+
+
+def check_parameters(network: nn.Module, world: World) -> None:
+    """Raise RuntimeError unless a network that is whole on every rank is the same on all of them."""
+    sums = gathered(world, {name: _sums(value) for name, value in network.state_dict().items()})
+    for rank, other in enumerate(sums):
+        for name, value in sums[0].items():
+            if repr(other.get(name)) != repr(value):  # repr: NaN equals NaN
+                raise RuntimeError(f"parameter {name} differs between rank 0 and rank {rank} before the first step")
+
+
+def check_gradients(network: nn.Module, world: World, find_unused: bool = False) -> None:
+    """Raise RuntimeError, naming the first parameter, unless the backward pass reduced every gradient.
+
+    Whole gradients must agree on all ranks, and every trained parameter must have one, unless ``find_unused``;
+    gradients of shards must be sharded, and agree between the ranks that hold the same shard.
+    """
+    mine = {name: _gradient(p) for name, p in network.named_parameters() if p.requires_grad}
+    all_ranks = gathered(world, mine)
+    for name, gradient in mine.items():
+        found = [ranks[name] for ranks in all_ranks]
+        missing = [rank for rank, value in enumerate(found) if value is None]
+        may_miss = len(missing) == world.ranks and (find_unused or is_sharded(network.get_parameter(name)))
+        if missing and not may_miss:
+            raise RuntimeError(
+                f"parameter {name} has no gradient on rank {', '.join(map(str, missing))} after the first step's "
+                "backward pass: freeze it (requires_grad = False), or set engine.find_unused (ddp)"
+            )
+        if gradient is None:
+            continue
+        for rank, other in enumerate(found):
+            reference = next(value for value in found if value[0] == other[0])
+            if not _close(reference[1], other[1]):
+                raise RuntimeError(
+                    f"the gradient of parameter {name} is not synchronised: rank {found.index(reference)} and rank "
+                    f"{rank} differ after the first step's backward pass. The loss must be computed through the "
+                    "network that the objective is given, not through network.module or a reference kept elsewhere"
+                )
+
+
+def _gradient(p: Tensor) -> tuple[Any, tuple[float, float]] | None:
+    """(which part of the whole this is, its sums) or None."""
+    if p.grad is None:
+        return None
+    if is_sharded(p):
+        if not is_sharded(p.grad):
+            return ("not sharded", (float("nan"), float("nan")))
+        mesh: Any = p.device_mesh  # type: ignore[attr-defined]
+        return (mesh.get_local_rank("shard"), _sums(p.grad))
+    return (None, _sums(p.grad))
+
+
+def _sums(value: Tensor) -> tuple[float, float]:
+    """Two numbers that tell tensors apart: the sum, and the sum of magnitudes, in float64."""
+    value = local(value.detach())
+    if not value.is_floating_point():
+        value = value.long()
+    wide = value.double()
+    return float(wide.sum()), float(wide.abs().sum())
+
+
+def _close(a: tuple[float, float], b: tuple[float, float]) -> bool:
+    scale = 1e-5 * max(a[1], b[1])
+    return all((math.isnan(x) and math.isnan(y)) or abs(x - y) <= scale for x, y in zip(a, b, strict=True))

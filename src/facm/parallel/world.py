@@ -1,0 +1,213 @@
+"""The ranks of this run: who they are, how they meet, and what is said when one is lost.
+
+torchrun starts the processes and tells each its rank through the environment. One process is no group at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from facm.engine import Engine
+
+ROLL_CALL_S = 5.0
+ECHO_S = 1.0
+
+
+class PeerError(RuntimeError):
+    """Another rank failed and says itself why: nothing more to print."""
+
+
+class LostRankError(RuntimeError):
+    """Some ranks did not arrive where the others waited for them."""
+
+
+@dataclass(frozen=True)
+class World:
+    """One process among ``ranks``. group: a gloo group for flags and records; store: torchrun's key-value store."""
+
+    rank: int = 0
+    ranks: int = 1
+    local_rank: int = 0
+    timeout_s: int = 600
+    group: Any = field(default=None, repr=False, compare=False)
+    store: Any = field(default=None, repr=False, compare=False)
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank writes, prints and holds the lock."""
+        return self.rank == 0
+
+    @property
+    def device(self) -> torch.device:
+        """This rank's GPU, or the CPU where there is none."""
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", self.local_rank) if self.ranks > 1 else torch.device("cuda")
+
+
+ALONE = World()
+
+
+def announced() -> World:
+    """This process as torchrun's environment describes it, before the ranks have met. Raises ValueError."""
+    values = {}
+    for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)):
+        text = os.environ.get(name, str(default))
+        if not text.isdigit():
+            raise ValueError(f"the environment has {name} = {text!r}, expected a number as torchrun sets it")
+        values[name] = int(text)
+    if not values["RANK"] < values["WORLD_SIZE"]:
+        raise ValueError(f"the environment has RANK = {values['RANK']} of WORLD_SIZE = {values['WORLD_SIZE']} ranks")
+    return World(values["RANK"], values["WORLD_SIZE"], values["LOCAL_RANK"])
+
+
+def restarts() -> int:
+    """How often torchrun has started these processes again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+@contextlib.contextmanager
+def opened(engine: Engine) -> Iterator[World]:
+    """The ranks meet, and part at the end. An error on one rank ends them all.
+
+    Raises ValueError for more ranks on a machine than it has GPUs, LostRankError naming the ranks that did not arrive
+    within ``engine.timeout_s``, PeerError where another rank has said why it failed.
+    """
+    here = announced()
+    if engine.kind(here.ranks) == "alone":
+        yield ALONE
+        return
+    import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
+
+    cuda = torch.cuda.is_available()
+    if cuda:
+        if here.local_rank >= torch.cuda.device_count():
+            raise ValueError(
+                f"LOCAL_RANK = {here.local_rank}, and this machine shows {torch.cuda.device_count()} GPUs: start "
+                "torchrun with --nproc-per-node no larger than that"
+            )
+        torch.cuda.set_device(here.local_rank)
+    timeout = datetime.timedelta(seconds=engine.timeout_s)
+    if here.ranks > 1:
+        shared, _, _ = next(rendezvous("env://", timeout=timeout))
+        store = dist.PrefixStore(_common_name(shared, here, engine.timeout_s), shared)
+    else:
+        store = dist.PrefixStore("facm", dist.HashStore())
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if cuda else "gloo", store=store, rank=here.rank, world_size=here.ranks, timeout=timeout
+    )
+    group = dist.new_group(backend="gloo", timeout=timeout) if cuda else dist.group.WORLD
+    world = World(here.rank, here.ranks, here.local_rank, engine.timeout_s, group, store)
+    try:
+        yield world
+    except Exception as error:
+        explained = _explained(error, world)
+        if not cuda:  # closing the connections wakes the others at once; NCCL would wait for them instead
+            dist.destroy_process_group()
+        if explained is error:
+            raise
+        raise explained from error
+    dist.destroy_process_group()
+
+
+def _common_name(store: Any, here: World, timeout_s: int) -> str:
+    """A name that these processes share and none before them had; the first rank makes it up.
+
+    torchrun keeps one store over all restarts, so it holds addresses of processes that are gone; and its count of
+    restarts is each machine's own. Hence: every rank leaves a word that only it knows, and is answered to that word.
+    Raises LostRankError naming the ranks that do not appear.
+    """
+    word, end = uuid.uuid4().hex, time.monotonic() + timeout_s
+    if not here.first:
+        store.set(f"facm/hello/{here.rank}", word)
+        store.wait([f"facm/name-for/{word}"], datetime.timedelta(seconds=timeout_s))
+        name = store.get(f"facm/name-for/{word}").decode()
+        store.set(f"facm/{name}/here/{here.rank}", "yes")
+        return name
+    missing, answered = set(range(1, here.ranks)), set()
+    while missing:
+        for rank in sorted(missing):
+            if store.check([f"facm/{word}/here/{rank}"]):
+                missing.discard(rank)
+            elif (
+                store.check([f"facm/hello/{rank}"])
+                and (said := store.get(f"facm/hello/{rank}").decode()) not in answered
+            ):
+                store.set(f"facm/name-for/{said}", word)
+                answered.add(said)
+        if missing and time.monotonic() > end:
+            raise LostRankError(_lost(sorted(missing), here.ranks, timeout_s, "at the start"))
+        time.sleep(0.01)
+    return word
+
+
+def _lost(ranks: list[int], of: int, timeout_s: int, where: str) -> str:
+    return (
+        f"rank {', '.join(map(str, ranks))} of {of} did not arrive: dead, or busy for longer than "
+        f"engine.timeout_s = {timeout_s} ({where})"
+    )
+
+
+def _explained(error: Exception, world: World) -> Exception:
+    """``error``, or what it means: that another rank failed, or is lost."""
+    if isinstance(error, PeerError):
+        return error
+    try:
+        if not _is_about_others(error):
+            return _said_once(error, world)
+        world.store.set(f"facm/waited/{world.rank}", "yes")
+        return _roll_call(error, world)
+    except Exception:  # the store is gone, with the machine that held it: the first error stands
+        return error
+
+
+def _is_about_others(error: Exception) -> bool:
+    import torch.distributed as dist
+
+    text = str(error)
+    signs = ("gloo", "Connection closed by peer", "Connection reset by peer", "monitoredBarrier", "NCCL")
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(sign in text for sign in signs)
+    )
+
+
+def _said_once(error: Exception, world: World) -> Exception:
+    """Errors that all ranks meet alike, such as a bad setting, are printed by the first."""
+    text = f"{type(error).__name__}: {error}"
+    world.store.set(f"facm/failed/{world.rank}", text)
+    end = time.monotonic() + ECHO_S
+    while not world.first and time.monotonic() < end:
+        if world.store.check(["facm/failed/0"]):
+            same = world.store.get("facm/failed/0").decode() == text
+            return PeerError("rank 0 failed in the same way") if same else error
+        time.sleep(0.02)
+    return error
+
+
+def _roll_call(error: Exception, world: World) -> Exception:
+    """Who failed, who is waiting like this rank, and who does neither."""
+    others = [rank for rank in range(world.ranks) if rank != world.rank]
+    end = time.monotonic() + ROLL_CALL_S
+    while True:
+        failed = [rank for rank in others if world.store.check([f"facm/failed/{rank}"])]
+        if failed:
+            return PeerError(f"rank {failed[0]} failed: {world.store.get(f'facm/failed/{failed[0]}').decode()}")
+        lost = [rank for rank in others if not world.store.check([f"facm/waited/{rank}"])]
+        if not lost or time.monotonic() > end:
+            break
+        time.sleep(0.05)
+    if not lost:
+        return RuntimeError(f"the ranks lost each other, though all of them are there: {error}")
+    message = _lost(lost, world.ranks, world.timeout_s, str(error).splitlines()[0])
+    speaks = not any(rank < world.rank and rank not in lost for rank in others)
+    return LostRankError(message) if speaks else PeerError(message)

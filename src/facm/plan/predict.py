@@ -1,0 +1,217 @@
+"""Bytes on each GPU: what lies there all the time, and what one step adds at its peak."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from facm.blocks import blocks_of
+from facm.conditions import Labels
+from facm.engine import Engine
+from facm.plan.rehearsal import Rehearsal, built, rehearse
+from facm.record import RunFolderError, open_run
+from facm.run import Run
+from facm.trained import FromRun
+from facm.types import Batch
+
+GB = 10**9
+CONTEXT = 1.2 * GB  # CUDA context, cuBLAS workspace, NCCL buffers: a rule of thumb
+FRAGMENTS = 0.05  # of what comes and goes in a step, lost to the allocator: a rule of thumb
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes on each of ``ranks`` devices. ``gpu_memory``: bytes that a device has. Written as a table by str()."""
+
+    ranks: int
+    gpu_memory: float
+    batch: int
+    parameters: int
+    gradients: int
+    optimizer: int
+    ema: int
+    teacher: int
+    buckets: int
+    """DDP's copy of the gradients."""
+    gathered: int
+    """FSDP: the largest unit in full, twice (the next is fetched while one is in use), and its gradient."""
+    cast: int
+    """Weights that autocast keeps in bf16."""
+    activations: int
+    tangent: int
+    overhead: int
+    advice: tuple[str, ...] = ()
+
+    @property
+    def total(self) -> int:
+        parts = dataclasses.asdict(self)
+        return sum(parts[name] for name in ROWS)
+
+    @property
+    def fits(self) -> bool:
+        return self.total <= self.gpu_memory
+
+    def __str__(self) -> str:
+        lines = [f"{name:12} {getattr(self, name) / GB:9.2f} GB" for name in ROWS if getattr(self, name)]
+        verdict = "fits" if self.fits else "does NOT fit"
+        lines += [f"{'total':12} {self.total / GB:9.2f} GB of {self.gpu_memory / GB:.0f} GB: {verdict}", *self.advice]
+        return "\n".join(lines)
+
+
+ROWS = (
+    "parameters",
+    "gradients",
+    "optimizer",
+    "ema",
+    "teacher",
+    "buckets",
+    "gathered",
+    "cast",
+    "activations",
+    "tangent",
+    "overhead",
+)
+
+
+def plan(
+    run: Run,
+    gpus: int = 1,
+    gpu_memory: float = 80 * GB,
+    engine: Engine | None = None,
+    shape: tuple[int, ...] | None = None,
+    device: str = "cuda",
+    advise: bool = True,
+) -> Plan:
+    """What ``run`` would take on each of ``gpus`` devices with ``gpu_memory`` bytes.
+
+    shape: of one x_1, where the run's data are not here. device: "cuda" (bf16 if the run's precision says so or "auto",
+    fused attention) or "cpu" (what a CPU would take; no overhead is added). advise: if it does not fit, try what would.
+    Raises ValueError for sizes that do not divide, and where the data are needed and missing.
+    """
+    engine = engine or Engine()
+    if gpus < 1:
+        raise ValueError(f"--gpus {gpus}, expected at least 1")
+    if not gpu_memory > 0:
+        raise ValueError(f"--gpu-memory {gpu_memory / GB:g}, expected a positive number of GB")
+    engine.check(run.batch_size, gpus)
+    local = run.batch_size // (gpus * engine.accumulate)
+    network, teacher = built(run.network), _teacher(run)
+    bf16 = device == "cuda" and run.precision != "fp32"
+    rehearsal = rehearse(run, _batch(run, local, shape), engine, teacher, bf16, device == "cuda")
+    found = _add_up(run, gpus, gpu_memory, engine, network, teacher, rehearsal, bf16, device)
+    if found.fits or not advise:
+        return found
+    return dataclasses.replace(found, advice=tuple(_advice(run, gpus, gpu_memory, engine, shape, device)))
+
+
+def _add_up(
+    run: Run,
+    gpus: int,
+    gpu_memory: float,
+    engine: Engine,
+    network: nn.Module,
+    teacher: nn.Module | None,
+    rehearsal: Rehearsal,
+    bf16: bool,
+    device: str,
+) -> Plan:
+    kind = engine.kind(gpus)
+    shards = gpus // engine.replicas if kind == "fsdp" else 1
+    everything = _bytes(network)
+    trained = sum(p.nbytes for p in network.parameters() if p.requires_grad)
+    resident = 0 if engine.cpu_offload else 1
+    half = 2 if kind == "fsdp" and bf16 else 4
+    largest = max((_bytes(b) for b in blocks_of(network, engine.blocks).values()), default=everything)
+    largest = max(largest, everything - sum(_bytes(b) for b in blocks_of(network, engine.blocks).values()))
+    step = rehearsal.values + rehearsal.tangent
+    return Plan(
+        ranks=gpus,
+        gpu_memory=gpu_memory,
+        batch=run.batch_size // (gpus * engine.accumulate),
+        parameters=resident * everything // shards,
+        gradients=resident * trained // shards,
+        optimizer=resident * 2 * trained // shards,
+        ema=resident * len(run.ema.sigma_rels) * everything // shards,
+        teacher=0 if teacher is None else _bytes(teacher) // (shards if kind == "fsdp" else 1),
+        buckets=trained if kind == "ddp" else 0,
+        gathered=(2 * largest * half // 4 + largest) if kind == "fsdp" and shards > 1 else 0,
+        cast=0 if kind == "fsdp" else rehearsal.cast,
+        activations=rehearsal.values,
+        tangent=rehearsal.tangent,
+        overhead=int(CONTEXT + FRAGMENTS * step) if device == "cuda" else 0,
+    )
+
+
+def _advice(
+    run: Run, gpus: int, gpu_memory: float, engine: Engine, shape: tuple[int, ...] | None, device: str
+) -> Iterator[str]:
+    """What to add to the command, least first, each with its total; ends at the first that fits."""
+    for changed, option in _changes(run, gpus, engine):
+        tried = plan(run, gpus, gpu_memory, changed, shape, device, advise=False)
+        yield f"with {option}: {tried.total / GB:.1f} GB{', fits' if tried.fits else ''}"
+        if tried.fits:
+            return
+    yield "expected more GPUs, or more memory on each"
+
+
+def _changes(run: Run, gpus: int, engine: Engine) -> Iterator[tuple[Engine, str]]:
+    said = []
+    if not engine.checkpointing:
+        engine = dataclasses.replace(engine, checkpointing=True)
+        said.append("--engine.checkpointing")
+        yield engine, " ".join(said)
+    if engine.kind(gpus) == "ddp":
+        engine = dataclasses.replace(engine, parallel="fsdp")
+        said.append("--engine.parallel fsdp")
+        yield engine, " ".join(said)
+    smallest = run.batch_size // gpus
+    if engine.accumulate < smallest:
+        engine = dataclasses.replace(engine, accumulate=smallest)
+        yield engine, " ".join([*said, f"--engine.accumulate {smallest}"])
+        said.append(f"--engine.accumulate {smallest}")
+    if not engine.cpu_offload:
+        engine = dataclasses.replace(engine, parallel="fsdp", cpu_offload=True)
+        said = [s for s in said if "parallel" not in s] + ["--engine.parallel fsdp --engine.cpu-offload"]
+        yield engine, " ".join(said)
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(x.nbytes for x in (*module.parameters(), *module.buffers()))
+
+
+def _teacher(run: Run) -> nn.Module | None:
+    """The teacher's network without its weights; where its run is not there yet, one like the student."""
+    if run.teacher is None:
+        return None
+    config: Any = run.network
+    if isinstance(run.teacher, FromRun):
+        with contextlib.suppress(RunFolderError):
+            config = open_run(Path(run.teacher.path))[1].network
+    return built(config).requires_grad_(False).eval()
+
+
+def _batch(run: Run, size: int, shape: tuple[int, ...] | None) -> Batch:
+    cond = None
+    if shape is None:
+        try:
+            dataset = run.data.open()
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"the run's data cannot be opened ({error}); expected --shape, as in --shape 4 32 32"
+            ) from error
+        sample = dataset.read(np.arange(1))
+        shape, cond = tuple(sample.x_1.shape[1:]), sample.cond
+    condition = getattr(run.objective, "condition", None)
+    if cond is None and isinstance(condition, Labels):
+        cond = torch.zeros(1, dtype=torch.int64)
+    if cond is not None:
+        cond = torch.empty((size, *cond.shape[1:]), dtype=cond.dtype, device="meta")
+    return Batch(torch.empty((size, *shape), device="meta"), cond)

@@ -1,0 +1,123 @@
+"""One step of a run on the meta device: every tensor has its size and no content, so that what lives can be counted."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+from facm.blocks import blocks_of
+from facm.counting import LiveBytes
+from facm.derivative import OpLevel
+from facm.engine import Engine
+from facm.parallel.units import prepare
+from facm.run import Run
+from facm.types import Batch, losses
+
+AUTOCAST = frozenset(
+    {nnf.linear, nnf.conv1d, nnf.conv2d, nnf.conv3d, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm}
+)
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """Peak bytes of one micro-batch's forward and backward passes.
+
+    values: of an ordinary training pass, its gradients not counted. tangent: what the derivative adds to that. cast:
+    weights that autocast keeps in bf16, in neither of the two.
+    """
+
+    values: int
+    tangent: int
+    cast: int
+
+
+def rehearse(run: Run, batch: Batch, engine: Engine, teacher: nn.Module | None, bf16: bool, gpu: bool) -> Rehearsal:
+    """``batch``: one micro-batch of one rank, on the meta device. gpu: attention and its tangent as on CUDA."""
+    network = built(run.network)
+    prepare(list(blocks_of(network, engine.blocks).values()), engine.checkpointing, compiled=False)
+    objective: Any = run.objective
+    if isinstance(getattr(objective, "derivative", None), OpLevel):
+        objective = dataclasses.replace(objective, derivative=OpLevel("kernel" if gpu else "plain"))
+    gradients = sum(p.nbytes for p in network.parameters() if p.requires_grad)
+    peaks, cast = [], 0
+    parts = iter(losses(objective, network, batch, torch.Generator(), teacher))
+    while True:
+        with LiveBytes() as memory, _AsOnDevice(bf16) as device:
+            part = next(parts, None)
+            if part is None:
+                break
+            _backward(part.total)
+            del part
+        peaks.append(memory.peak - device.cast_bytes)
+        cast = max(cast, device.cast_bytes)
+    # The first backward pass makes the gradients while its graph goes; later ones find them made.
+    later = max(peaks[1:], default=0)
+    values = max(peaks[0] - gradients, 0) if len(peaks) == 1 else peaks[0] - gradients
+    return Rehearsal(max(values, 0), max(later - max(values, 0), 0), cast)
+
+
+def _backward(loss: Tensor) -> None:
+    """``loss.backward()``, which as a torch function would leave the modes that checkpointing's second pass needs."""
+    torch.autograd.graph._engine_run_backward(
+        (loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True
+    )
+
+
+def built(config: Any) -> nn.Module:
+    """The network on the meta device. Initialisation has no values to work on, and none are needed."""
+    with torch.device("meta"):
+        return config.build()
+
+
+class _FusedAttention(torch.autograd.Function):
+    """What a fused attention kernel holds: its inputs, its output and one number a query."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = q.new_empty(*q.shape[:-1], v.shape[-1])
+        ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.empty_like(x) for x in ctx.saved_tensors[:3])
+
+
+class _AsOnDevice(TorchFunctionMode):
+    """Draws on the meta device, which has no generator; attention by a fused kernel; bf16 as autocast does it."""
+
+    def __init__(self, bf16: bool) -> None:
+        super().__init__()
+        self.bf16, self.weights = bf16, {}  # type: ignore[var-annotated]
+
+    @property
+    def cast_bytes(self) -> int:
+        return sum(w.nbytes for w in self.weights.values())
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if kwargs.get("generator") is not None:
+            kwargs = kwargs | {"generator": None, "device": "meta"}
+        attends = func is nnf.scaled_dot_product_attention
+        if self.bf16 and (func in AUTOCAST or attends):
+            args, kwargs = tree_map(self._halved, (args, kwargs))
+        if attends:
+            q, k, v = args[:3] if len(args) >= 3 else (kwargs[n] for n in ("query", "key", "value"))
+            return _FusedAttention.apply(q, k, v)
+        return func(*args, **kwargs)
+
+    def _halved(self, x: Any) -> Any:
+        if not isinstance(x, Tensor) or x.dtype != torch.float32:
+            return x
+        if not isinstance(x, nn.Parameter):
+            return x.to(torch.bfloat16)
+        if id(x) not in self.weights:
+            self.weights[id(x)] = x.to(torch.bfloat16)
+        return self.weights[id(x)]

@@ -1,0 +1,177 @@
+"""Small parts that the tests of many processes share: runs, and a way to call a function on several ranks.
+
+    call(2, "test_parallel_x", "function", *arguments) -> what each rank returned
+
+Each rank is a process of its own that imports the test's module and calls ``function(*arguments)``; arguments and
+results travel as JSON. The ranks meet over gloo on localhost.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ENVIRONMENT = os.environ | {
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "PYTHONPATH": str(HERE),
+    "CUDA_VISIBLE_DEVICES": "",
+}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start(ranks: int, module: str, function: str, *arguments: Any, **environment: str) -> list[subprocess.Popen[str]]:
+    """The processes, running."""
+    port = str(free_port())
+    common = ENVIRONMENT | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks)} | environment
+    command = [sys.executable, str(HERE / "parallel_parts.py"), module, function, json.dumps(arguments)]
+    return [
+        subprocess.Popen(
+            command,
+            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+
+
+def finish(processes: list[subprocess.Popen[str]], timeout: float = 240) -> list[tuple[int, str, str]]:
+    """(exit status, stdout, stderr) of each; all are ended when the time is up."""
+    end = time.monotonic() + timeout
+    try:
+        for process in processes:
+            process.wait(max(0.1, end - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+    said = [process.communicate() for process in processes]
+    return [(process.returncode, out, err) for process, (out, err) in zip(processes, said, strict=True)]
+
+
+def call(ranks: int, module: str, function: str, *arguments: Any, timeout: float = 240) -> list[Any]:
+    """What ``function`` returned on each rank. Fails with its output where one did not end well."""
+    with tempfile.TemporaryDirectory() as results:
+        done = finish(start(ranks, module, function, *arguments, RESULTS=results), timeout)
+        bad = [f"rank {rank}: exit {code}\n{out}\n{err}" for rank, (code, out, err) in enumerate(done) if code]
+        assert not bad, "\n".join(bad)
+        return [json.loads((Path(results) / str(rank)).read_text()) for rank in range(ranks)]
+
+
+def torchrun(ranks: int, *arguments: Any, timeout: float = 240, options: tuple[str, ...] = ()) -> tuple[int, str, str]:
+    """``torchrun -m -- facm ARGUMENTS``: (exit status, stdout, stderr). Without -- it would take --n for its own."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--standalone", *options]
+    process = subprocess.Popen(
+        [*command, "-m", "--", "facm", *map(str, arguments)],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    return finish([process], timeout)[0]
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+
+def network(depth: int) -> Any:
+    from facm.networks.lightning_dit import LightningDiT
+
+    return LightningDiT(8, 4, 1, hidden_size=16, depth=depth, num_heads=2, num_classes=10)
+
+
+def teacher_run(**changes: Any) -> Any:
+    """Flow matching on digits with a transformer small enough for a step in some milliseconds."""
+    from facm import FlowMatching, Labels, Run
+    from facm.data import Digits
+    from facm.optim import AdamW
+    from facm.run import Every
+
+    run = Run(
+        network=network(1),
+        data=Digits(),
+        objective=FlowMatching(Labels(10)),
+        images=160,
+        batch_size=16,
+        optimizer=AdamW(lr=1e-3, warmup_images=64),
+        every=Every(log=112, checkpoint=80, ema_snapshots=80, keep=2),
+    )
+    return dataclasses.replace(run, **changes)
+
+
+def student_run(teacher: Path | str, derivative: str = "NoGraph", **changes: Any) -> Any:
+    """FACM, distilled from a finished teacher."""
+    import facm.derivative
+    from facm import FACM, FromRun, Labels
+
+    strategy = getattr(facm.derivative, derivative)()
+    objective = FACM(Labels(10), derivative=strategy)
+    source = FromRun(str(teacher))
+    return teacher_run(**({"objective": objective, "teacher": source, "initial": source} | changes))
+
+
+def train_in(path: Path | str, run: Any, engine: Any = None, world: Any = None, **options: Any) -> Any:
+    """Train, or go on, in ``path``; its folder."""
+    from facm.engine import Engine
+    from facm.parallel.agree import by_first
+    from facm.parallel.world import ALONE
+    from facm.record import RunFolder, create_or_continue
+    from facm.training import train
+
+    world = world or ALONE
+    by_first(world, lambda: create_or_continue(Path(path), run) and None)
+    train(run, RunFolder(Path(path)), engine=engine or Engine(), world=world, **options)
+    return RunFolder(Path(path))
+
+
+def log_of(folder: Any) -> list[dict[str, Any]]:
+    from facm import logs
+
+    return [{k: v for k, v in record.items() if k != "images_per_s"} for record in logs.read(folder.log)]
+
+
+def contents(folder: Any) -> dict[str, Any]:
+    """name -> hash of all tensors, of every checkpoint and snapshot; and the log."""
+    from facm.checkpoint import digest
+    from facm.parallel.storage import load
+
+    files = [*folder.checkpoints(), *(file for _, _, file in folder.ema_snapshots())]
+    return {file.name: digest(load(file).tensors) for file in files} | {"log": repr(log_of(folder))}
+
+
+def difference(a: Any, b: Any) -> float:
+    """The largest difference between the newest checkpoints of two folders, of every tensor but random states."""
+    from facm.parallel.storage import load
+
+    x, y = (load(folder.checkpoints()[-1]).tensors for folder in (a, b))
+    names = [name for name in x if not name.startswith(("rng/", "window/"))]
+    assert names == [name for name in y if not name.startswith(("rng/", "window/"))] or set(names) <= set(y)
+    return max(float((x[name].double() - y[name].double()).abs().max()) for name in names)
+
+
+if __name__ == "__main__":
+    import torch
+
+    torch.set_num_threads(1)
+    module, function, arguments = sys.argv[1:]
+    result = getattr(importlib.import_module(module), function)(*json.loads(arguments))
+    Path(os.environ["RESULTS"], os.environ["RANK"]).write_text(json.dumps(result))

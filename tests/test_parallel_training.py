@@ -1,0 +1,384 @@
+"""Two processes are one: the same losses and parameters, the same after an interruption, on any engine."""
+
+import dataclasses
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from facm.derivative import plain_attention
+from facm.engine import Engine
+from facm.parallel.storage import load
+from facm.parallel.world import ALONE as WORLD_OF_ONE
+from facm.parallel.world import opened
+from facm.record import RunFolder
+from facm.types import Loss
+from parallel_parts import call, contents, difference, log_of, network, student_run, teacher_run, train_in
+
+DERIVATIVES = ("WholeNetwork", "NoGraph", "Chain", "OpLevel")
+ENGINES = ("ddp", "fsdp")
+IMAGES = 800  # 50 steps
+SHORT = 160  # 10 steps, checkpoints at 80 and 160
+STOP = 64  # between two checkpoints
+
+
+def student(root, derivative="NoGraph", **changes):
+    """From random weights, so that losses are far from zero; two blocks for the derivative to chain."""
+    if derivative != "NoGraph" or "images" not in changes:
+        changes = {"network": network(2)} | changes
+    return student_run(Path(root) / "teacher", derivative, **({"initial": None, "images": IMAGES} | changes))
+
+
+def dropped(root, **changes):
+    """With true dropout, whose masks are each rank's own."""
+    from facm import FlowMatching, Labels
+    from facm.data import Moons
+    from facm.networks.mlp import MLP
+
+    network = MLP(width=16, depth=2, num_classes=2, dropout=0.3)
+    parts = {"network": network, "data": Moons(n=200), "objective": FlowMatching(Labels(2)), "images": SHORT}
+    return teacher_run(**(parts | changes))
+
+
+# --- what two ranks do -----------------------------------------------------------------------------------------------
+
+
+def everything(root):
+    """One launch for all of it: starting two processes takes longer than most of what they are asked here."""
+    with opened(Engine(timeout_s=120)) as world:
+        for engine in ENGINES:
+            for derivative in DERIVATIVES:
+                train_in(f"{root}/{engine}-{derivative}", student(root, derivative), Engine(parallel=engine), world)
+        short = student(root, images=SHORT)
+        options = {
+            "fsdp-checkpointing": Engine(parallel="fsdp", checkpointing=True),
+            "ddp-accumulate": Engine(accumulate=4),
+            "fsdp-accumulate": Engine(parallel="fsdp", accumulate=2),
+            "replicas-accumulate": Engine(parallel="fsdp", replicas=2, accumulate=2),
+            "fsdp-offload": Engine(parallel="fsdp", cpu_offload=True),
+            "fsdp-blocks": Engine(parallel="fsdp", blocks=("blocks.0.attn", "final_layer")),
+        }
+        for name, engine in options.items():
+            train_in(f"{root}/{name}", short, engine, world)
+        for engine in ENGINES:
+            choice = Engine(parallel=engine)
+            train_in(f"{root}/{engine}-whole", dropped(root), choice, world)
+            stopped_and_resumed(f"{root}/{engine}-resumed", dropped(root), choice, world)
+        for name, engine, more in (("one-fsdp", "fsdp", True), ("one-ddp", "ddp", True), ("fsdp-ddp", "ddp", False)):
+            if not more:
+                stopped(f"{root}/{name}", short, Engine(parallel="fsdp"), world)
+            train_in(f"{root}/{name}", short, Engine(parallel=engine), world)
+        for name in ("ddp-one", "fsdp-one"):
+            stopped(f"{root}/{name}", short, Engine(parallel=name[:-4]), world)
+        return {
+            "preview": preview_changes_nothing(root, world),
+            "sharded": sharded_bytes(root, world),
+            "tangents": tangents_through_units(root, world),
+        }
+
+
+def tangents_through_units(root, world):
+    """Largest differences of a sharded network to a whole one: the tangent without graph, and value, tangent and
+    gradient with it."""
+    import torch.autograd.forward_ad as fwd
+
+    from facm.parallel.sharding import spread, whole
+
+    torch.manual_seed(3)
+    plain, sharded = (student(root).network.build() for _ in range(2))
+    for p in plain.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    sharded.load_state_dict(plain.state_dict())
+    spread(sharded, Engine(parallel="fsdp"), world, torch.device("cpu"))
+    x, t, v = torch.randn(4, 1, 8, 8), torch.rand(4), torch.randn(4, 1, 8, 8)
+    x.requires_grad_()
+    labels = torch.arange(4)
+
+    def passes(network):
+        with fwd.dual_level(), plain_attention():
+            duals = fwd.make_dual(x, v), fwd.make_dual(t, torch.ones(4))
+            with torch.no_grad():
+                tangent = fwd.unpack_dual(network(*duals, cond=labels)).tangent.clone()
+            value, with_graph = fwd.unpack_dual(network(*duals, cond=labels))
+            with_graph = with_graph.detach().clone()
+        value.square().sum().backward()
+        return [
+            tangent,
+            value.detach(),
+            with_graph,
+            *(whole(p.grad) for p in network.parameters() if p.requires_grad),
+        ]
+
+    pairs = zip(passes(plain), passes(sharded), strict=True)
+    return [float((a - b).abs().max() / a.abs().max().clamp(min=1e-6)) for a, b in pairs]
+
+
+def stopped(path, run, engine, world):
+    """SIGTERM on the last rank alone, between two checkpoints."""
+    from facm.data.stream import Stream
+
+    original = Stream.at
+
+    def at(self, images):
+        if images == STOP - run.batch_size and world.rank == world.ranks - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, images)
+
+    Stream.at = at
+    try:
+        train_in(path, run, engine, world)
+    finally:
+        Stream.at = original
+    assert RunFolder(Path(path)).checkpoints()[-1].name.startswith(f"{STOP:012d}")
+
+
+def stopped_and_resumed(path, run, engine, world):
+    stopped(path, run, engine, world)
+    torch.manual_seed(world.rank + 7)
+    train_in(path, run, engine, world)
+
+
+def preview_changes_nothing(root, world):
+    """Drawing samples of the average in the middle of a sharded run, which holds it in shards only."""
+    from facm.preview import draw_preview
+
+    run = student(root, images=SHORT)
+    path = Path(f"{root}/fsdp-preview")
+
+    def draw(state):
+        draw_preview(state, run, path / f"{state.images}.png")
+
+    train_in(path, run, Engine(parallel="fsdp"), world, on_checkpoint=draw)
+    return sorted(file.name for file in path.glob("*.png"))
+
+
+def sharded_bytes(root, world):
+    """How much of the trained numbers this rank holds."""
+    from facm.parallel.sharding import local, spread
+
+    network = student(root).network.build()
+    total = sum(p.numel() for p in network.parameters())
+    spread(network, Engine(parallel="fsdp"), world, torch.device("cpu"))
+    return sum(local(p).numel() for p in network.parameters()) / total
+
+
+# --- the tests -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Folders of runs of one process, and of two."""
+    root = tmp_path_factory.mktemp("parallel")
+    train_in(root / "teacher", teacher_run())
+    for name in ("one-fsdp", "one-ddp"):  # begun here, finished by two ranks
+        stopped(root / name, student(root, images=SHORT), Engine(), WORLD_OF_ONE)
+    (root / "answers").mkdir()
+    for rank, answer in enumerate(call(2, "test_parallel_training", "everything", str(root), timeout=400)):
+        (root / "answers" / str(rank)).write_text(repr(answer))
+    return root
+
+
+@pytest.fixture(scope="module")
+def one(root):
+    """derivative -> the run of one process."""
+    return {name: train_in(root / f"one-{name}", student(root, name)) for name in DERIVATIVES}
+
+
+@pytest.fixture(scope="module")
+def short(root):
+    return train_in(root / "one-short", student(root, images=SHORT))
+
+
+def close_logs(a, b, tolerance):
+    for x, y in zip(log_of(a), log_of(b), strict=True):
+        assert x.keys() == y.keys()
+        for name, value in x.items():
+            assert value == pytest.approx(y[name], rel=tolerance, abs=tolerance), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("derivative", DERIVATIVES)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_two_processes_are_one_over_50_steps(root, one, engine, derivative):
+    two = RunFolder(root / f"{engine}-{derivative}")
+    assert difference(one[derivative], two) < 1e-6
+    close_logs(one[derivative], two, 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fsdp-checkpointing",
+        "ddp-accumulate",
+        "fsdp-accumulate",
+        "replicas-accumulate",
+        "fsdp-offload",
+        "fsdp-blocks",
+        "fsdp-preview",
+    ],
+)
+def test_how_it_is_executed_changes_no_number(root, short, name):
+    two = RunFolder(root / name)
+    assert difference(short, two) < 1e-6
+    close_logs(short, two, 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_resumed_run_of_two_is_the_uninterrupted_one_bit_for_bit(root, engine):
+    """Dropout and all; stopped by a signal that one rank alone got."""
+    whole, resumed = (contents(RunFolder(root / f"{engine}-{how}")) for how in ("whole", "resumed"))
+    assert {name: resumed[name] for name in whole} == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["one-fsdp", "one-ddp", "fsdp-ddp"])
+def test_a_run_goes_on_with_more_ranks_or_another_engine(root, short, name):
+    folder = RunFolder(root / name)
+    assert difference(short, folder) < 1e-6
+    close_logs(short, folder, 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ddp-one", "fsdp-one"])
+def test_a_run_goes_on_with_one_process(root, short, name):
+    folder = train_in(root / name, student(root, images=SHORT))
+    assert folder.checkpoints()[-1].is_file()
+    assert difference(short, folder) < 1e-6
+    close_logs(short, folder, 1e-5)
+
+
+@pytest.mark.slow
+def test_a_sharded_run_keeps_directories_and_a_whole_one_files(root):
+    assert all(path.is_dir() for path in RunFolder(root / "fsdp-whole").checkpoints())
+    assert all(path.is_file() for path in RunFolder(root / "ddp-whole").checkpoints())
+    assert [path.name for path in RunFolder(root / "fsdp-NoGraph").checkpoints()] == ["000000000720", "000000000800"]
+
+
+@pytest.mark.slow
+def test_previews_are_drawn_once_and_each_rank_holds_half(root):
+    answers = [eval((root / "answers" / rank).read_text()) for rank in "01"]
+    assert [answer["preview"] for answer in answers] == [["160.png", "80.png"]] * 2
+    assert all(0.4 < answer["sharded"] < 0.6 for answer in answers)
+
+
+@pytest.mark.slow
+def test_tangents_pass_through_sharded_units(root):
+    """Without graph and with one, where FSDP2's own hooks let none through."""
+    for rank in "01":
+        assert max(eval((root / "answers" / rank).read_text())["tangents"]) < 1e-5
+
+
+# --- one process -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("derivative", ["WholeNetwork", "NoGraph"])
+def test_accumulation_and_checkpointing_in_one_process(tmp_path, derivative):
+    train_in(tmp_path / "teacher", teacher_run(images=32))
+    run = student(tmp_path, derivative, images=96)
+    plain = train_in(tmp_path / "plain", run)
+    for name, engine in (("parts", Engine(accumulate=4)), ("again", Engine(checkpointing=True))):
+        folder = train_in(tmp_path / name, run, engine)
+        assert difference(plain, folder) < (1e-6 if name == "parts" else 1e-8)
+        close_logs(plain, folder, 1e-5)
+
+
+class Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(4, 4)])
+        self.kept = []
+
+    def forward(self, x):
+        return self.layers[0](x)
+
+
+def test_checkpointing_keeps_names_and_recomputes():
+    from facm.parallel.units import prepare
+
+    network, calls = Own(), []
+    network.layers[0].register_forward_hook(lambda *_: calls.append("hook"))
+    names = list(network.state_dict())
+    inner = network.layers[0].forward
+    network.layers[0].forward = lambda x: calls.append("forward") or inner(x)
+    prepare(list(network.layers), checkpointing=True, compiled=False)
+    network(torch.ones(2, 4, requires_grad=True)).sum().backward()
+    assert calls.count("forward") == 2
+    with torch.no_grad():
+        network(torch.ones(2, 4))
+    assert calls.count("forward") == 3
+    assert list(network.state_dict()) == names
+
+
+def test_blocks_are_asked_for_where_there_are_none():
+    from facm.parallel.units import prepare
+
+    with pytest.raises(ValueError, match=r"engine.checkpointing acts on blocks.*engine.blocks"):
+        prepare([], checkpointing=True, compiled=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Batchwise:
+    """An objective that draws for the batch it sees, as a user's may; it says nothing of global draws."""
+
+    def __call__(self, network, batch, rng, teacher=None):
+        drawn = torch.randn(len(batch.x_1), generator=rng)
+        SEEN.append(drawn)
+        x = network(batch.x_1, drawn.abs().clamp(0, 1), batch.cond)
+        return Loss(x.square().mean(), {})
+
+
+SEEN: list[torch.Tensor] = []
+
+
+def test_an_objective_that_draws_for_its_batch_gets_other_draws_in_each_part(tmp_path):
+    train_in(tmp_path / "run", dropped(tmp_path, objective=Batchwise(), images=16), Engine(accumulate=2))
+    first, second = SEEN[-2:]
+    assert first.shape == second.shape == (8,)
+    assert not torch.equal(first, second)
+
+
+def test_the_engine_is_recorded_and_is_no_part_of_the_run(tmp_path):
+    from facm import logs
+
+    folder = train_in(tmp_path / "run", dropped(tmp_path, images=16), Engine(accumulate=2))
+    session = logs.read(folder.sessions)[0]
+    assert (session["ranks"], session["engine"]["accumulate"]) == (1, 2)
+    assert "engine" not in folder.run_json.read_text()
+    assert load(folder.checkpoints()[0]).meta["images"] == 16
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"parallel": "horovod"}, "engine.parallel = 'horovod', expected one of auto, ddp, fsdp"),
+        ({"compile": "all"}, "engine.compile = 'all', expected one of no, blocks"),
+        ({"accumulate": 0}, "engine.accumulate = 0, expected at least 1"),
+        ({"timeout_s": 0}, "engine.timeout_s = 0, expected at least 1"),
+        ({"replicas": 0, "parallel": "fsdp"}, "engine.replicas = 0, expected at least 1"),
+        ({"replicas": 2}, "engine.replicas = 2 with engine.parallel = 'auto': expected 'fsdp'"),
+        ({"cpu_offload": True, "parallel": "ddp"}, "engine.cpu_offload = True with engine.parallel = 'ddp'"),
+        ({"find_unused": True, "parallel": "fsdp"}, "engine.find_unused = True"),
+        ({"blocks": ("",)}, "engine.blocks"),
+    ],
+)
+def test_wrong_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Engine(**options)
+
+
+@pytest.mark.parametrize(
+    ("engine", "batch_size", "ranks", "message"),
+    [
+        (Engine(), 10, 4, r"batch_size = 10 over 4 ranks .*expected a multiple of 4 \* 1 = 4"),
+        (Engine(accumulate=3), 16, 2, r"engine.accumulate = 3: expected a multiple of 2 \* 3 = 6"),
+        (Engine(parallel="fsdp", replicas=3), 16, 4, "engine.replicas = 3 with 4 ranks: expected a divisor of 4"),
+    ],
+)
+def test_numbers_that_do_not_divide_are_refused(engine, batch_size, ranks, message):
+    with pytest.raises(ValueError, match=message):
+        engine.check(batch_size, ranks)
