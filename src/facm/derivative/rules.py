@@ -350,6 +350,8 @@ def _draws(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> bool:
 def _generator(flat: list[Any]) -> Callable[[], None]:
     """Back to the random state as it is now, of the device that the tensors are on."""
     device = next(leaf.device for leaf in flat if isinstance(leaf, Tensor))
+    if device.type == "meta":  # where nothing is drawn
+        return lambda: None
     if device.type == "cpu":
         state = torch.get_rng_state()
         return lambda: torch.set_rng_state(state)
