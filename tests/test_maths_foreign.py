@@ -14,7 +14,7 @@ from facm.derivative import (
     WholeNetwork,
     same_dropout,
 )
-from facm.networks.unet import UNet
+from facm.networks.unet import Attention, UNet
 from facm.tasks import AuxiliaryTime, ExpandedInterval
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
@@ -262,14 +262,46 @@ def test_unet_is_zero_as_initialised_and_the_second_time_without_effect():
     assert not torch.allclose(out, network(x, 1 - t, cond, t))
     assert not torch.allclose(out, network(x, t, 5 - cond, t))
     assert not torch.allclose(out, network(x.flip(0), t, cond, t))
+    assert not torch.allclose(refilled(network)(x, t, cond, t), network(x, t, cond, 1 - t))
+
+
+def test_unet_takes_up_what_it_left_on_the_way_down():
+    network, kept = refilled(small_unet(blocks=2)).eval(), []
+    for unit in (network.inward, *network.down):
+        unit.register_forward_hook(lambda module, inputs, out: kept.append(out))
+
+    def check(module, inputs):
+        skip = kept.pop()
+        assert torch.equal(inputs[0][:, -skip.shape[1] :], skip)
+
+    for unit in network.up:
+        if type(unit).__name__ == "Block":
+            unit.register_forward_pre_hook(check)
+    sizes = []
+    network.middle[0].register_forward_hook(lambda module, inputs, out: sizes.append((len(kept), out.shape[2:])))
+    network(torch.randn(2, 3, 8, 8).double(), torch.rand(2).double(), torch.tensor([0, 5]))
+    assert sizes == [(1 + 2 + 1 + 2, (4, 4))]
+    assert kept == []
+
+
+def test_unet_attends_over_all_positions():
+    attention = refilled(Attention(128))
+    h = torch.randn(2, 128, 3, 5, dtype=torch.float64)
+    q, k, v = attention.qkv(attention.norm(h)).reshape(2, 3, 2, 64, 15).unbind(1)
+    weights = (torch.einsum("bhdn,bhdm->bhnm", q, k) / 8).softmax(-1)
+    attended = torch.einsum("bhnm,bhdm->bhdn", weights, v).reshape(2, 128, 3, 5)
+    torch.testing.assert_close(attention(h), h + attention.out(attended), **CLOSE)
 
 
 def test_unet_keeps_its_time_out_of_half_precision():
     network = refilled(small_unet()).eval()
     x, t, cond = torch.randn(2, 3, 8, 8), torch.tensor([0.3, 1.7]), torch.tensor([0, 5])
-    exact, half = network.time(t.double()), network.bfloat16().time(t)
-    assert half.dtype == torch.bfloat16
-    assert (half.double() - exact).norm() < 0.02 * exact.norm()
+    rounded = t.bfloat16()
+    exact = network.time(rounded.double())
+    network.bfloat16()
+    for half in (network.time(rounded), network.time(rounded.float())):
+        assert half.dtype == torch.bfloat16
+        assert (half.double() - exact).norm() < 0.02 * exact.norm()
     assert network(x.bfloat16(), t, cond).dtype == torch.bfloat16
 
 

@@ -601,6 +601,13 @@ def test_value_and_gradient_under_autocast_are_those_of_an_ordinary_pass(strateg
     assert (found[0][2] - exact).norm() < 0.1 * exact.norm()
 
 
+def test_a_norm_with_weights_of_another_precision():
+    network = Awkward(lambda n, h, s: nnf.layer_norm(h.bfloat16(), (4,), n.w.float(), n.b.float()))
+    F, dF = OpLevel()(network, *inputs())
+    assert F.dtype == dF.dtype == torch.bfloat16
+    torch.testing.assert_close(dF.float(), WholeNetwork()(network, *inputs())[1].float(), rtol=0.05, atol=0.1)
+
+
 # What is said where it fails
 
 
@@ -685,6 +692,13 @@ def test_checkpointing_inside_is_refused_where_it_cannot_work(strategy):
 
     with pytest.raises(ForwardModeError, match=r"activation checkpointing inside.*Expected.*OpLevel"):
         strategy(predicted(Checkpointed()), *inputs())
+
+
+def test_hooks_on_saved_tensors_from_outside_are_allowed():
+    network = Tower()
+    with torch.autograd.graph.save_on_cpu():
+        found = everything(WholeNetwork(), network, network)
+    torch.testing.assert_close(found, everything(OpLevel(), network, network), **CLOSE)
 
 
 @pytest.mark.parametrize("strategy", [WholeNetwork(), NoGraph(), OpLevel()], ids=str)

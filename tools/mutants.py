@@ -1,6 +1,6 @@
 """Checks the tests of the maths by mutation: flip a sign, drop a factor, remove a stop-gradient, and a test must fail.
 
-    python tools/mutants.py [--only SUBSTRING] [--jobs N]
+    python tools/mutants.py [--only SUBSTRING ...] [--jobs N] [--list]
 
 Works on a copy of src/ and tests/ in a temporary folder; the checkout is never edited. Prints every mutant with the
 first test that noticed it, and exits with 1 if one survives or if the tests fail without any mutation.
@@ -25,6 +25,9 @@ TIMEOUT = 300  # seconds; a mutant that hangs is killed
 SURVIVED = ""
 FINISHED = "finished: "  # before a child's answer, so that a crash is not taken for survival
 
+# Kernels run in an interpreter, in processes of their own: half a minute a mutant, so none of them is tried.
+TESTS = "not test_kernel"
+
 # Which tests most likely notice a mutation of a file; all others are run where these do not.
 FIRST = {
     "types.py": ["basics", "networks"],
@@ -35,8 +38,10 @@ FIRST = {
     "conditions.py": ["basics"],
     "tasks.py": ["basics"],
     "seeding.py": ["basics", "samplers"],
+    "blocks.py": ["basics", "unfriendly"],
     "guidance.py": ["guidance", "objectives"],
-    "derivative.py": ["derivative"],
+    "derivative": ["derivative", "unfriendly"],
+    "attention": ["attention"],
     "samplers.py": ["samplers"],
     "generate.py": ["samplers"],
     "ema.py": ["ema"],
@@ -70,6 +75,15 @@ MUTANTS = [
     M("types.py", "lowest >= 0 and highest <= high", "lowest >= 0 or highest <= high", "time checked at one end"),
     M("types.py", "if len(set(shapes.values())) > 1:", "if len(set(shapes.values())) > 2:", "shapes are not compared"),
     M("types.py", "(torch.bfloat16, torch.float16) else x", "(torch.float16,) else x", "bf16 is not lifted"),
+    M("types.py", "cond, self.start, self.of)", "cond)", "a batch on another device is the whole step"),
+    M("types.py", "    if parts is None:\n", "    if True:\n", "parts are not asked for"),
+    # blocks
+    M("blocks.py", "return not any(isinstance(modules", "return any(isinstance(modules", "inner lists are the blocks"),
+    M("blocks.py", "    lists = names or [", "    lists = [", "names are not asked for"),
+    M("blocks.py", " if any(True for _ in m.parameters())}", "}", "blocks without parameters"),
+    M("blocks.py", "if full == other or full.startswith", "if full.startswith", "a block twice"),
+    M("blocks.py", 'full.startswith(other + ".") or ', "", "a block inside an earlier one"),
+    M("blocks.py", ' or other.startswith(full + ".")', "", "a block around an earlier one"),
     # paths
     M("paths.py", "return (1 - t) * x_0 + t * x_1", "return t * x_0 + (1 - t) * x_1", "time of the path reversed"),
     M("paths.py", "return (1 - t) * x_0 + t * x_1", "return (1 - t) * x_0 - t * x_1", "sign of the path"),
@@ -145,20 +159,12 @@ MUTANTS = [
     M("conditions.py", "torch.full_like(cond, self.classes)", "torch.full_like(cond, self.classes - 1)", "null label"),
     M("conditions.py", "torch.full_like(cond, self.classes)", "torch.zeros_like(cond)", "null label is 0"),
     M("conditions.py", "int(cond.max()) <= self.classes)", "int(cond.max()) < self.classes)", "null label refused"),
-    M("conditions.py", "device=rng.device) < probability", "device=rng.device) > probability", "dropout reversed"),
-    M(
-        "conditions.py",
-        "torch.where(dropped, null, cond), dropped",
-        "torch.where(dropped, null, cond), ~dropped",
-        "mask",
-    ),
     M(
         "conditions.py",
         "torch.where(dropped, null, cond)",
         "torch.where(dropped, cond, null)",
         "null where not dropped",
     ),
-    M("conditions.py", "torch.rand(len(cond), generator=rng", "torch.rand(1, generator=rng", "one draw for the batch"),
     # tasks
     M("tasks.py", 'return {"t": 2 - t}', 'return {"t": t}', "c_FM: 2 - t -> t"),
     M("tasks.py", 'return {"t": 2 - t}', 'return {"t": 1 + t}', "c_FM: 2 - t -> 1 + t"),
@@ -204,6 +210,41 @@ MUTANTS = [
         "extrapolate(v_c, v_u, guidance.scale), v_u)",
         "outside",
     ),
+    M("guidance.py", "[x_t, x_t[which]]", "[x_t, x_t[: len(which)]]", "null at the state of other samples"),
+    M(
+        "guidance.py",
+        "torch.cat([c, c[which]])",
+        "torch.cat([c, c[: len(which)]])",
+        "null at the time of other samples",
+    ),
+    M(
+        "guidance.py",
+        "torch.cat([cond, null[which]])",
+        "torch.cat([cond, cond[which]])",
+        "null is not asked, some rows",
+    ),
+    M(
+        "guidance.py",
+        "out[: len(t)], out[len(t) :]",
+        "out[-len(t) :], out[: -len(t)]",
+        "cond and null swapped, some rows",
+    ),
+    M("guidance.py", "v_c.index_copy(0, which,", "v_c.index_copy(0, which.flip(0),", "guided rows swapped"),
+    M(
+        "guidance.py",
+        "extrapolate(v_c[which], v_u,",
+        "extrapolate(v_u, v_c[which],",
+        "cond and null swapped, guided rows",
+    ),
+    M(
+        "guidance.py",
+        "out = at_least_float32(network(torch",
+        "out = (network(torch",
+        "teacher in half precision, some rows",
+    ),
+    M("guidance.py", "is_compiled(network) or has_compiled", "has_compiled", "compiled network: another shape"),
+    M("guidance.py", " or has_compiled_parts(network):", ":", "compiled blocks: another shape"),
+    M("guidance.py", "t.is_meta or torch", "torch", "rows that depend on the data on the meta device"),
     M("guidance.py", "guidance.active(t[:1])", "guidance.active(1 - t[:1])", "field: interval reversed"),
     M("guidance.py", "else NO_GUIDANCE\n", "else guidance\n", "field: null pass where guidance is off"),
     M("guidance.py", "if self.at_anchor else", "if not self.at_anchor else", "at_anchor reversed"),
@@ -214,19 +255,24 @@ MUTANTS = [
         "    needs_teacher = True\n\n",
         "gradient into the teacher",
     ),
-    M("guidance.py", "v, w = x_1 - x_0, self", "v, w = x_0 - x_1, self", "sign of the data's velocity"),
+    M("guidance.py", "v, w = p.x_1 - p.x_0, self", "v, w = p.x_0 - p.x_1, self", "sign of the data's velocity"),
     M("guidance.py", "task.shortcut if self.at_shortcut", "task.shortcut if not self.at_shortcut", "v_u: head"),
     M("guidance.py", "guided = v + w * (v_c - v_u)", "guided = v_c + w * (v_c - v_u)", "both online: base"),
     M("guidance.py", "guided = v + w * (v_c - v_u)", "guided = v + (w - 1) * (v_c - v_u)", "both online: w -> w - 1"),
-    M("guidance.py", "torch.where(active, null, cond)", "torch.where(active, cond, null)", "outside: null and cond"),
     M(
         "guidance.py",
-        "network(x_t, cond=null, **times)), w)",
-        "network(x_t, cond=cond, **times)), w)",
+        "torch.where(active, null, p.cond)",
+        "torch.where(active, p.cond, null)",
+        "outside: null and cond",
+    ),
+    M(
+        "guidance.py",
+        "network(p.x_t, cond=null, **times)), w)",
+        "network(p.x_t, cond=p.cond, **times)), w)",
         "v_u at the label",
     ),
-    M("guidance.py", "active = active & ~dropped", "active = active & dropped", "dropped reversed"),
-    M("guidance.py", "active = active & ~dropped", "pass", "dropped samples are guided"),
+    M("guidance.py", "active = active & ~p.dropped", "active = active & p.dropped", "dropped reversed"),
+    M("guidance.py", "active = active & ~p.dropped", "pass", "dropped samples are guided"),
     M(
         "guidance.py",
         "torch.where(expand(active, v), guided, v)",
@@ -240,53 +286,392 @@ MUTANTS = [
         "gradient through v_u",
     ),
     # derivative
-    M("derivative.py", "return value, tangent.detach()", "return value, tangent", "whole: tangent keeps its graph"),
+    M("derivative/whole.py", "return value, tangent.detach()", "return value, tangent", "tangent keeps its graph"),
     M(
-        "derivative.py",
+        "derivative/whole.py",
         "return value, tangent.detach()",
         "return value.detach(), tangent.detach()",
-        "whole: value detached",
+        "value detached",
     ),
     M(
-        "derivative.py",
-        "with torch.no_grad():\n            tangent =",
-        "if True:\n            tangent =",
-        "no-graph: graph",
+        "derivative/whole.py",
+        "return sdpa_kernel(SDPBackend.MATH)",
+        "return sdpa_kernel(SDPBackend.FLASH_ATTENTION)",
+        "attention",
+    ),
+    M("derivative/whole.py", ", no_checkpointing():", ":", "checkpointing is not refused"),
+    M(
+        "derivative/no_graph.py",
+        "with torch.no_grad():\n        tangent =",
+        "if True:\n        tangent =",
+        "graph of the tangent",
     ),
     M(
-        "derivative.py",
+        "derivative/no_graph.py",
         "return function(*primals), tangent",
         "return function(*primals), -tangent",
         "sign of the tangent",
     ),
-    M("derivative.py", "func(dx, args[1], None, *args[3:])", "func(dx, *args[1:])", "bias in the tangent"),
-    M("derivative.py", "func(dx, args[1], None, *args[3:])", "func(dx, args[1])", "stride and padding forgotten"),
     M(
-        "derivative.py",
+        "derivative/no_graph.py",
+        "func(dx, args[1], None, *args[3:])",
+        "func(dx, *args[1:])",
+        "bias in the tangent",
+    ),
+    M(
+        "derivative/no_graph.py",
+        "func(dx, args[1], None, *args[3:])",
+        "func(dx, args[1])",
+        "stride and padding forgotten",
+    ),
+    M(
+        "derivative/no_graph.py",
         "not any(map(_moves, args[1:3]))",
         "not any(map(_moves, args[2:3]))",
         "moving weights are constant",
     ),
     M(
-        "derivative.py",
+        "derivative/no_graph.py",
         "not any(map(_moves, args[1:3]))",
         "not any(map(_moves, args[1:2]))",
         "moving biases are constant",
     ),
-    M("derivative.py", "in LINEAR and not kwargs and", "in LINEAR and", "keywords of linear maps forgotten"),
-    M("derivative.py", "torch.zeros_like(value) if tangent is None", "value if tangent is None", "constant function"),
+    M("derivative/no_graph.py", "in LINEAR and not kwargs and", "in LINEAR and", "keywords of linear maps forgotten"),
     M(
-        "derivative.py",
-        "return sdpa_kernel(SDPBackend.MATH)",
-        "return sdpa_kernel(SDPBackend.FLASH_ATTENTION)",
-        "attention",
+        "derivative/no_graph.py",
+        "torch.zeros_like(value) if tangent is None",
+        "value if tangent is None",
+        "constant function",
     ),
-    M("derivative.py", "(x + self.h * v, t + self.h * dt)", "(x + self.h * v, t)", "differences: time stands still"),
-    M("derivative.py", "(x - self.h * v, t - self.h * dt)", "(x + self.h * v, t - self.h * dt)", "differences: sign"),
-    M("derivative.py", "(x - self.h * v, t - self.h * dt)", "(x, t)", "differences: one-sided"),
-    M("derivative.py", "(forward - backward) / (2 * self.h)", "(forward - backward) / self.h", "differences: factor"),
-    M("derivative.py", 'if not getattr(network, "training", False)', "if True", "another mask at each call"),
-    M("derivative.py", "            torch.set_rng_state(state)", "            pass", "the mask is not restored"),
+    M(
+        "derivative/finite_difference.py",
+        "(x + self.h * v, t + self.h * dt)",
+        "(x + self.h * v, t)",
+        "time stands still",
+    ),
+    M(
+        "derivative/finite_difference.py",
+        "(x - self.h * v, t - self.h * dt)",
+        "(x + self.h * v, t - self.h * dt)",
+        "sign",
+    ),
+    M("derivative/finite_difference.py", "(x - self.h * v, t - self.h * dt)", "(x, t)", "one-sided"),
+    M(
+        "derivative/finite_difference.py",
+        "(forward - backward) / (2 * self.h)",
+        "(forward - backward) / self.h",
+        "factor",
+    ),
+    M(
+        "derivative/dropout.py",
+        'if not getattr(network, "training", False) or not',
+        "if not",
+        "eval mode is wrapped",
+    ),
+    M("derivative/dropout.py", '"draws", True)', '"draws", False)', "another mask at each call"),
+    M(
+        "derivative/dropout.py",
+        "            torch.set_rng_state(self.state)",
+        "            pass",
+        "mask is not restored",
+    ),
+    M("derivative/seam.py", "**self.times(t))", "t=t)", "time arguments"),
+    M(
+        "derivative/seam.py",
+        "cond=self.cond, **self",
+        "cond=None, **self",
+        "condition without effect",
+    ),
+    M("derivative/seam.py", "at_least_float32(self.network(", "(self.network(", "half precision is not lifted"),
+    M(
+        "derivative/seam.py",
+        "with_network(inner, network) if deeper else network",
+        "network",
+        "dropout inside a wrapper",
+    ),
+    M(
+        "derivative/seam.py",
+        "        restore()\n        return method",
+        "        return method",
+        "redirected within the method",
+    ),
+    M(
+        "derivative/seam.py",
+        "    finally:\n        restore()",
+        "    finally:\n        pass",
+        "redirected after an error",
+    ),
+    M(
+        "derivative/seam.py",
+        '            vars(module)["forward"] = before',
+        "            pass",
+        "a forward of the instance is lost",
+    ),
+    M(
+        "derivative/seam.py",
+        "        module._compiled_call_impl = implementation",
+        "        pass",
+        "compiled code is lost",
+    ),
+    M("derivative/seam.py", "    module._compiled_call_impl = None\n", "", "compiled code runs instead"),
+    M("derivative/seam.py", "(module if through is None else through)(*args)", "module(*args)", "past the wrapper"),
+    M(
+        "derivative/seam.py",
+        "if not (isinstance(wrapper, nn.Module) and isinstance(module, nn.Module)):",
+        "if True:",
+        "wrapper is entered with tangents",
+    ),
+    M(
+        "derivative/op_by_op.py",
+        "torch.zeros_like(value) if tangent is None",
+        "value if tangent is None",
+        "constant function",
+    ),
+    M("derivative/op_by_op.py", "        with _OpByOp(attention):", "        if True:", "no rules"),
+    M(
+        "derivative/op_level.py",
+        "partial(pair, attention=self.attention)",
+        "pair",
+        "choice of the kernel without effect",
+    ),
+    # derivative: the rules of single operations
+    M("derivative/rules.py", "torch.addcmul(d * q, p, e)", "d * q", "product rule: second term"),
+    M("derivative/rules.py", "torch.addcmul(d * q, p, e)", "torch.mul(p, e)", "product rule: first term"),
+    M(
+        "derivative/rules.py",
+        "torch.addcmul(d * q, p, e)",
+        "torch.addcmul(d * q, p, e, value=-1)",
+        "product rule: sign",
+    ),
+    M("derivative/rules.py", "return p * e if d is None", "return q * e if d is None", "product: factor of the second"),
+    M("derivative/rules.py", "if d is None else d * q\n", "if d is None else d * p\n", "product: factor of the first"),
+    M("derivative/rules.py", "        total = total + other", "        pass", "matrix product: first term only"),
+    M("derivative/rules.py", "        total = total + other", "        total = total - other", "matrix product: sign"),
+    M("derivative/rules.py", "        rest[1] = None", "        pass", "bias in the tangent"),
+    M("derivative/rules.py", ' if name != "bias"}', "}", "bias in the tangent, by keyword"),
+    M("derivative/rules.py", "self.moving == [0] and", "0 in self.moving and", "moving weights are constant"),
+    M(
+        "derivative/rules.py",
+        "if call.only_first_moves else None",
+        "if 0 in call.moving else None",
+        "moving divisors are constant",
+    ),
+    M("derivative/rules.py", "[zero, zero, *call.plain[2:]]", "call.plain", "sum: constants in the tangent"),
+    M("derivative/rules.py", "call.moving).expand(call.value.shape)", "call.moving)", "sum: shape of the tangent"),
+    M(
+        "derivative/rules.py",
+        "torch.zeros_like(p) if isinstance(p, Tensor) else p for p in call.plain], call",
+        "p for p in call.plain], call",
+        "joined: constants in the tangent",
+    ),
+    M(
+        "derivative/rules.py",
+        "return tangent * (weight.reshape",
+        "return tangent / (weight.reshape",
+        "norm: weight of a group norm",
+    ),
+    M(
+        "derivative/rules.py",
+        "if call.func is nnf.group_norm else weight)",
+        "if call.func is nnf.group_norm else 1)",
+        "norm: weight",
+    ),
+    M("derivative/rules.py", "    if weight is None or tangent is None:\n", "    if True:\n", "norm: no weight"),
+    M(
+        "derivative/rules.py",
+        "[None if isinstance(a, Tensor) else a for a in rest]",
+        "list(rest)",
+        "norm: weight twice",
+    ),
+    M("derivative/rules.py", '"view view_as transpose permute', '"view view_as permute', "view rule: transpose"),
+    M("derivative/rules.py", "view_as_real view_as_complex", "view_as_complex", "view rule: complex numbers"),
+    M("derivative/rules.py", "bfloat16 __getitem__ clone sum", "bfloat16 clone sum", "view rule: index"),
+    M("derivative/rules.py", '"add_ sub_ neg_', '"add_ mul_ sub_ neg_', "write rule: products natively"),
+    M(
+        "derivative/rules.py",
+        '        "masked_select take_along_dim",',
+        '        "masked_select take_along_dim prod",',
+        "linear: products",
+    ),
+    M(
+        "derivative/rules.py",
+        "(p.detach().clone(), d.clone())",
+        "(p.detach(), d.clone())",
+        "write rule: value written twice",
+    ),
+    M(
+        "derivative/rules.py",
+        "into.zero_() if tangent is None else into.copy_(tangent)",
+        "pass",
+        "write rule: tangent not written",
+    ),
+    M("derivative/rules.py", 'or kwargs.get("inplace") or', "or", "write rule: inplace=True forgotten"),
+    M("derivative/rules.py", "        rewind()\n", "        pass\n", "draws: the tangent draws others"),
+    M("derivative/rules.py", '    if "statistics" in call.kind:', "    if False:", "statistics are kept twice"),
+    M(
+        "derivative/rules.py",
+        "    with torch.no_grad():\n        tangent = _tangent",
+        "    if True:\n        tangent = _tangent",
+        "graph of the tangent",
+    ),
+    M("derivative/rules.py", "    with torch.enable_grad():\n", "    if True:\n", "duals made under no_grad"),
+    M(
+        "derivative/rules.py",
+        "make_dual(value, tangent.to(value.dtype))",
+        "make_dual(value, tangent)",
+        "type of the tangent",
+    ),
+    M(
+        "derivative/rules.py",
+        "(leaf.is_floating_point() or leaf.is_complex())",
+        "leaf.is_floating_point()",
+        "complex numbers are constant",
+    ),
+    M("derivative/rules.py", " and not _mask_moves(args, kwargs):", ":", "moving masks of attention"),
+    M(
+        "derivative/rules.py",
+        "        tuple(d for _, d in pairs),",
+        "        tuple(d for _, d in pairs[::-1]),",
+        "attention: tangents swapped",
+    ),
+    # derivative: chain
+    M(
+        "derivative/chain.py",
+        "tuple(d.detach() for d in derivatives)",
+        "tuple(derivatives)",
+        "graph of the first tangent",
+    ),
+    M(
+        "derivative/chain.py",
+        "fwd.make_dual(primal, tangent.detach())",
+        "fwd.make_dual(primal, tangent)",
+        "tangent is not cut",
+    ),
+    M(
+        "derivative/chain.py",
+        "fwd.make_dual(primal, tangent.detach())",
+        "fwd.make_dual(primal.detach(), tangent)",
+        "value is cut",
+    ),
+    M(
+        "derivative/chain.py",
+        "(h, *state[1:]), (dh, *d_state[1:])",
+        "(h, *state[1:]), d_state",
+        "tangent of the state stays",
+    ),
+    M(
+        "derivative/chain.py",
+        "(dh, *d_state[1:])",
+        "(dh, *map(torch.zeros_like, d_state[1:]))",
+        "condition is constant",
+    ),
+    M(
+        "derivative/chain.py",
+        "forward(*state, *constants), state",
+        "forward(*state, *constants[1:]), state",
+        "constants of a block",
+    ),
+    M("derivative/chain.py", "                draws.replay()", "                pass", "mask is not restored"),
+    M("derivative/chain.py", "**function.times(t))", "t=t)", "time arguments"),
+    M(
+        "derivative/chain.py",
+        "redirected(block, method, state, d_state, constants)",
+        "method(block.forward, state, d_state, constants)",
+        "past the hooks of a block",
+    ),
+    M("derivative/chain.py", "*primals, *tangents, through=outer)", "*primals, *tangents)", "past the wrapper"),
+    M("derivative/chain.py", "if self.checkpoint and torch.is_grad_enabled():", "if False:", "nothing is checkpointed"),
+    M(
+        "derivative/chain.py",
+        "if isinstance(inner, Chained) and not self.blocks:",
+        "if isinstance(inner, Chained):",
+        "names of blocks without effect",
+    ),
+    M(
+        "derivative/chain.py",
+        "        if called != list(blocks):",
+        "        if set(called) != set(blocks):",
+        "order is not checked",
+    ),
+    M(
+        "derivative/chain.py",
+        "        if called != list(blocks):",
+        "        if len(called) != len(blocks):",
+        "calls are counted, not compared",
+    ),
+    M(
+        "derivative/chain.py",
+        "                hooks.enter_context(no_checkpointing())",
+        "                pass",
+        "checkpointing is not refused",
+    ),
+    M(
+        "derivative/chain.py",
+        "(op_level_pair if op_level else whole_pair)",
+        "whole_pair",
+        "never by operation",
+    ),
+    # attention
+    M("attention/plain.py", "1 / math.sqrt(q.shape[-1])", "1 / q.shape[-1]", "default scale"),
+    M("attention/plain.py", "_weights(_products(q, k) * scale,", "_weights(_products(q, k),", "scores are not scaled"),
+    M(
+        "attention/plain.py",
+        "_moved_scores(q, k, dq, dk) * scale",
+        "_moved_scores(q, k, dq, dk)",
+        "moved scores are not scaled",
+    ),
+    M("attention/plain.py", "(moved - (weights * moved).sum(-1, keepdim=True))", "moved", "row sum dropped"),
+    M(
+        "attention/plain.py",
+        "(moved - (weights * moved).sum(-1, keepdim=True))",
+        "(moved + (weights * moved).sum(-1, keepdim=True))",
+        "row sum: sign",
+    ),
+    M(
+        "attention/plain.py",
+        "(weights * moved).sum(-1, keepdim=True)",
+        "moved.sum(-1, keepdim=True)",
+        "row sum without weights",
+    ),
+    M(
+        "attention/plain.py",
+        "(weights * moved).sum(-1, keepdim=True)",
+        "(weights * moved).sum(-2, keepdim=True)",
+        "sum over queries",
+    ),
+    M("attention/plain.py", "else out + through_scores", "else through_scores", "dv dropped"),
+    M("attention/plain.py", "else out + through_scores", "else out", "moved scores dropped"),
+    M(
+        "attention/plain.py",
+        "torch.cat([k, dk], dim=-1))",
+        "torch.cat([dk, k], dim=-1))",
+        "tangents of q and k swapped",
+    ),
+    M("attention/plain.py", "return _products(q, dk)", "return -_products(q, dk)", "sign of dk"),
+    M("attention/plain.py", "return _products(dq, k)", "return _products(q, k)", "dq without effect"),
+    M("attention/plain.py", "a.float() @ b.float().mT", "(a @ b.mT).float()", "scores in half precision"),
+    M(
+        "attention/plain.py",
+        "device=scores.device).tril()",
+        "device=scores.device).triu()",
+        "causal from the other side",
+    ),
+    M("attention/plain.py", "device=scores.device).tril()", "device=scores.device).tril(-1)", "causal: not itself"),
+    M(
+        "attention/plain.py",
+        "device=scores.device).tril()",
+        "device=scores.device).tril(scores.shape[-1] - scores.shape[-2])",
+        "causal from the bottom right",
+    ),
+    M("attention/plain.py", "masked_fill(~mask, -math.inf)", "masked_fill(mask, -math.inf)", "mask reversed"),
+    M("attention/plain.py", "else scores + mask", "else scores * mask", "additive mask"),
+    M("attention/plain.py", ".masked_fill(scores.isneginf().all(-1, keepdim=True), 0.0)", "", "rows that take no key"),
+    M(
+        "attention/plain.py",
+        "z.repeat_interleave(wanted // heads, dim=-3)",
+        "z.repeat(*[1] * (z.ndim - 3), wanted // heads, 1, 1)",
+        "order of grouped heads",
+    ),
     # objectives
     M("objectives/shortcut.py", "F_sg = F_CM.detach()", "F_sg = F_CM", "gradient through the target"),
     M("objectives/shortcut.py", "v + (1 - expand(t, v)) * dF", "v - (1 - expand(t, v)) * dF", "sign of dF in v_bar"),
@@ -306,8 +691,18 @@ MUTANTS = [
     ),
     M("objectives/shortcut.py", "F_sg - expand(alpha, v) * g_clamped", "F_sg - expand(alpha, v) * g", "clamp unused"),
     M("objectives/facm.py", "interpolate(x_0, x_1, t)", "interpolate(x_1, x_0, t)", "noise and data swapped"),
-    M("objectives/facm.py", "F(x_t, self.task.anchor(t))", "F(x_t, self.task.shortcut(t))", "anchor asked at c_CM"),
-    M("objectives/facm.py", "F(x, self.task.shortcut(t))", "F(x, self.task.anchor(t))", "shortcut asked at c_FM"),
+    M(
+        "objectives/facm.py",
+        "Prediction(network, self.task.anchor,",
+        "Prediction(network, self.task.shortcut,",
+        "anchor at c_CM",
+    ),
+    M(
+        "objectives/facm.py",
+        "Prediction(network, self.task.shortcut,",
+        "Prediction(network, self.task.anchor,",
+        "shortcut at c_FM",
+    ),
     M("objectives/facm.py", "(v, torch.ones_like(t))", "(-v, torch.ones_like(t))", "tangent v -> -v"),
     M("objectives/facm.py", "(v, torch.ones_like(t))", "(v, torch.zeros_like(t))", "tangent of time 1 -> 0"),
     M(
@@ -332,9 +727,33 @@ MUTANTS = [
     M("objectives/facm.py", "(self.L_FM + self.L_CM).mean()", "(self.L_FM - self.L_CM).mean()", "sign of the shortcut"),
     M(
         "objectives/facm.py",
-        "return at_least_float32(network(x, cond=cond, **times))",
-        "return network(x, cond=cond, **times)",
-        "bf16",
+        "return Loss(self.L_FM.mean()",
+        "return Loss(self.L_FM.sum()",
+        "the anchor's part: mean -> sum",
+    ),
+    M(
+        "objectives/facm.py",
+        "return Loss(self.L_CM.mean()",
+        "return Loss(self.L_CM.sum()",
+        "the shortcut's part: mean -> sum",
+    ),
+    M(
+        "objectives/facm.py",
+        "return Loss(self.L_CM.mean()",
+        "return Loss(self.L_norm.mean()",
+        "the shortcut's part: beta dropped",
+    ),
+    M(
+        "objectives/facm.py",
+        "d.cond, teacher, d.dropped):",
+        "d.cond, teacher, None):",
+        "parts: dropped labels are guided",
+    ),
+    M(
+        "objectives/facm.py",
+        "for part in self._parts(network, batch.x_1, d.x_0, d.t, d.cond, teacher, d.dropped):",
+        "for part in list(self._parts(network, batch.x_1, d.x_0, d.t, d.cond, teacher, d.dropped)):",
+        "parts: all computed before the first is given",
     ),
     M("objectives/facm.py", "network = same_dropout(network)", "pass", "another dropout mask at each call"),
     M("objectives/facm.py", "        check_task(self.task, network)\n", "", "task is not checked"),
@@ -342,12 +761,50 @@ MUTANTS = [
     M("objectives/facm.py", "teacher, d.dropped).loss()", "teacher).loss()", "dropped labels are guided"),
     M(
         "objectives/draws.py",
-        "cond, dropped = condition.drop(",
-        "_, dropped = condition.drop(",
+        "condition.drop(batch.cond, dropped), dropped",
+        "batch.cond, dropped",
         "labels not dropped",
     ),
+    M(
+        "objectives/draws.py",
+        "device=rng.device) < probability",
+        "device=rng.device) > probability",
+        "dropout reversed",
+    ),
+    M(
+        "objectives/draws.py",
+        "torch.rand(size(batch), generator",
+        "torch.rand(len(batch.x_1), generator",
+        "dropout: rows of a part",
+    ),
+    M(
+        "objectives/draws.py",
+        "rows(torch.rand(size(batch), generator=rng, device=rng.device) < probability, batch)",
+        "torch.rand(1, generator=rng).expand(len(batch.x_1)) < probability",
+        "one draw for the batch",
+    ),
+    M("objectives/draws.py", "shape = (size(batch), *", "shape = (len(batch.x_1), *", "noise: rows of a part"),
+    M(
+        "objectives/draws.py",
+        "whole[batch.start : batch.start + len(batch.x_1)]",
+        "whole[: len(batch.x_1)]",
+        "every part draws the first rows",
+    ),
+    M(
+        "objectives/draws.py",
+        "len(batch.x_1) if batch.of is None else batch.of",
+        "len(batch.x_1) + batch.start",
+        "draws up to the part",
+    ),
+    M(
+        "objectives/draws.py",
+        "rows(time.sample(size(batch), rng), batch)",
+        "time.sample(len(batch.x_1), rng)",
+        "times: rows of a part",
+    ),
     M("objectives/consistency.py", "interpolate(x_0, x_1, t)", "interpolate(x_1, x_0, t)", "noise and data swapped"),
-    M("objectives/consistency.py", "self.task.shortcut(t)", "self.task.anchor(t)", "shortcut asked at c_FM"),
+    M("objectives/consistency.py", "self.task.shortcut,", "self.task.anchor,", "shortcut asked at c_FM"),
+    M("objectives/consistency.py", "Loss(self.L_CM.mean()", "Loss(self.L_CM.sum()", "mean -> sum"),
     M("objectives/consistency.py", "(v, torch.ones_like(t))", "(-v, torch.ones_like(t))", "tangent v -> -v"),
     M("objectives/consistency.py", "(v, torch.ones_like(t))", "(v, torch.zeros_like(t))", "tangent of time 1 -> 0"),
     M("objectives/consistency.py", "self.alpha(t), self.clamp", "self.beta(t), self.clamp", "alpha -> beta"),
@@ -367,11 +824,18 @@ MUTANTS = [
         "torch.where(anchored, c[name], c_FM)",
         "mask",
     ),
+    M("objectives/flow_matching.py", "= chosen(batch, self.mixed", "= ~chosen(batch, self.mixed", "mixing reversed"),
     M(
         "objectives/flow_matching.py",
-        "device=rng.device) < self.mixed",
-        "device=rng.device) > self.mixed",
-        "mixing reversed",
+        "rows(self.time.sample(size(batch), rng), batch)",
+        "self.time.sample(len(batch.x_1), rng)",
+        "times: rows of a part",
+    ),
+    M(
+        "objectives/flow_matching.py",
+        "cond = self.condition.drop(cond, chosen(",
+        "self.condition.drop(cond, chosen(",
+        "labels not dropped",
     ),
     M("objectives/flow_matching.py", "self.distance(F, v))", "self.distance(F, v).mean())", "per sample"),
     M("objectives/flow_matching.py", "mixed: float = 0.5", "mixed: float = 0.0", "default of the mixing"),
@@ -686,7 +1150,7 @@ def run_tests(workplace: Workplace, stages: Iterable[list[str]]) -> str:
         raise RuntimeError(f"imported {facm.__file__}, not the copy in {workplace.root}")
     for stage in stages:
         failure = FirstFailure()
-        options = ["-x", "-q", "--tb=no", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist"]
+        options = ["-x", "-q", "--tb=no", "--no-header", "-k", TESTS, "-p", "no:cacheprovider", "-p", "no:xdist"]
         code = pytest.main([*options, "--rootdir", str(workplace.root), *stage], plugins=[failure])
         if code != 0:
             return failure.name or f"pytest exited with {int(code)}"
@@ -748,7 +1212,9 @@ def collect(child: Child) -> str | None:
 
 def stale(mutants: Iterable[Mutant]) -> list[str]:
     """Mutants whose old text does not occur exactly once."""
-    counts = {m: (REPOSITORY / "src" / "facm" / m.file).read_text().count(m.old) for m in mutants}
+    paths = {m.file: REPOSITORY / "src" / "facm" / m.file for m in mutants}
+    sources = {file: path.read_text() if path.exists() else "" for file, path in paths.items()}
+    counts = {m: sources[m.file].count(m.old) for m in mutants}
     return [f"{m.name}: {m.old!r} occurs {n} times, expected once" for m, n in counts.items() if n != 1]
 
 
@@ -785,14 +1251,18 @@ def try_all(mutants: list[Mutant], jobs: int) -> tuple[int, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="only mutants whose file or description contains this")
+    parser.add_argument("--only", nargs="+", default=[""], help="only mutants whose file or description contains one")
+    parser.add_argument("--list", action="store_true", help="name them, check that each still fits the source, and end")
     parser.add_argument("--jobs", type=int, default=1, help="mutants tried at a time")
     arguments = parser.parse_args()
-    mutants = [m for m in MUTANTS if arguments.only in m.name]
+    mutants = [m for m in MUTANTS if any(part in m.name for part in arguments.only)]
     if not mutants:
-        raise SystemExit(f"--only {arguments.only!r}: no mutant has it in its name")
+        raise SystemExit(f"--only {' '.join(arguments.only)}: no mutant has it in its name")
     if problems := stale(MUTANTS):
         raise SystemExit("\n".join(problems))
+    if arguments.list:
+        print("\n".join(m.name for m in mutants), f"{len(mutants)} mutants", sep="\n")
+        return
 
     import torch  # once, for all children; the package itself is imported by each child from its own copy
 

@@ -1,4 +1,4 @@
-"""The command line: facm train | resume | sample | evaluate | export | show | demo.
+"""The command line: facm train | resume | plan | sample | evaluate | export | show | demo.
 
 Heavy imports wait until a command runs.
 """
@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 DEFAULT = Engine()
 Sampler = Literal["auto", "consistency", "euler", "heun"]
 Head = Literal["auto", "native", "anchor"]
+T = TypeVar("T")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,8 +46,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments == ["--version"]:
             print(f"facm {__version__}")
             return
-        if arguments[:1] == ["train"] and len(arguments) > 1 and not arguments[1].startswith("-"):
-            _train(arguments[1], arguments[2:])
+        of_recipe = {"train": _train, "plan": _plan}.get(arguments[0]) if arguments[1:] else None
+        if of_recipe is not None and not arguments[1].startswith("-"):
+            of_recipe(arguments[1], arguments[2:])
             return
         commands: dict[str, Callable[..., Any]] = {
             "train": train,
@@ -54,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "sample": sample,
             "evaluate": evaluate,
             "export": export,
+            "plan": plan,
             "show": show,
             "demo": demo,
         }
@@ -113,7 +116,7 @@ def _train(spec: str, arguments: list[str]) -> None:
     from facm.recipes.find import find
 
     recipe = find(spec)
-    chosen, run, engine = _parse_run(recipe, arguments)
+    chosen, run, engine = _parse_run("train", recipe, arguments, TrainOptions())
     from facm.parallel.agree import by_first
     from facm.parallel.world import opened, restarts
     from facm.record import LockedError, RunFolder, create, create_or_continue, discard
@@ -148,12 +151,13 @@ class TrainOptions:
     """Continue where the folder holds this very run already, as a requeued job wants it."""
 
 
-def _parse_run(recipe: Recipe, arguments: list[str]) -> tuple[TrainOptions, Run, Engine]:
+def _parse_run(name: str, recipe: Recipe, arguments: list[str], options: T) -> tuple[T, Run, Engine]:
     """The recipe's own options make a Run; --run.* then overrides single scalars in it; --engine.* says how."""
     from facm.run import Run
 
     function: Any = recipe.function
-    if taken := {"out", "quiet", "resume", "engine"} & inspect.signature(function).parameters.keys():
+    own = {"run", "engine"} | {field.name for field in dataclasses.fields(options)}  # type: ignore[arg-type]
+    if taken := own & inspect.signature(function).parameters.keys():
         raise ValueError(f"recipe {recipe.spec} has an argument {taken.pop()!r}, an option of the command: rename it")
     helpless = [a for a in arguments if a not in ("-h", "--help")]
     # First leniently, for the defaults of --run.*; then strictly, with help and suggestions over everything.
@@ -163,22 +167,57 @@ def _parse_run(recipe: Recipe, arguments: list[str]) -> tuple[TrainOptions, Run,
         except SystemExit:
             first = None
     if first is None:  # it has arguments without defaults: their help, or what is wrong with them
-        first, _ = tyro.cli(function, args=arguments, prog=f"facm train {recipe.spec}", return_unknown_args=True)
+        first, _ = tyro.cli(function, args=arguments, prog=f"facm {name} {recipe.spec}", return_unknown_args=True)
     if not isinstance(first, Run):
         raise ValueError(f"recipe {recipe.spec} returned {type(first).__name__}, expected a facm.run.Run")
 
-    def command(recipe: Any, command: TrainOptions, run: Any, engine: Engine) -> tuple[TrainOptions, Run, Engine]:
+    def command(recipe: Any, command: T, run: Any, engine: Engine) -> tuple[T, Run, Engine]:
         return command, run, engine
 
     command.__doc__ = function.__doc__
     command.__annotations__ = {  # set here, for they depend on the recipe
         "recipe": Annotated[Any, tyro.conf.arg(name="", constructor=function)],
-        "command": Annotated[TrainOptions, tyro.conf.arg(name="")],
+        "command": Annotated[type(options), tyro.conf.arg(name="")],
         "run": tyro.conf.AvoidSubcommands[Run],
         "engine": Engine,
     }
-    command.__defaults__ = (TrainOptions(), first, DEFAULT)
-    return tyro.cli(command, args=arguments, prog=f"facm train {recipe.spec}")
+    command.__defaults__ = (options, first, DEFAULT)
+    return tyro.cli(command, args=arguments, prog=f"facm {name} {recipe.spec}")
+
+
+def plan(recipe: Annotated[str, tyro.conf.Positional]) -> None:
+    """Predict the memory a recipe takes on each GPU, before there is one; its options: facm plan RECIPE --help.
+
+    Args:
+        recipe: a name such as digits-teacher, or a function in any file: mine.py:run.
+    """
+    raise AssertionError("handled by main")
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanOptions:
+    """What there is to run on."""
+
+    gpus: int = 1
+    """How many, all machines together."""
+    gpu_memory: float = 80.0
+    """GB (1e9 bytes) on each."""
+    shape: tuple[int, ...] = ()
+    """Shape of one sample, as in --shape 32 16 16; default: that of the recipe's data."""
+    on: Literal["cuda", "cpu"] = "cuda"
+    """cpu: what a CPU would take, without bf16, fused kernels and what CUDA itself needs."""
+
+
+def _plan(spec: str, arguments: list[str]) -> None:
+    from facm.plan import plan as predict
+    from facm.recipes.find import find
+
+    chosen, run, engine = _parse_run("plan", find(spec), arguments, PlanOptions())
+    found = predict(run, chosen.gpus, 1e9 * chosen.gpu_memory, engine, chosen.shape or None, chosen.on)
+    print(
+        f"{spec} on {chosen.gpus} x {chosen.gpu_memory:g} GB, {engine.kind(chosen.gpus)}, {found.batch} images at once"
+    )
+    print(found)
 
 
 @contextlib.contextmanager

@@ -60,10 +60,15 @@ class Plan:
         return self.total <= self.gpu_memory
 
     def __str__(self) -> str:
-        lines = [f"{name:12} {getattr(self, name) / GB:9.2f} GB" for name in ROWS if getattr(self, name)]
+        lines = [f"{name:12} {_gb(getattr(self, name)):>9}" for name in ROWS if getattr(self, name)]
         verdict = "fits" if self.fits else "does NOT fit"
-        lines += [f"{'total':12} {self.total / GB:9.2f} GB of {self.gpu_memory / GB:.0f} GB: {verdict}", *self.advice]
-        return "\n".join(lines)
+        return "\n".join(
+            [*lines, f"{'total':12} {_gb(self.total):>9} of {_gb(self.gpu_memory)}: {verdict}", *self.advice]
+        )
+
+
+def _gb(size: float) -> str:
+    return f"{size / GB:.1f} GB" if size >= GB else f"{size / 1e6:.0f} MB"
 
 
 ROWS = (
@@ -156,7 +161,7 @@ def _advice(
     """What to add to the command, least first, each with its total; ends at the first that fits."""
     for changed, option in _changes(run, gpus, engine):
         tried = plan(run, gpus, gpu_memory, changed, shape, device, advise=False)
-        yield f"with {option}: {tried.total / GB:.1f} GB{', fits' if tried.fits else ''}"
+        yield f"with {option}: {_gb(tried.total)}{', fits' if tried.fits else ''}"
         if tried.fits:
             return
     yield "expected more GPUs, or more memory on each"

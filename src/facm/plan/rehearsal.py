@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.autograd.forward_ad as fwd
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -14,7 +15,7 @@ from torch.utils._pytree import tree_map
 
 from facm.blocks import blocks_of
 from facm.counting import LiveBytes
-from facm.derivative import OpLevel
+from facm.derivative import OpLevel, Pair
 from facm.engine import Engine
 from facm.parallel.units import prepare
 from facm.run import Run
@@ -27,10 +28,10 @@ AUTOCAST = frozenset(
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """Peak bytes of one micro-batch's forward and backward passes.
+    """Peak bytes of one micro-batch's forward and backward passes, on top of the gradients.
 
-    values: of an ordinary training pass, its gradients not counted. tangent: what the derivative adds to that. cast:
-    weights that autocast keeps in bf16, in neither of the two.
+    values: of the same step without a tangent. tangent: what the derivative adds to that. cast: weights that autocast
+    keeps in bf16, in neither of the two.
     """
 
     values: int
@@ -38,29 +39,55 @@ class Rehearsal:
     cast: int
 
 
+@dataclass(frozen=True)
+class _NoTangent:
+    """A derivative that costs nothing, to tell what the others cost."""
+
+    def __call__(self, function: Any, primals: Pair, tangents: Pair) -> Pair:
+        value = function(*primals)
+        return value, torch.empty_like(value)
+
+
 def rehearse(run: Run, batch: Batch, engine: Engine, teacher: nn.Module | None, bf16: bool, gpu: bool) -> Rehearsal:
     """``batch``: one micro-batch of one rank, on the meta device. gpu: attention and its tangent as on CUDA."""
+    objective: Any = run.objective
+    if not hasattr(objective, "derivative"):
+        peak, cast = _peak(run, objective, batch, engine, teacher, bf16)
+        return Rehearsal(peak, 0, cast)
+    derivative = objective.derivative
+    if isinstance(derivative, OpLevel):
+        derivative = OpLevel("kernel" if gpu else "plain")
+    peak, cast = _peak(run, dataclasses.replace(objective, derivative=derivative), batch, engine, teacher, bf16)
+    without, _ = _peak(run, dataclasses.replace(objective, derivative=_NoTangent()), batch, engine, teacher, bf16)
+    return Rehearsal(without, peak - without, cast)
+
+
+def _peak(
+    run: Run, objective: Any, batch: Batch, engine: Engine, teacher: nn.Module | None, bf16: bool
+) -> tuple[int, int]:
+    """The most that the parts of the loss hold, and the weights that autocast keeps."""
     network = built(run.network)
     prepare(list(blocks_of(network, engine.blocks).values()), engine.checkpointing, compiled=False)
-    objective: Any = run.objective
-    if isinstance(getattr(objective, "derivative", None), OpLevel):
-        objective = dataclasses.replace(objective, derivative=OpLevel("kernel" if gpu else "plain"))
     gradients = sum(p.nbytes for p in network.parameters() if p.requires_grad)
-    peaks, cast = [], 0
+    peak = cast = 0
+    made = 0 if engine.accumulate == 1 else gradients  # by the backward passes before; a later part only adds to them
+    for p in network.parameters():
+        p.grad = torch.empty_like(p) if made and p.requires_grad else None
     parts = iter(losses(objective, network, batch, torch.Generator(), teacher))
     while True:
         with LiveBytes() as memory, _AsOnDevice(bf16) as device:
             part = next(parts, None)
             if part is None:
-                break
+                return peak, cast
             _backward(part.total)
             del part
-        peaks.append(memory.peak - device.cast_bytes)
+        peak = max(peak, made + memory.peak - device.cast_bytes - gradients)
         cast = max(cast, device.cast_bytes)
-    # The first backward pass makes the gradients while its graph goes; later ones find them made.
-    later = max(peaks[1:], default=0)
-    values = max(peaks[0] - gradients, 0) if len(peaks) == 1 else peaks[0] - gradients
-    return Rehearsal(max(values, 0), max(later - max(values, 0), 0), cast)
+        made = gradients
+
+
+def _moves(x: Tensor) -> bool:
+    return fwd._current_level >= 0 and fwd.unpack_dual(x).tangent is not None
 
 
 def _backward(loss: Tensor) -> None:
@@ -110,7 +137,8 @@ class _AsOnDevice(TorchFunctionMode):
             args, kwargs = tree_map(self._halved, (args, kwargs))
         if attends:
             q, k, v = args[:3] if len(args) >= 3 else (kwargs[n] for n in ("query", "key", "value"))
-            return _FusedAttention.apply(q, k, v)
+            if not any(_moves(x) for x in (q, k, v)):  # with tangents there is only the plain formula
+                return _FusedAttention.apply(q, k, v)
         return func(*args, **kwargs)
 
     def _halved(self, x: Any) -> Any:
