@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.autograd.forward_ad as fwd
 import torch.nn.functional as nnf
 from torch import nn
 
@@ -15,6 +16,7 @@ from facm.derivative import (
     plain_attention,
     same_dropout,
 )
+from facm.derivative.seam import redirected
 from facm.networks.lightning_dit import LightningDiT
 from facm.networks.mlp import MLP
 from facm.tasks import AuxiliaryTime, ExpandedInterval
@@ -321,6 +323,161 @@ def test_in_eval_mode_the_network_is_returned_as_it_is():
     assert same_dropout(network.train()) is not network
     plain = lambda x, t: x  # noqa: E731
     assert same_dropout(plain) is plain
+
+
+# Networks that offer their chain
+
+
+class Link(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.drop = nn.Linear(8, 8), nn.Dropout(0.3)
+
+    def forward(self, h, c, scale, shift):
+        return h + scale * self.drop((self.linear(h) * c).sin() + shift)
+
+
+class Linked(nn.Module):
+    """A chain with dropout before, inside and after its blocks, each of which has constants."""
+
+    def __init__(self):
+        super().__init__()
+        self.inward, self.time, self.labels = nn.Linear(4, 8), nn.Linear(2, 8), nn.Embedding(3, 8)
+        self.blocks = nn.ModuleList(Link() for _ in range(3))
+        self.outward, self.drop = nn.Linear(8, 4), nn.Dropout(0.3)
+
+    def forward(self, x, t, cond=None):
+        h, c = self.enter(x, t, cond)
+        for block, constants in self.links():
+            h = block(h, c, *constants)
+        return self.leave(h, c)
+
+    def enter(self, x, t, cond=None):
+        c = self.time(torch.stack([t.sin(), (2 * t).cos()], dim=1))
+        return self.drop(self.inward(x)), c if cond is None else c + self.labels(cond)
+
+    def links(self):
+        return [(block, (0.5 + k, 1.0 - k)) for k, block in enumerate(self.blocks)]
+
+    def leave(self, h, c):
+        return self.outward(self.drop(h * c))
+
+
+def linked(training=True):
+    torch.manual_seed(0)
+    network = refilled(Linked()).train(training)
+    torch.manual_seed(7)
+    return network
+
+
+CHAINS = [Chain(op_level=op_level, checkpoint=checkpoint) for op_level in (False, True) for checkpoint in (False, True)]
+CHAINS += [Chain(("blocks",)), Chain(("blocks",), op_level=True)]
+
+
+@pytest.mark.parametrize("times", [ExpandedInterval().shortcut, ExpandedInterval().anchor])
+@pytest.mark.parametrize("cond", [None, torch.tensor([0, 2, 1])])
+@pytest.mark.parametrize("training", [False, True])
+def test_a_chain_is_the_whole_network_with_its_dropout(training, cond, times):
+    network = linked(training)
+    masked = same_dropout(network)
+    check_all_strategies(network, Prediction(masked, times, cond), (3, 4), CHAINS)
+    assert not training or not torch.allclose(masked(*inputs((3, 4))[0]), network.eval()(*inputs((3, 4))[0]))
+
+
+@pytest.mark.parametrize("chain", CHAINS[:5], ids=str)
+def test_the_tangents_graph_ends_at_the_end_of_its_block(chain):
+    network, arrived = linked(False), []
+
+    def record(module, args):
+        if chain.blocks:
+            arrived.append([torch._C._functorch.get_unwrapped(a) for a in fwd.unpack_dual(args[0])])
+        else:
+            (h, _), tangents, _ = args
+            assert not any(tangent.requires_grad for tangent in tangents)
+            arrived.append((h, tangents[0]))
+
+    for block in network.blocks[1:]:
+        block.register_forward_pre_hook(record)
+    chain(Prediction(network, ExpandedInterval().shortcut), *inputs((3, 4)))
+    assert len(arrived) == 2
+    assert all(h.requires_grad for h, _ in arrived)
+    assert not any(tangent.requires_grad for _, tangent in arrived)
+
+
+@pytest.mark.parametrize("chain", CHAINS, ids=str)
+def test_a_checkpointed_chain_asks_its_blocks_again_in_the_backward_pass(chain):
+    network, asked = linked(False), []
+    network.blocks[1].linear.register_forward_pre_hook(lambda *_: asked.append(torch.is_grad_enabled()))
+    F, _ = chain(Prediction(network, ExpandedInterval().shortcut), *inputs((3, 4)))
+    assert len(asked) == 1
+    F.sum().backward()
+    assert len(asked) == (2 if chain.checkpoint else 1)
+
+
+def test_a_chain_looks_up_the_names_it_is_given():
+    with pytest.raises(ValueError, match="Linked has no module 'layers'"):
+        Chain(("layers",))(Prediction(linked(), ExpandedInterval().shortcut), *inputs((3, 4)))
+
+
+# Wrappers
+
+
+class Wrapper(nn.Module):
+    """As data parallelism wraps a network."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module, self.calls = module, 0
+
+    def forward(self, *args, **kwargs):
+        self.calls += 1
+        assert all(fwd._current_level < 0 or fwd.unpack_dual(a).tangent is None for a in args)
+        return self.module(*args, **kwargs)
+
+
+@pytest.mark.parametrize("strategy", [WholeNetwork(), NoGraph(), OpLevel(), FiniteDifference(1e-4), *CHAINS], ids=str)
+def test_a_wrapper_is_entered_once_and_with_plain_tensors(strategy):
+    times, cond = ExpandedInterval().anchor, torch.tensor([0, 2, 1])
+    network = linked()
+    expected = everything(strategy, network, Prediction(same_dropout(network), times, cond), (3, 4))
+    wrapper = Wrapper(linked())
+    found = everything(strategy, wrapper, Prediction(same_dropout(wrapper), times, cond), (3, 4))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert wrapper.calls == 1
+    assert "forward" not in vars(wrapper.module)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_module_is_itself_again_inside_and_after_a_redirection(own):
+    """Also where its forward was put on the instance, where it was compiled, and where an error ends the call."""
+    module, code = nn.Linear(2, 2), object()
+    if own:
+        module.forward = lambda x: 7 * x
+    forward, x = module.forward, torch.ones(3, 2)
+    ordinary = module(x)
+    hooked = []
+    module.register_forward_pre_hook(lambda *_: hooked.append(1))
+    module._compiled_call_impl = code
+
+    def is_itself():
+        return vars(module).get("forward") == (forward if own else None) and module._compiled_call_impl is code
+
+    def method(given, *args):
+        assert given == forward
+        assert is_itself()
+        return given(args[0]) + args[1]
+
+    assert torch.equal(redirected(module, method, x, 2.0), ordinary + 2)
+    assert hooked == [1]
+    assert is_itself()
+
+    class Refuses(nn.Module):
+        def forward(self, *args):
+            raise RuntimeError("before the module is reached")
+
+    with pytest.raises(RuntimeError, match="before the module"):
+        redirected(module, method, x, through=Refuses())
+    assert is_itself()
 
 
 @pytest.mark.parametrize(("auxiliary_time", "training"), [(False, False), (False, True), (True, False), (True, True)])

@@ -87,6 +87,44 @@ def test_guided_velocity_on_a_hand_case():
     assert network.calls == [[*COND.tolist(), NULL, NULL]]  # one pass, conditions first, the null only where it acts
 
 
+def parts_compiled(network):
+    network.inner = Table()
+    network.inner.compile(backend="eager")
+
+
+@pytest.mark.parametrize("compiled", [lambda network: network.compile(backend="eager"), parts_compiled])
+def test_a_compiled_network_is_asked_for_the_null_of_all_in_one_shape(compiled):
+    network, guidance = Table(), Guidance(3.0, 0.5, 0.75)
+    compiled(network)
+    out = guided_velocity(network, partial(native, network), X, T, COND, LABELS, guidance)
+    torch.testing.assert_close(out, guided_velocity(Table(), partial(native, network), X, T, COND, LABELS, guidance))
+    assert network.calls == [[*COND.tolist(), NULL, NULL, NULL, NULL]]
+
+
+def test_on_the_meta_device_the_null_is_asked_for_all():
+    network, shapes = MLP(1, 8, 1, NULL).build().to("meta"), []
+    network.register_forward_pre_hook(lambda _, args: shapes.append(args[0].shape))
+    x, t, cond = (z.to("meta") for z in (X, T, COND))
+    assert guided_velocity(network, partial(native, network), x, t, cond, LABELS, Guidance(3.0)).shape == X.shape
+    assert shapes == [(8, 1)]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_half_precision_is_lifted_before_it_is_extrapolated(compiled):
+    class Halved(Table):
+        def forward(self, x, t, cond=None, r=None):
+            return super().forward(x, t, cond, r).bfloat16()
+
+    network = Halved()
+    if compiled:
+        network.compile(backend="eager")
+    x = X + 0.37
+    out = guided_velocity(network, partial(native, network), x, T, COND, LABELS, Guidance(3.3, 0.0, 1.0))
+    v_c, v_u = (network(x, T, cond).float() for cond in (COND, torch.full_like(COND, NULL)))
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, v_u + 3.3 * (v_c - v_u))
+
+
 def test_without_guidance_the_null_is_not_asked_for():
     network = Table()
     out = guided_velocity(network, partial(native, network), X, T, COND, LABELS, Guidance(1.0))

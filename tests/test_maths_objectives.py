@@ -5,19 +5,21 @@ import math
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from facm.conditions import Labels, Unconditional
-from facm.derivative import FiniteDifference, NoGraph, WholeNetwork
+from facm.derivative import FiniteDifference, NoGraph, OpLevel, WholeNetwork
 from facm.distances import L2, L2Cosine, NormL2
 from facm.guidance import NO_GUIDANCE, DataVelocity, Guidance, TeacherVelocity
 from facm.networks.mlp import MLP
 from facm.objectives.consistency import ContinuousCM
+from facm.objectives.draws import draw
 from facm.objectives.facm import FACM
 from facm.objectives.flow_matching import FlowMatching
 from facm.objectives.shortcut import shortcut_target
 from facm.tasks import AuxiliaryTime, ExpandedInterval
 from facm.times import ArctanLogNormal, Uniform
-from facm.types import Batch
+from facm.types import Batch, losses
 from facm.weights import Cosine, One, OneMinusPower
 
 CLASSES = 3
@@ -38,6 +40,9 @@ def mlp(seed, auxiliary_time=False, dropout=0.0):
     for p in network.parameters():
         p.data *= 1.5  # some |g| exceed 1, so that the clamp matters
     return network
+
+
+TEACHER = mlp(2)
 
 
 # The exact solution for Gaussian data, x_1 ~ N(M, S^2)
@@ -345,6 +350,139 @@ def test_terms_for_the_log():
     torch.testing.assert_close(plain.total, loss.terms["shortcut"].mean())
 
 
+# A step in parts: ranks and micro-batches that share its draws, and the two losses of FACM
+
+EXACT = {"rtol": 1e-12, "atol": 1e-12}
+
+
+def split(batch, sizes):
+    start = 0
+    for n in sizes:
+        rows = slice(start, start + n)
+        yield Batch(batch.x_1[rows], None if batch.cond is None else batch.cond[rows], start, len(batch.x_1))
+        start += n
+
+
+SIZES = [(8, 8), (4, 4, 4, 4), (1, 5, 10), (16,)]
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("label_dropout", [0.0, 0.4])
+def test_a_part_draws_its_rows_of_what_the_whole_step_draws(sizes, label_dropout):
+    batch = Batch(randn(16, DIM, 2), LABELS)
+    rng, whole = generator(5), []
+    for part in (batch, *split(batch, sizes)):
+        rng = generator(5)
+        d = draw(part, ArctanLogNormal(), Labels(CLASSES), label_dropout, rng)
+        whole = whole or [d, rng.get_state()]
+        assert torch.equal(rng.get_state(), whole[1])  # the step after this one draws the same, too
+        rows = slice(part.start, part.start + len(part.x_1))
+        for name, drawn in vars(d).items():
+            expected = getattr(whole[0], name)
+            assert drawn is expected is None or torch.equal(drawn, expected[rows]), name
+        assert len(d.x_0) == len(d.t) == len(d.cond) == len(part.x_1)
+        assert d.t.dtype == d.x_0.dtype == torch.float64
+    assert label_dropout == 0 or 0 < whole[0].dropped.sum() < 16
+
+
+def gradients(network, total):
+    return torch.autograd.grad(total, list(network.parameters()), allow_unused=True)
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize(
+    "objective",
+    [
+        FACM(Labels(CLASSES), DataVelocity(Guidance(1.75, 0.3, 0.8)), label_dropout=0.4),
+        FACM(Labels(CLASSES), TeacherVelocity(Guidance(1.75, 0.3, 0.8))),
+        ContinuousCM(Labels(CLASSES), DataVelocity(Guidance(1.75, 0.3, 0.8)), label_dropout=0.4),
+        ContinuousCM(Labels(CLASSES), TeacherVelocity(Guidance(1.75, 0.3, 0.8))),
+        FlowMatching(Labels(CLASSES), mixed=0.5, label_dropout=0.4),
+        FlowMatching(Labels(CLASSES), mixed=0.3, label_dropout=0.0),
+    ],
+    ids=lambda o: f"{type(o).__name__}-{o.label_dropout}",
+)
+def test_the_mean_over_the_parts_of_a_batch_is_that_of_the_whole(objective, sizes):
+    assert objective.global_draws
+    network, teacher, batch = mlp(1), mlp(2), Batch(2 * randn(16, DIM), LABELS)
+    whole = objective(network, batch, generator(5), teacher)
+    expected, total, summed = gradients(network, whole.total), 0.0, None
+    terms = {name: [] for name in whole.terms}
+    for part in split(batch, sizes):
+        weight = len(part.x_1) / 16
+        loss = objective(network, part, generator(5), teacher)
+        found = [weight * g for g in gradients(network, loss.total)]
+        summed = found if summed is None else [a + b for a, b in zip(summed, found, strict=True)]
+        total += weight * loss.total.item()
+        for name, values in loss.terms.items():
+            terms[name].append(values)
+    assert total == pytest.approx(whole.total.item(), rel=1e-12)
+    torch.testing.assert_close(tuple(summed), expected, **EXACT)
+    for name, values in terms.items():
+        torch.testing.assert_close(torch.cat(values), whole.terms[name], **EXACT)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("velocity", [TeacherVelocity(), DataVelocity(Guidance()), DataVelocity(Guidance(3.0, 0.2))])
+@pytest.mark.parametrize("derivative", [OpLevel(), NoGraph(), WholeNetwork()], ids=str)
+def test_the_parts_of_facms_loss_and_of_its_gradient_add_up_to_the_whole(derivative, velocity, dropout):
+    network, teacher = mlp(1, dropout=dropout).train(), mlp(2)
+    objective = FACM(Labels(CLASSES), velocity, label_dropout=0.4, derivative=derivative)
+    batch = Batch(2 * randn(16, DIM), LABELS)
+    torch.manual_seed(7)
+    whole = objective(network, batch, generator(5), teacher)
+    expected = gradients(network, whole.total)
+    torch.manual_seed(7)
+    total, terms, parts = 0.0, {}, 0
+    for part in losses(objective, network, batch, generator(5), teacher):
+        part.total.backward()
+        torch.rand(3)  # what else may draw in between
+        total, terms, parts = total + part.total.detach(), terms | part.terms, parts + 1
+    assert parts == FACM.parts == 2
+    torch.testing.assert_close(total, whole.total, **EXACT)
+    torch.testing.assert_close(tuple(p.grad for p in network.parameters()), expected, **EXACT)
+    torch.testing.assert_close(terms, dict(whole.terms), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("objective", [ContinuousCM, FlowMatching])
+def test_the_loss_of_any_other_objective_is_one_part(objective):
+    loss, network, batch = objective(Labels(CLASSES)), mlp(1), Batch(randn(16, DIM), LABELS)
+    (part,) = losses(loss, network, batch, generator(5), TEACHER)
+    assert torch.equal(part.total, loss(network, batch, generator(5), TEACHER).total)
+
+
+def test_the_anchors_backward_pass_ends_before_the_shortcut_is_asked():
+    """Its activations are gone by then: the peak of one of both, not the sum."""
+    network, events, activations = mlp(1), [], []
+
+    class Recorded(torch.nn.Module):
+        def forward(self, x, t, cond):
+            events.append("anchor" if t.min() > 1 else "shortcut")
+            assert all(activation.expired() for activation in activations)
+            return network(x, t, cond)
+
+    def keep(module, args, out):
+        if events[-1] == "anchor":
+            activations.append(StorageWeakRef(out.untyped_storage()))
+
+    network.layers[0][0].register_forward_hook(keep)
+    network.inward.weight.register_post_accumulate_grad_hook(lambda _: events.append("backward"))
+    objective = FACM(Labels(CLASSES), TeacherVelocity())
+    parts = losses(objective, Recorded(), Batch(randn(16, DIM), LABELS), generator(5), TEACHER)
+    assert events == []
+    anchor = next(parts)
+    assert events == ["anchor"]
+    assert not any(activation.expired() for activation in activations)
+    anchor.total.backward()
+    assert events == ["anchor", "backward"]
+    shortcut = next(parts)
+    assert events == ["anchor", "backward", "shortcut"]
+    shortcut.total.backward()
+    assert events[-1] == "backward"
+    assert next(parts, None) is None
+    assert len(activations) == 1
+
+
 # Precision and dropout
 
 
@@ -453,7 +591,6 @@ def evaluate(objective=None, network=None, t=TIMES, cond=LABELS, teacher=None, x
     return objective.evaluate(network or mlp(1), randn(16, DIM), x_0, t, cond, teacher, **kwargs)
 
 
-TEACHER = mlp(2)
 BAD = {
     "no teacher": (r"TeacherVelocity\(\) needs a teacher", {}),
     "one time for all": (r"t has shape \(1,\), expected \(16,\)", {"t": torch.full((1,), 0.5), "teacher": TEACHER}),

@@ -120,13 +120,14 @@ def _train(spec: str, arguments: list[str]) -> None:
     from facm.parallel.agree import by_first
     from facm.parallel.world import opened, restarts
     from facm.record import LockedError, RunFolder, create, create_or_continue, discard
-    from facm.training import check
+    from facm.training import check, check_engine
 
     out = chosen.out or Path("runs") / recipe.name
     make: Any = create_or_continue if chosen.resume or restarts() else create
     with opened(engine) as world:
         check(run)  # before there is a folder
         engine.check(run.batch_size, world.ranks)
+        check_engine(run, engine)
         by_first(world, lambda: make(out, run, recipe.spec, recipe.file) and None)
         folder = RunFolder(out)
         try:

@@ -15,9 +15,11 @@ import numpy as np
 import torch
 
 from facm import logs
+from facm.attention.choose import chosen, forget
 from facm.checkpoint import digest, load_strictly
 from facm.conditions import Labels
 from facm.data.stream import Stream
+from facm.derivative import Chain, WholeNetwork
 from facm.ema import EMA
 from facm.engine import Engine
 from facm.guidance import NO_GUIDANCE
@@ -77,6 +79,7 @@ def train(  # noqa: PLR0912, PLR0915 (one loop, read top to bottom)
     """
     device = device or world.device
     engine.check(run.batch_size, world.ranks)
+    check_engine(run, engine)
     locking = locked(folder) if world.first else contextlib.nullcontext()
     with locking, _stop_signals() as stop, borrowed_generators(derive(run.seed, 0)), explained():
         check(run)
@@ -92,13 +95,17 @@ def train(  # noqa: PLR0912, PLR0915 (one loop, read top to bottom)
             logs.append(folder.sessions, {"images": state.images, **_session(run, device, engine, world)})
 
         rng = torch.Generator(device)
-        began, checked = time.monotonic(), world.ranks == 1
+        began, checked, first = time.monotonic(), world.ranks == 1, True
+        forget()
         while state.images < run.images and not any_of(world, bool(stop)):
             batch = stream.at(state.images).to(device)
             if world.ranks > 1:
                 seed_generators(derive(run.seed, 2, state.images, world.rank))
             state.optimizer.zero_grad(set_to_none=True)
             loss = _backward(run, state, _slices(batch, stream, engine.accumulate), rng, teacher, device)
+            if first and world.first and chosen():  # known once it was computed
+                logs.append(folder.sessions, {"images": state.images, "attention": chosen()})
+            first = False
             if not checked:
                 check_gradients(network, world, engine.find_unused)
                 checked = True
@@ -264,6 +271,18 @@ def check(run: Run) -> None:
         raise ValueError(
             f"guidance scale = {guidance.scale}, and the teacher {run.teacher.path} was trained with label_dropout 0: "
             "its null condition means nothing; expected scale 1, or a teacher with label_dropout > 0"
+        )
+
+
+def check_engine(run: Run, engine: Engine) -> None:
+    """Raise ValueError where the run's derivative cannot be executed as asked."""
+    derivative = getattr(run.objective, "derivative", None)
+    naive = isinstance(derivative, WholeNetwork)
+    naive |= isinstance(derivative, Chain) and not (derivative.checkpoint or derivative.op_level)
+    if engine.checkpointing and naive:
+        raise ValueError(
+            f"engine.checkpointing = True with derivative = {derivative}: torch.func.jvp cannot be checkpointed "
+            "inside, and would keep everything; expected derivative = OpLevel() or Chain(checkpoint=True)"
         )
 
 

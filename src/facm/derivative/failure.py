@@ -33,10 +33,11 @@ def explained(network: Any, strategy: str) -> Iterator[None]:
         if isinstance(error, ForwardModeError) or not FORWARD_MODE.search(str(error)):
             raise
         said = str(error).strip().splitlines()[0]
+        others = "" if strategy.startswith("OpLevel") else "OpLevel(), which needs it of single operations only, "
         raise ForwardModeError(
             f"derivative = {strategy} cannot differentiate {_place(error.__traceback__, network)}: {said} "
-            "Expected operations with a forward-mode derivative; what helps: derivative = OpLevel(), which needs it of "
-            "single operations only, FiniteDifference(), which needs none, or a jvp on the network's autograd Function"
+            "Expected operations with a forward-mode derivative; what helps: derivative = "
+            f"{others}FiniteDifference(), which needs none, or a jvp on the network's autograd Function"
         ) from error
 
 

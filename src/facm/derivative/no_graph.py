@@ -24,7 +24,8 @@ class NoGraph:
     """Two passes: the value with its graph (fused attention, checkpointing and all), the tangent without one.
 
     About 5 forward passes with the backward; the memory of an ordinary training pass. The network runs twice, so one
-    with dropout must draw the same mask twice: see :func:`facm.derivative.same_dropout`.
+    with dropout must draw the same mask twice: see :func:`facm.derivative.same_dropout`; one with batch norm in train
+    mode updates its statistics twice.
     """
 
     def __call__(self, function: Function, primals: Pair, tangents: Pair) -> Pair:
@@ -43,6 +44,10 @@ def _moves(weight: Tensor | None) -> bool:
     return weight is not None and fwd.unpack_dual(weight).tangent is not None
 
 
+def _drops(args: Any, kwargs: dict[str, Any]) -> bool:
+    return bool(args[4] if len(args) > 4 else kwargs.get("dropout_p"))
+
+
 class _LinearRule(TorchFunctionMode):
     """Linear maps and convolutions with constant weight and bias: the tangent is the map of the tangent, without bias.
 
@@ -51,6 +56,11 @@ class _LinearRule(TorchFunctionMode):
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is nnf.scaled_dot_product_attention and args[0].is_cuda and _drops(args, kwargs or {}):
+            raise NotImplementedError(
+                "attention: dropout_p > 0 has no tangent on a GPU, whose fused kernels draw another mask than the "
+                "plain formula; set attention dropout to 0 or use eval()"
+            )
         if func in LINEAR and not kwargs and len(args) >= 2 and not any(map(_moves, args[1:3])):
             x, dx = fwd.unpack_dual(args[0])
             if dx is not None:
