@@ -46,6 +46,7 @@ from facm.tasks import Task
 from facm.types import Batch, expand, losses
 
 CLASSES = 10
+LEAST = 9.07  # forward-equivalents that a step needs: teacher 2, anchor 3, shortcut with its tangent 4.07
 GUIDANCE = Guidance()  # Table 5: 1.75 on [0.125, 1]
 
 
@@ -247,7 +248,11 @@ def timed(step: Callable[[], Any], device: torch.device) -> tuple[float, float]:
 
 
 def measure(
-    size: Size, strategies: tuple[Strategy, ...], rounds: int, device: torch.device, config: LightningDiT
+    size: Size,
+    strategies: tuple[Strategy, ...],
+    options: argparse.Namespace,
+    device: torch.device,
+    config: LightningDiT,
 ) -> dict[str, Any]:
     weights, batch = perturbed(config), drawn(size, config, device)
     expected: dict[str, Tensor] | None = None
@@ -264,7 +269,7 @@ def measure(
         step(batch)  # the optimiser's state is not part of a step's peak
     del expected, found
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
-    for _ in range(rounds):
+    for _ in range(options.rounds):
         for name, step in steps.items():
             times[name].append(timed(lambda step=step: step(batch), device))  # type: ignore[misc]
     for name, step in steps.items():
@@ -277,8 +282,9 @@ def measure(
             rows[name]["peak_bytes"] = peak_bytes(lambda step=step: step(batch), device)  # type: ignore[misc]
     for name, counted in equivalents(config, strategies).items():
         rows[name] |= counted
-        if device.type == "cuda" and "flops_per_image" in counted:
-            rows[name]["model_tflops_per_s"] = 9.07 * counted["forward_flops"] * rows[name]["images_per_s"] / 1e12
+        if device.type == "cuda":
+            needed = LEAST * counted["forward_flops"] * rows[name]["images_per_s"]
+            rows[name]["mfu"] = needed / (1e12 * options.peak_tflops)
     return rows
 
 
@@ -381,6 +387,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="names of strategies; naive is always measured")
     parser.add_argument("--depths", type=int, nargs="+", help="only count peak bytes over these depths")
     parser.add_argument("--grid", action="store_true", help="a smaller choice of strategies over several sizes")
+    parser.add_argument("--peak-tflops", type=float, default=989.0, help="of the GPU, for MFU (H100, bf16: 989)")
     parser.add_argument("--json", type=Path, help="file to write")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -423,12 +430,12 @@ def main() -> None:
         chosen = tuple(s for s in EAGER if s.name in ("naive", "no_graph", "chain", "op_level", "op_level+checkpoint"))
         for each in grid:
             print(each)
-            rows = measure(each, chosen, options.rounds, device, each.network())
+            rows = measure(each, chosen, options, device, each.network())
             show(rows)
             result["grid"].append({"size": vars(each), "strategies": rows})
     else:
         config = lightning_dit("XL/1", num_classes=CLASSES) if options.preset else size.network()
-        rows = measure(size, strategies, options.rounds, device, config)
+        rows = measure(size, strategies, options, device, config)
         if device.type == "cpu":
             for name in rows:
                 rows[name]["peak_bytes"] = peak_in_a_process(name)
@@ -444,8 +451,10 @@ def show(rows: dict[str, dict[str, Any]]) -> None:
     print(f"{'strategy':30}" + "".join(f"{head:>9}" for head in heads))
     for name, row in rows.items():
         cpu, peak, base = row["cpu_s"], row.get("peak_bytes") or 0, naive.get("peak_bytes") or 1
-        numbers = (cpu, cpu / naive["cpu_s"], row["wall_s"], peak / 1e6, peak / base)
-        print(f"{name:30}" + "".join(f"{x:9.3f}" for x in (*numbers, row["forward_equivalents"], row["first_s"])))
+        numbers = [cpu, cpu / naive["cpu_s"], row["wall_s"], peak / 1e6, peak / base]
+        numbers += [row["forward_equivalents"], row["first_s"]]
+        print(f"{name:30}" + "".join(f"{x:9.3f}" for x in numbers), end="")
+        print(f"  {row['images_per_s']:.0f} images/s, MFU {100 * row['mfu']:.0f} %" if "mfu" in row else "")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import torch.autograd.forward_ad as fwd
 import torch.nn.functional as nnf
 from torch import nn
 
+from facm.attention.choose import chosen, forget
 from facm.derivative import (
     Chain,
     FiniteDifference,
@@ -130,6 +131,7 @@ class Mixed(Embedded):
 
     def forward(self, x, t):
         h = self.group(self.norm(x) * self.at(t)[:, None])
+        h = torch.true_divide(h, self.matrix[0, 0]) + torch.true_divide(h, 2 + t[:, None, None])
         return self.both(h, x) + h @ self.matrix + torch.einsum("btc,cd->btd", x, self.matrix) * t[:, None, None] ** 2
 
 
@@ -269,6 +271,16 @@ def test_the_tangent_leaves_no_graph_and_costs_one_pass():
     assert graphs == [False, True]
 
 
+def test_the_choice_of_the_attention_kernel_is_handed_on():
+    network = refilled(FusedAttention())
+    for attention, expected in (("plain", "plain: asked for"), ("auto", "plain: on cpu")):
+        forget()
+        OpLevel(attention)(network, *inputs((3, 8, 4)))
+        assert set(chosen().values()) == {expected}
+    with pytest.raises(ValueError, match='kernel = "kernel", expected "auto" or "plain" here'):
+        OpLevel("kernel")(network, *inputs((3, 8, 4)))
+
+
 def test_fused_attention_is_back_after_the_derivative():
     """Nothing leaks out of the tangent's pass: neither the plain attention kernel nor the rule for linear maps."""
     network = refilled(FusedAttention())
@@ -323,6 +335,23 @@ def test_in_eval_mode_the_network_is_returned_as_it_is():
     assert same_dropout(network.train()) is not network
     plain = lambda x, t: x  # noqa: E731
     assert same_dropout(plain) is plain
+
+
+def test_a_prediction_asks_at_the_times_of_t_and_lifts_half_precision():
+    asked = []
+
+    def network(x, t, r, cond):
+        asked.append((t, r, cond))
+        return (x * (t + r)[:, None]).bfloat16()
+
+    (x, t), (v, one) = inputs((3, 4))
+    prediction = Prediction(network, lambda t: {"t": 2 - t, "r": 3 * t}, torch.tensor([0, 2, 1]))
+    F = prediction(x, t)
+    assert F.dtype == torch.float32
+    torch.testing.assert_close(asked[0], (2 - t, 3 * t, prediction.cond))
+    _, dF = WholeNetwork()(prediction, (x, t), (v, one))
+    expected = v * (2 + 2 * t)[:, None] + 2 * x
+    torch.testing.assert_close(dF.double(), expected, rtol=0.02, atol=0.02)
 
 
 # Networks that offer their chain

@@ -44,7 +44,7 @@ def measured(path, n):
     from facm.evaluation.evaluate import evaluate, judge
     from facm.generate import Euler
 
-    with opened(Engine(timeout_s=120)) as world:
+    with opened(Engine(timeout_s=300)) as world:
         trained = load_trained(Path(path))
         classifier = SmallClassifier(width=8, num_features=16, epochs=1)
         judged = judge(trained.run.data.open(), world.device, classifier, world)
@@ -73,13 +73,31 @@ def test_samples_do_not_depend_on_the_number_of_ranks(root, tmp_path):
     assert Image.open(tmp_path / "1.png").tobytes() == Image.open(tmp_path / "2.png").tobytes()
 
 
+SLOW = """
+import os
+import time
+from facm.data.stream import Stream
+from parallel_parts import teacher_run
+
+original = Stream.at
+
+def at(self, images):
+    if self.ranks > 1 and images > 112:  # the signal comes before the end
+        time.sleep(1)
+    return original(self, images)
+
+Stream.at = at
+
+def run(images: int = 400):
+    return teacher_run(images=images)
+"""
+
+
 @pytest.mark.slow
 def test_train_stop_and_resume_on_other_numbers_of_ranks(tmp_path):
     """torchrun is told to stop in a sharded run; it goes on whole, in one process, and ends as if nothing had been."""
     recipe = tmp_path / "mine.py"
-    recipe.write_text(
-        "from parallel_parts import teacher_run\ndef run(images: int = 1_600):\n    return teacher_run(images=images)\n"
-    )
+    recipe.write_text(SLOW)
     torchrun_ = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "facm"]
     command = ["train", f"{recipe}:run", "--out", str(tmp_path / "run"), "--engine.parallel", "fsdp"]
     process = subprocess.Popen(
@@ -89,16 +107,16 @@ def test_train_stop_and_resume_on_other_numbers_of_ranks(tmp_path):
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    said, errors = process.communicate(timeout=100)
+    said, errors = process.communicate(timeout=300)
     assert "SIGTERM: saved at" in said, errors
     assert said.count("go on with: facm resume") == 1
     folder = RunFolder(tmp_path / "run")
     reached = int(folder.checkpoints()[-1].name)
-    assert 0 < reached < 1_600
-    whole = train_in(tmp_path / "whole", teacher_run(images=1_600))
+    assert 0 < reached < 400
+    whole = train_in(tmp_path / "whole", teacher_run(images=400))
     cli.main(["resume", str(folder.path), "--quiet", "--engine.accumulate", "2"])
-    assert folder.checkpoints()[-1].name == "000000001600.safetensors"
-    assert difference(whole, folder) < 1e-4
+    assert folder.checkpoints()[-1].name == "000000000400.safetensors"
+    assert difference(whole, folder) < 1e-6
     first, last = logs.read(folder.sessions)
     assert (first["ranks"], first["engine"]["parallel"], first["images"]) == (2, "fsdp", 0)
     assert (last["ranks"], last["engine"]["accumulate"], last["images"]) == (1, 2, reached)

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from facm.record import RunFolder
 from facm.run import Every
 from facm.trained import load_trained
 from facm.types import Batch, Loss
-from parallel_parts import call, finish, start, teacher_run, torchrun, train_in
+from parallel_parts import call, facm, finish, start, teacher_run, torchrun, train_in
 
 NETWORK = MLP(width=16, depth=2, num_classes=2)
 
@@ -76,7 +77,7 @@ class Different:
 def misuses(root):
     """name -> the error of each rank, by name and message."""
     said = {}
-    with opened(Engine(timeout_s=60)) as here:
+    with opened(Engine(timeout_s=300)) as here:
 
         def attempt(name, run, engine=Engine()):  # noqa: B008
             try:
@@ -182,8 +183,14 @@ def test_no_pickled_code_in_a_directory(root, said):
 
 
 def hangs_or_dies(how, seconds):
-    """Rank 1 stops answering in the middle of the run."""
+    """Rank 1 stops answering in the middle of the run. They begin together: ``seconds`` are few."""
+    import facm.training  # noqa: F401 (before the clock runs)
     from facm.data.stream import Stream
+
+    run, world.ROLL_CALL_S = Path(os.environ["RUN"]), 1.0
+    Path(f"{run}-{os.environ['RANK']}").touch()
+    while not all(Path(f"{run}-{rank}").exists() for rank in range(2)):
+        time.sleep(0.01)
 
     original = Stream.at
 
@@ -193,28 +200,28 @@ def hangs_or_dies(how, seconds):
                 os.kill(os.getpid(), signal.SIGKILL)
             if how == "fails":
                 raise ValueError("sample 7 is broken")
-            time.sleep(60)
+            time.sleep(600)
         return original(self, images)
 
     Stream.at = at
     with opened(Engine(timeout_s=seconds)) as here:
-        train_in(os.environ["RUN"], run_of(), Engine(), here)
+        train_in(run, run_of(), Engine(), here)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("how", "expected"),
+    ("how", "seconds", "expected"),
     [
-        ("hangs", r"LostRankError: rank 1 of 2 did not arrive.*engine.timeout_s = 4"),
-        ("dies", r"LostRankError: rank 1 of 2 did not arrive"),
-        ("fails", r"PeerError: rank 1 failed: ValueError: sample 7 is broken"),
+        ("hangs", 6, r"LostRankError: rank 1 of 2 did not arrive.*engine.timeout_s = 6"),
+        ("dies", 100, r"LostRankError: rank 1 of 2 did not arrive"),
+        ("fails", 100, r"PeerError: rank 1 failed: ValueError: sample 7 is broken"),
     ],
 )
-def test_a_lost_rank_is_named(tmp_path, how, expected):
+def test_a_lost_rank_is_named(tmp_path, how, seconds, expected):
     import re
 
-    processes = start(2, "test_parallel_failures", "hangs_or_dies", how, 4, RUN=str(tmp_path / "run"))
-    code, _, errors = finish(processes[:1], 60)[0]
+    processes = start(2, "test_parallel_failures", "hangs_or_dies", how, seconds, RUN=str(tmp_path / "run"))
+    code, _, errors = finish(processes[:1], 200)[0]
     finish(processes[1:], 0)
     assert code == 1
     assert re.search(expected, errors), errors
@@ -250,10 +257,11 @@ def test_a_killed_rank_is_started_again_and_the_run_goes_on(tmp_path, monkeypatc
 
     recipe = tmp_path / "mine.py"
     recipe.write_text(RECIPE)
-    for name, kill in (("killed", "yes"), ("calm", "")):
+    started = partial(torchrun, options=("--max-restarts=2",))
+    for name, kill, launch in (("killed", "yes", started), ("calm", "", facm)):
         monkeypatch.setitem(ENVIRONMENT, "KILL", kill)
-        command = ("train", f"{recipe}:run", "--out", tmp_path / name, "--engine.timeout-s", 30)
-        code, said, errors = torchrun(2, *command, options=("--max-restarts=2",))
+        command = ("train", f"{recipe}:run", "--out", tmp_path / name, "--engine.timeout-s", 100)
+        code, said, errors = launch(2, *command)
         assert code == 0, errors
         assert said.count("done: 160 images") == 1
     killed, calm = (contents(RunFolder(tmp_path / name)) for name in ("killed", "calm"))
@@ -271,7 +279,7 @@ def test_a_folder_in_use_ends_all_ranks_with_one_message_and_resume_goes_on(tmp_
     recipe.write_text(RECIPE)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").touch()
-    code, said, errors = torchrun(2, "train", f"{recipe}:run", "--out", tmp_path / "run")
+    code, said, errors = facm(2, "train", f"{recipe}:run", "--out", tmp_path / "run")
     assert code != 0
     assert said == ""
     assert errors.count(f"error: --out {tmp_path / 'run'} is in use and is never overwritten") == 1

@@ -44,8 +44,10 @@ def _moves(weight: Tensor | None) -> bool:
     return weight is not None and fwd.unpack_dual(weight).tangent is not None
 
 
-def _drops(args: Any, kwargs: dict[str, Any]) -> bool:
-    return bool(args[4] if len(args) > 4 else kwargs.get("dropout_p"))
+def _drops_on_a_gpu(
+    query: Tensor, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0, *_: Any, **__: Any
+) -> bool:
+    return query.is_cuda and dropout_p > 0
 
 
 class _LinearRule(TorchFunctionMode):
@@ -56,7 +58,7 @@ class _LinearRule(TorchFunctionMode):
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is nnf.scaled_dot_product_attention and args[0].is_cuda and _drops(args, kwargs or {}):
+        if func is nnf.scaled_dot_product_attention and _drops_on_a_gpu(*args, **(kwargs or {})):
             raise NotImplementedError(
                 "attention: dropout_p > 0 has no tangent on a GPU, whose fused kernels draw another mask than the "
                 "plain formula; set attention dropout to 0 or use eval()"

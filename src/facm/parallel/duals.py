@@ -1,13 +1,15 @@
 """Forward-mode tangents past FSDP2's hooks.
 
 Before a unit's forward FSDP2 passes its inputs through an autograd function whose forward-mode rule does not hold in
-every torch and every mode. So the tangents step aside: taken off before all other hooks, put back after them.
+every torch and every mode. So the tangents step aside: taken off before all other hooks, put back after them; out of
+sight of a torch-function mode, to which this would be one more operation to differentiate.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.autograd.forward_ad as fwd
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
@@ -23,7 +25,8 @@ def let_duals_pass(unit: nn.Module) -> None:
         if not duals_travel():
             return None
         leaves, form = tree_flatten((args, kwargs))
-        pairs = [fwd.unpack_dual(x) if isinstance(x, Tensor) else (x, None) for x in leaves]
+        with torch._C.DisableTorchFunction():
+            pairs = [fwd.unpack_dual(x) if isinstance(x, Tensor) else (x, None) for x in leaves]
         aside.append([tangent for _, tangent in pairs])
         return tree_unflatten([x for x, _ in pairs], form)
 
@@ -31,10 +34,11 @@ def let_duals_pass(unit: nn.Module) -> None:
         if not duals_travel():
             return None
         leaves, form = tree_flatten((args, kwargs))
-        duals = [
-            x if tangent is None else fwd.make_dual(x, tangent.to(x.dtype))
-            for x, tangent in zip(leaves, aside.pop(), strict=True)
-        ]
+        with torch._C.DisableTorchFunction():
+            duals = [
+                x if tangent is None else fwd.make_dual(x, tangent.to(x.dtype))
+                for x, tangent in zip(leaves, aside.pop(), strict=True)
+            ]
         return tree_unflatten(duals, form)
 
     unit.register_forward_pre_hook(take_off, prepend=True, with_kwargs=True)

@@ -53,6 +53,7 @@ def replicated(network: nn.Module, engine: Engine, device: torch.device) -> nn.M
     named = inspect.signature(DistributedDataParallel).parameters
     syncing = "forward_sync_buffers" if "forward_sync_buffers" in named else "broadcast_buffers"  # from 2.13 on
     options: dict[str, Any] = {syncing: False, "find_unused_parameters": engine.find_unused}
+    options["gradient_as_bucket_view"] = True  # what is sent is the gradient itself, not a copy that stays
     return Replicated(network, device_ids=[device.index] if device.type == "cuda" else None, **options)
 
 
