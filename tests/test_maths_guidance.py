@@ -134,9 +134,12 @@ def test_without_guidance_the_null_is_not_asked_for():
     assert network.calls == [COND.tolist(), None]
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize(("t", "guided"), [(0.49, False), (0.5, True), (0.75, True), (0.76, False)])
-def test_a_field_asks_for_the_null_only_where_guidance_acts(t, guided):
+def test_a_field_asks_for_the_null_only_where_guidance_acts(t, guided, compiled):
     network = Table()
+    if compiled:
+        network.compile(backend="eager")
     field = velocity_field(network, ExpandedInterval().anchor, COND, LABELS, Guidance(3.0, 0.5, 0.75))
     out = field(X, torch.full((4,), t))
     expected = 4 + 3 * (VALUE - 4) if guided else VALUE

@@ -150,9 +150,12 @@ def _situation(q: Tensor, k: Tensor) -> str:
     return f"head dim {q.shape[-1]}, {dtype}, {q.shape[-2]} queries, {k.shape[-2]} keys"
 
 
-@torch.compiler.assume_constant_result  # runs once, while the graph is traced
 def _note(situation: str, choice: str, warning: str | None) -> None:
     _chosen[situation] = choice
     if warning is not None and warning not in _warned:
         _warned.add(warning)
         warnings.warn(f"attention's tangent goes through the plain formula: {warning}", stacklevel=3)
+
+
+# Runs once, while a graph is traced: torch.compiler.assume_constant_result without its import of the compiler.
+_note._dynamo_marked_constant = True  # type: ignore[attr-defined]
