@@ -275,7 +275,8 @@ def test_pair_refuses_what_has_no_tangent():
 def on_cuda(m, d=72):
     """What looks like three tensors on a GPU."""
     device = SimpleNamespace(type="cuda")
-    made = (SimpleNamespace(device=device, shape=(2, 3, n, d), dtype=torch.bfloat16, dim=lambda: 4) for n in (40, m, m))
+    of = {"device": device, "dtype": torch.bfloat16, "dim": lambda: 4, "is_meta": False}
+    made = (SimpleNamespace(**of, shape=(2, 3, n, d)) for n in (40, m, m))
     return tuple(made)
 
 
