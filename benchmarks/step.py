@@ -76,6 +76,10 @@ class Strategy:
     tolerance: float = 1e-4
     """Largest relative error of a parameter's gradient in float32."""
 
+    def objective(self) -> FACM:
+        velocity = SeparatePasses() if self.naive else TeacherVelocity(GUIDANCE)
+        return FACM(Labels(CLASSES), velocity, derivative=self.derivative)
+
 
 EAGER = (
     Strategy("naive", WholeNetwork(), naive=True),
@@ -126,8 +130,7 @@ class Step:
             prepare(list(blocks_of(self.network).values()), strategy.checkpointing, strategy.compile)
             prepare(list(blocks_of(self.teacher).values()), False, strategy.compile)
         self.ema = EMA(PowerEMA((0.2,)), self.network)
-        velocity = SeparatePasses() if strategy.naive else TeacherVelocity(GUIDANCE)
-        self.objective = FACM(Labels(CLASSES), velocity, derivative=strategy.derivative)
+        self.objective = strategy.objective()
 
     def gradients(self, batch: Batch, seed: int = 0) -> float:
         """Gradients of the step's loss into ``.grad``; the loss."""
@@ -306,31 +309,16 @@ def equivalents(config: LightningDiT, strategies: tuple[Strategy, ...]) -> dict[
             network(x, t, y)
         out = {}
         for strategy in strategies:
-            step = Step.__new__(Step)
-            step.strategy, step.device = replace(strategy, compile=False), torch.device("meta")
-            step.network, step.teacher = config.build(), config.build().requires_grad_(False)
-            if not strategy.naive:
-                prepare(list(blocks_of(step.network).values()), strategy.checkpointing, False)
+            network, teacher = config.build(), config.build().requires_grad_(False)
+            prepare(list(blocks_of(network).values()), strategy.checkpointing, False)
             with Flops() as counted, sdpa_kernel(SDPBackend.MATH):
-                _on_meta(step, x, t, y)
+                strategy.objective().evaluate(network, x, x, t, y, teacher).loss().total.backward()
             out[strategy.name] = {
                 "forward_equivalents": counted.total / forward.total,
                 "flops_per_image": counted.total / 4,
                 "forward_flops": forward.total / 4,
             }
     return out
-
-
-def _on_meta(step: Step, x: Tensor, t: Tensor, y: Tensor) -> None:
-    """The step's gradients on given draws; there is no random generator on the meta device."""
-    strategy = step.strategy
-    velocity = SeparatePasses() if strategy.naive else TeacherVelocity(GUIDANCE)
-    objective = FACM(Labels(CLASSES), velocity, derivative=strategy.derivative)
-    if strategy.naive:
-        objective.evaluate(step.network, x, x, t, y, step.teacher).loss().total.backward()
-        return
-    for part in objective._parts(step.network, x, x, t, y, step.teacher, None):
-        part.loss().total.backward()
 
 
 def over_depth(size: Size, depths: list[int]) -> Iterator[dict[str, Any]]:
@@ -364,14 +352,9 @@ def over_depth(size: Size, depths: list[int]) -> Iterator[dict[str, Any]]:
                         F, _ = derivative(
                             Prediction(network, ExpandedInterval().shortcut, y), (x, t), (x, torch.ones_like(t))
                         )
-                    forward = memory.sweep()
-                    peak = memory.peak
-                    del forward
                     F.sum().backward()
                     del F
-                row[name] = max(peak, memory.peak) - sum(
-                    p.grad.nbytes for p in network.parameters() if p.grad is not None
-                )
+                row[name] = memory.peak - sum(p.grad.nbytes for p in network.parameters() if p.grad is not None)
         yield row
 
 

@@ -53,18 +53,22 @@ def atomically(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.partial")
     try:
         yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
+        sync(partial)
         os.replace(partial, path)
-        folder = os.open(path.parent, os.O_RDONLY)  # the rename itself must survive a power cut
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync(path.parent)  # the rename itself must survive a power cut
     except BaseException:
         with contextlib.suppress(OSError):  # a full disk must get its space back; the error in flight says more
             partial.unlink(missing_ok=True)
         raise
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's entries, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -95,7 +95,7 @@ def train(  # noqa: PLR0912, PLR0915 (one loop, read top to bottom)
             logs.append(folder.sessions, {"images": state.images, **_session(run, device, engine, world)})
 
         rng = torch.Generator(device)
-        began, checked, first = time.monotonic(), world.ranks == 1, True
+        began, first = time.monotonic(), True
         forget()
         while state.images < run.images and not any_of(world, bool(stop)):
             batch = stream.at(state.images).to(device)
@@ -105,10 +105,9 @@ def train(  # noqa: PLR0912, PLR0915 (one loop, read top to bottom)
             loss = _backward(run, state, _slices(batch, stream, engine.accumulate), rng, teacher, device)
             if first and world.first and chosen():  # known once it was computed
                 logs.append(folder.sessions, {"images": state.images, "attention": chosen()})
-            first = False
-            if not checked:
+            if first and world.ranks > 1:
                 check_gradients(network, world, engine.find_unused)
-                checked = True
+            first = False
             grad_norm = clip(network, run.optimizer.clip)
 
             state.images += run.batch_size

@@ -19,7 +19,7 @@ from facm.derivative.compiled import compiled, is_compiled, uncompiled
 from facm.derivative.dropout import SameDropout
 from facm.derivative.failure import explained, no_checkpointing
 from facm.derivative.op_by_op import op_level_pair
-from facm.derivative.seam import Function, Pair, Prediction, innermost, inside_wrapper, redirected
+from facm.derivative.seam import Function, Pair, Prediction, innermost, inside_wrapper, redirected, unwrapped
 from facm.derivative.whole import plain_attention, whole_pair
 from facm.types import at_least_float32
 
@@ -59,7 +59,7 @@ class Chain:
 
     def __call__(self, function: Function, primals: Pair, tangents: Pair) -> Pair:
         network = innermost(function)
-        inner = getattr(network, "module", network)
+        inner = unwrapped(network)
         if not isinstance(function, Prediction) or not isinstance(inner, nn.Module):
             raise ValueError(
                 f"derivative = {self} needs to see the network: expected a facm.derivative.Prediction of an nn.Module, "

@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from torch import nn
-
 from facm.attention.choose import Kernel
 from facm.derivative.chain import Chain, Chained
 from facm.derivative.compiled import compiled, has_compiled_parts, is_compiled, uncompiled
 from facm.derivative.failure import explained
 from facm.derivative.op_by_op import op_level_pair
-from facm.derivative.seam import Function, Pair, Prediction, innermost, inside_wrapper
+from facm.derivative.seam import Function, Pair, Prediction, innermost, inside_wrapper, unwrapped
 
 
 @dataclass(frozen=True)
@@ -28,10 +26,9 @@ class OpLevel:
     attention: Kernel = "auto"
 
     def __call__(self, function: Function, primals: Pair, tangents: Pair) -> Pair:
-        network = innermost(function)
-        inner = getattr(network, "module", network)
+        inner = unwrapped(innermost(function))
         if has_compiled_parts(inner) and isinstance(inner, Chained) and isinstance(function, Prediction):
             return Chain(op_level=True)(function, primals, tangents)
         pair = compiled(op_level_pair) if is_compiled(inner) else op_level_pair
-        with explained(inner, "OpLevel()"), uncompiled(inner if isinstance(inner, nn.Module) else None):
+        with explained(inner, "OpLevel()"), uncompiled(inner):
             return inside_wrapper(partial(pair, attention=self.attention), function, primals, tangents)

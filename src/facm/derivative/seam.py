@@ -47,6 +47,11 @@ def innermost(function: Any) -> Any:
     return network if network is None or isinstance(network, nn.Module) else innermost(network) or network
 
 
+def unwrapped(network: Any) -> Any:
+    """The network inside a wrapper for data parallelism, or itself."""
+    return getattr(network, "module", network)
+
+
 def with_network(function: Any, network: Any) -> Any:
     """``function`` with another network at its bottom."""
     inner = function.network

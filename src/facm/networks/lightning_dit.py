@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
+from facm.networks.inputs import check_inputs
 from facm.types import at_least_float32
 
 FREQUENCIES = 256
@@ -342,13 +343,8 @@ class LightningDiTNetwork(nn.Module):
 
     def _check(self, x: Tensor, cond: Tensor | None, r: Tensor | None) -> None:
         config = self.config
-        if x.shape[1:] != (config.in_channels, config.input_size, config.input_size):
-            expected = f"(B, {config.in_channels}, {config.input_size}, {config.input_size})"
-            raise ValueError(f"x has shape {tuple(x.shape)}, expected {expected}")
-        if (cond is None) != (self.y_embedder is None):
-            raise ValueError(f"cond is {'missing' if cond is None else 'given'} for num_classes = {config.num_classes}")
-        if (r is None) != (self.r_embedder is None):
-            raise ValueError(f"r is {'missing' if r is None else 'given'} for auxiliary_time = {config.auxiliary_time}")
+        shape = (config.in_channels, config.input_size, config.input_size)
+        check_inputs(x, cond, r, shape=shape, num_classes=config.num_classes, auxiliary_time=config.auxiliary_time)
 
     def _to_image(self, tokens: Tensor) -> Tensor:
         """(B, tokens, p * p * channels) -> (B, C, H, W); the second half of learn_sigma's channels is dropped."""

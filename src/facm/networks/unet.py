@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
+from facm.networks.inputs import check_inputs
 from facm.types import at_least_float32
 
 FREQUENCIES = 64
@@ -226,10 +227,5 @@ class UNetNetwork(nn.Module):
 
     def _check(self, x: Tensor, cond: Tensor | None, r: Tensor | None) -> None:
         config = self.config
-        if x.shape[1:] != (config.in_channels, config.size, config.size):
-            expected = f"(B, {config.in_channels}, {config.size}, {config.size})"
-            raise ValueError(f"x has shape {tuple(x.shape)}, expected {expected}")
-        if (cond is None) != (self.labels is None):
-            raise ValueError(f"cond is {'missing' if cond is None else 'given'} for num_classes = {config.num_classes}")
-        if (r is None) != (self.second_time is None):
-            raise ValueError(f"r is {'missing' if r is None else 'given'} for auxiliary_time = {config.auxiliary_time}")
+        shape = (config.in_channels, config.size, config.size)
+        check_inputs(x, cond, r, shape=shape, num_classes=config.num_classes, auxiliary_time=config.auxiliary_time)

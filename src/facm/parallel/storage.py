@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from facm import checkpoint
-from facm.checkpoint import Checkpoint, CheckpointError, write_text
+from facm.checkpoint import Checkpoint, CheckpointError, sync, write_text
 from facm.parallel.agree import by_first, gathered, meet
 from facm.parallel.sharding import fill, is_sharded
 from facm.parallel.world import ALONE, World
@@ -115,7 +115,7 @@ def _save_sharded(target: Path, tensors: Mapping[str, Tensor], meta: Mapping[str
         hashes = {}
         for file in mine:
             hashes[file.name] = _sha256(file)
-            _sync(file)
+            sync(file)
         meet(world)
         files = {name: value for rank in gathered(world, hashes) for name, value in rank.items()}
 
@@ -124,7 +124,7 @@ def _save_sharded(target: Path, tensors: Mapping[str, Tensor], meta: Mapping[str
             write_text(partial / RECORD, json.dumps({"format": FORMAT, "sha256": _hash(content), **content}))
             remove(target)  # the same clock again; a directory cannot be renamed over another
             os.replace(partial, target)
-            _sync(target.parent)
+            sync(target.parent)
 
         by_first(world, end)
     except BaseException:
@@ -195,14 +195,6 @@ def _hash(content: Mapping[str, Any]) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextlib.contextmanager

@@ -134,8 +134,8 @@ def _add_up(
     trained = sum(p.nbytes for p in network.parameters() if p.requires_grad)
     resident = 0 if engine.cpu_offload else 1
     half = 2 if kind == "fsdp" and bf16 else 4
-    largest = max((_bytes(b) for b in blocks_of(network, engine.blocks).values()), default=everything)
-    largest = max(largest, everything - sum(_bytes(b) for b in blocks_of(network, engine.blocks).values()))
+    units = [_bytes(block) for block in blocks_of(network, engine.blocks).values()]
+    largest = max(*units, everything - sum(units), 0)  # what is in no block is a unit, too
     step = rehearsal.values + rehearsal.tangent
     return Plan(
         ranks=gpus,
