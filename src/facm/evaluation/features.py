@@ -6,7 +6,6 @@ the record of every result.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -69,15 +68,6 @@ class _Flatten(nn.Module):
 
     def classify(self, x: Tensor) -> Tensor:
         raise TypeError("features 'identity' do not classify (num_classes is None)")
-
-
-def identity_of(name: str, network: nn.Module) -> str:
-    """``name`` and the first 16 hex digits of the sha256 of the network's parameters and buffers."""
-    digest = hashlib.sha256()
-    for key, value in sorted(network.state_dict().items()):
-        digest.update(f"{key} {value.dtype} {tuple(value.shape)} ".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return f"{name}-{digest.hexdigest()[:16]}"
 
 
 def read_blocks(dataset: Dataset, indices: np.ndarray, block: int) -> Iterator[Batch]:

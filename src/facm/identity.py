@@ -1,0 +1,17 @@
+"""Which weights a network has, as a name to write beside a number."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import nn
+
+
+def identity_of(name: str, network: nn.Module) -> str:
+    """``name`` and the first 16 hex digits of the sha256 of the network's parameters and buffers."""
+    digest = hashlib.sha256()
+    for key, value in sorted(network.state_dict().items()):
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)} ".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return f"{name}-{digest.hexdigest()[:16]}"

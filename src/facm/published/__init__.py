@@ -1,0 +1,1 @@
+"""Files that others published: recognised, loaded strictly, and never executed."""

@@ -1,0 +1,80 @@
+"""Latent statistics: the one place where scale and shift between an autoencoder and a network are applied."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """What a network sees of an autoencoder's latent z is (z - mean) / std * multiplier.
+
+    mean, std: (C,) float32, std above 0. multiplier: above 0; 1 with VA-VAE. An autoencoder whose latents are only
+    scaled (Stable Diffusion's: 0.18215) has mean 0, std 1 and that multiplier.
+    """
+
+    mean: Tensor
+    std: Tensor
+    multiplier: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.mean.ndim != 1 or self.std.shape != self.mean.shape:
+            raise ValueError(
+                f"latent statistics: mean {tuple(self.mean.shape)} and std {tuple(self.std.shape)}, expected (C,) twice"
+            )
+        if not (self.mean.isfinite().all() and self.std.isfinite().all() and (self.std > 0).all()):
+            raise ValueError("latent statistics are not finite, or a standard deviation is not above 0")
+        if not self.multiplier > 0:
+            raise ValueError(f"multiplier = {self.multiplier}, expected a number above 0")
+
+    @property
+    def channels(self) -> int:
+        return len(self.mean)
+
+    @property
+    def fingerprint(self) -> str:
+        """The first 16 hex digits of the sha256 over all three."""
+        digest = hashlib.sha256(self.mean.double().numpy().tobytes() + self.std.double().numpy().tobytes())
+        digest.update(f"{self.multiplier}".encode())
+        return digest.hexdigest()[:16]
+
+    def standardise(self, z: Tensor) -> Tensor:
+        """Latents (B, C, h, w) of the autoencoder -> what the network sees."""
+        return (z - self._like(self.mean, z)) / self._like(self.std, z) * self.multiplier
+
+    def restore(self, x: Tensor) -> Tensor:
+        """The inverse of :meth:`standardise`."""
+        return x / self.multiplier * self._like(self.std, x) + self._like(self.mean, x)
+
+    def _like(self, value: Tensor, x: Tensor) -> Tensor:
+        if x.ndim < 2 or x.shape[1] != self.channels:
+            raise ValueError(
+                f"latents have shape {tuple(x.shape)}, expected (B, {self.channels}, ...) for these statistics"
+            )
+        return value.to(x.device, x.dtype).reshape(-1, *[1] * (x.ndim - 2))
+
+
+def scaled(channels: int, multiplier: float) -> Statistics:
+    """Statistics that scale and do not shift."""
+    return Statistics(torch.zeros(channels), torch.ones(channels), multiplier)
+
+
+def load_statistics(path: Path, multiplier: float = 1.0) -> Statistics:
+    """The file that the reference keeps beside its latents: ``{'mean', 'std'}``, each (1, C, 1, 1); read without
+    executing anything in it. Raises ValueError for a missing file and another content."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        mean, std = content["mean"], content["std"]
+        if not (mean.ndim == 4 and mean.numel() == mean.shape[1] and std.shape == mean.shape):
+            raise ValueError(f"mean {tuple(mean.shape)} and std {tuple(std.shape)}")
+    except Exception as error:  # a broken or foreign file can fail in nearly any way
+        reason = "there is no such file" if not path.exists() else f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"{path}: {reason}; expected latent statistics, {{'mean', 'std'}} of shape (1, C, 1, 1)"
+        ) from error
+    return Statistics(mean.flatten().float(), std.flatten().float(), multiplier)
