@@ -47,7 +47,7 @@ def measured(path, n):
     with opened(Engine(timeout_s=300)) as world:
         trained = load_trained(Path(path))
         classifier = SmallClassifier(width=8, num_features=16, epochs=1)
-        judged = judge(trained.run.data.open(), world.device, classifier, world)
+        judged = judge(trained.data.open(), world.device, classifier, world)
         row = evaluate(trained, Euler(2), judged, n=n, batch_size=32, world=world)
     return {name: row[name] for name in ("frechet_distance", "precision", "recall", "accuracy", "n", "features")}
 
@@ -132,7 +132,7 @@ def test_export_writes_one_plain_file_and_overwrites_nothing(root, tmp_path, cap
         for name, value in trained.network.state_dict().items():
             assert torch.equal(file.get_tensor(name), value)
         metadata = file.metadata()
-    assert from_json(json.loads(metadata["config"])) == trained.run.network
+    assert from_json(json.loads(metadata["config"])) == trained.config
     assert (metadata["sigma_rel"], metadata["images"]) == ("0.05", "80")
     with pytest.raises(SystemExit):
         cli.main(["export", str(root / "run"), "--out", str(out)])

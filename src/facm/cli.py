@@ -321,7 +321,7 @@ class SamplingOptions:
         if nfe < 1:
             raise ValueError(f"--nfe {nfe}: zero steps make no sample; expected at least 1")
         if self.sampler == "auto":
-            default = default_method(trained.run, nfe)
+            default = default_method(trained.objective, nfe)
             kind = "consistency" if isinstance(default, Consistency) else "euler"
         else:
             kind = self.sampler
@@ -331,7 +331,7 @@ class SamplingOptions:
             return method
         if self.times:
             raise ValueError(f"--times {self.times} with --sampler {kind}, expected them with consistency only")
-        learnt = getattr(trained.run.objective, "learns_shortcut", False)
+        learnt = getattr(trained.objective, "learns_shortcut", False)
         head = ("anchor" if learnt else "native") if self.head == "auto" else self.head
         return (Euler if kind == "euler" else Heun)(nfe, head, self.shift)
 
@@ -391,7 +391,7 @@ def _sample(
     method = options.method(trained, nfe)
     name = f"{trained.images_seen:012d}-{type(method).__name__.lower()}{nfe}-seed{options.seed}"
     target = out or _unused(run / "samples", name)
-    source = source_of(trained, trained.run.data.open().shape, world.device)
+    source = source_of(trained, trained.data.open().shape, world.device)
     cond = balanced_labels(source.condition, range(n))
     if classes:
         if not isinstance(source.condition, Labels):
@@ -453,7 +453,7 @@ def evaluate(
     with opened(DEFAULT) as world:
         trained = load_trained(run, options.ema, options.raw)
         methods = [options.method(trained, k) for k in nfe]
-        judged = judge(trained.run.data.open(), world.device, world=world)
+        judged = judge(trained.data.open(), world.device, world=world)
         rows = [
             measure(trained, method, judged, n=n, seed=options.seed, guidance=guidance, world=world)
             for method in methods

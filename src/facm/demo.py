@@ -65,7 +65,8 @@ def run_demo(out: Path, seed: int, quiet: bool) -> None:
     began = time.monotonic()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     teacher, student = load_trained(teacher_path), load_trained(student_path)
-    judged = judge(teacher.run.data.open(), device)
+    folders = {"teacher": RunFolder(teacher_path), "student": RunFolder(student_path)}
+    judged = judge(teacher.data.open(), device)
     rows = {
         "teacher": {str(k): _measure(teacher, Euler(k), judged, device, quiet) for k in TEACHER_NFE},
         "student": {str(k): _measure(student, Consistency(k), judged, device, quiet) for k in STUDENT_NFE},
@@ -78,10 +79,10 @@ def run_demo(out: Path, seed: int, quiet: bool) -> None:
     write_report(
         report_file,
         summary,
-        {"teacher": logs.read(teacher.folder.log), "student": logs.read(student.folder.log)},
+        {who: logs.read(folder.log) for who, folder in folders.items()},
         panels,
-        {"teacher": teacher.folder.run_json.read_text(), "student": student.folder.run_json.read_text()},
-        (student.folder.path / "environment.json").read_text(),
+        {who: folder.run_json.read_text() for who, folder in folders.items()},
+        (student_path / "environment.json").read_text(),
     )
     with atomically(out / "samples.png") as partial:
         partial.write_bytes(contact_sheet(panels))

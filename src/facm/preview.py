@@ -37,9 +37,9 @@ def draw_preview(state: State, run: Run, path: Path) -> None:
     device = state.world.device if is_sharded(parameter) else parameter.device  # shards may be offloaded
     task = getattr(objective, "task", None) or ExpandedInterval()
     source = Source(state.network, task, condition, shape, device)
-    method = default_method(run, 1)
+    method = default_method(run.objective, 1)
     if method.nfe == 1 and type(method).__name__ == "Euler":
-        method = default_method(run, TEACHER_NFE)
+        method = default_method(run.objective, TEACHER_NFE)
     indices = range(PREVIEW)
     with _averaged(state.network, state.ema.averages[run.ema.sigma_rels[0]]):
         x = sample(source, method, indices, balanced_labels(condition, indices))

@@ -14,21 +14,41 @@ from facm.parallel.storage import Stored, load, open_stored
 from facm.parallel.world import ALONE, World
 from facm.record import RunFolder, open_run
 from facm.run import Run, to_json
+from facm.types import Data, NetworkConfig, Objective
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A network in eval mode, the run it comes from, and which weights these are.
+    """A network in eval mode, how it is asked, and which weights these are.
 
-    sigma_rel: length of the EMA, or None for the raw weights. images_seen: the clock. checkpoint_sha256: of its file.
+    objective: its condition and task say how the network is asked. data: what it was trained on, which says the shape of
+    a sample. path: the run's folder, or the published file. which: "EMA 0.05", "raw", or the part of a published file.
+    sigma_rel: length of the EMA, None for raw weights and where a file does not say. images_seen: the clock, None where
+    a file does not say. checkpoint_sha256: of the checkpoint.
     """
 
     network: torch.nn.Module
-    run: Run
-    folder: RunFolder
+    config: NetworkConfig
+    objective: Objective
+    data: Data
+    path: Path
+    which: str
     sigma_rel: float | None
-    images_seen: int
+    images_seen: int | None
     checkpoint_sha256: str
+
+    @property
+    def evaluations(self) -> Path:
+        """Where rows of measured numbers go: in the run's folder, or beside the file."""
+        return self.path / "evaluations.jsonl" if self.path.is_dir() else self._beside("evaluations.jsonl")
+
+    @property
+    def samples(self) -> Path:
+        """The folder for pictures."""
+        return self.path / "samples" if self.path.is_dir() else self._beside("samples")
+
+    def _beside(self, what: str) -> Path:
+        return self.path.with_name(f"{self.path.stem}.{what}")
 
 
 def newest_checkpoint(folder: RunFolder) -> Path:
@@ -68,7 +88,10 @@ def load_trained(path: Path, sigma_rel: float | None = None, raw: bool = False) 
     network = run.network.build()
     load_strictly(network, state, str(checkpoint.path))
     network.eval().requires_grad_(False)
-    return Trained(network, run, folder, sigma_rel, images_seen, checkpoint.sha256)
+    which = "raw" if sigma_rel is None else f"EMA {sigma_rel:g}"
+    return Trained(
+        network, run.network, run.objective, run.data, path, which, sigma_rel, images_seen, checkpoint.sha256
+    )
 
 
 def _averaged(checkpoint: Stored, folder: RunFolder, run: Run, sigma_rel: float) -> dict[str, torch.Tensor]:
@@ -99,7 +122,7 @@ def export(trained: Trained, out: Path) -> None:
         raise CheckpointError(f"{out} exists and is not overwritten")
     metadata = {
         "format": "pt",
-        "config": json.dumps(to_json(trained.run.network)),
+        "config": json.dumps(to_json(trained.config)),
         "sigma_rel": "raw" if trained.sigma_rel is None else str(trained.sigma_rel),
         "images": str(trained.images_seen),
     }
@@ -125,10 +148,12 @@ class FromRun:
     unfinished: bool = False
 
     def load(self) -> torch.nn.Module:
+        _, run = open_run(Path(self.path))
         trained = load_trained(Path(self.path), self.sigma_rel)
-        if trained.images_seen < trained.run.images and not self.unfinished:
+        assert trained.images_seen is not None
+        if trained.images_seen < run.images and not self.unfinished:
             raise ValueError(
-                f"the run {self.path} stopped at {trained.images_seen} of {trained.run.images} images: finish it with "
+                f"the run {self.path} stopped at {trained.images_seen} of {run.images} images: finish it with "
                 f"'facm resume {self.path}', or say FromRun(..., unfinished=True)"
             )
         return trained.network

@@ -20,10 +20,10 @@ from facm.guidance import NO_GUIDANCE, Guidance
 from facm.parallel.agree import by_first, check_same, in_order, meet
 from facm.parallel.world import ALONE, World
 from facm.record import environment
-from facm.run import Run, to_json
+from facm.run import to_json
 from facm.tasks import ExpandedInterval
 from facm.trained import Trained
-from facm.types import Dataset
+from facm.types import Dataset, Objective
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def judge(dataset: Dataset, device: torch.device, features: Features | None = No
 
 def source_of(trained: Trained, shape: tuple[int, ...], device: torch.device) -> Source:
     """How the run's network is asked, read off its objective."""
-    objective: Any = trained.run.objective
+    objective: Any = trained.objective
     condition: Condition | None = getattr(objective, "condition", None)
     if condition is None:
         raise ValueError(f"the objective {objective!r} has no attribute 'condition': sampling needs to know the null")
@@ -97,7 +97,7 @@ def evaluate(
 
     def row() -> dict[str, Any]:
         row = _row(trained, method, judged, measure, seed, guidance, device) | {"seconds": time.monotonic() - began}
-        logs.append(trained.folder.evaluations, {"run": str(trained.folder.path), **row})
+        logs.append(trained.evaluations, {"run": str(trained.path), **row})
         return row
 
     return by_first(world, row)
@@ -122,6 +122,7 @@ def _row(
         "method": to_json(method),
         "guidance": to_json(guidance),
         "ema": trained.sigma_rel,
+        "weights": trained.which,
         "images": trained.images_seen,
         "checkpoint": trained.checkpoint_sha256,
         "seed": seed,
@@ -135,6 +136,6 @@ def _row(
     }
 
 
-def default_method(run: Run, nfe: int) -> Method:
-    """Consistency for a run that learns the shortcut (the objective says ``learns_shortcut = True``), else Euler."""
-    return Consistency(nfe) if getattr(run.objective, "learns_shortcut", False) else Euler(nfe)
+def default_method(objective: Objective, nfe: int) -> Method:
+    """Consistency for an objective that learns the shortcut (it says ``learns_shortcut = True``), else Euler."""
+    return Consistency(nfe) if getattr(objective, "learns_shortcut", False) else Euler(nfe)
