@@ -118,6 +118,39 @@ def test_flipping_leaves_the_data_set_alone() -> None:
     assert torch.equal(images, torch.arange(8.0).reshape(2, 1, 1, 4))
 
 
+def test_a_data_set_that_reads_mirrored_samples_gets_the_flags_instead() -> None:
+    class Both(Counting):
+        """Mirrored samples are 1000 higher."""
+
+        def read_mirrored(self, indices: np.ndarray, mirrored: np.ndarray) -> Batch:
+            assert mirrored.dtype == bool
+            return Batch(self.read(indices).x_1 + 1000 * torch.from_numpy(mirrored).float().reshape(-1, 1, 1, 1))
+
+    indices, flags = drawn(Stream(Counting(8, flip=True), seed=0, batch_size=16).at(0))
+    x = Stream(Both(8, flip=True), seed=0, batch_size=16).at(0).x_1
+    assert x[:, 0, 0, 0].tolist() == [i + 1 + 1000 * flag for i, flag in zip(indices, flags, strict=True)]
+    assert x[:, 0, 0, 3].tolist() == [-(i + 1) + 1000 * flag for i, flag in zip(indices, flags, strict=True)]
+    plain = Stream(Both(8), seed=0, batch_size=16).at(0).x_1  # flip is False: not asked
+    assert torch.equal(plain, Stream(Counting(8), seed=0, batch_size=16).at(0).x_1)
+    data = Both(8, flip=True)
+    data.shape = (2,)
+    with pytest.raises(ValueError, match=r"flip = True and shape \(2,\)"):
+        Stream(data, seed=0, batch_size=4)
+
+
+def test_a_data_set_may_say_where_a_bad_sample_lies() -> None:
+    class Placed(InMemory):
+        def place(self, index: int) -> str:
+            return f"file {index // 2}"
+
+    images, labels = np.zeros((6, 2), np.float32), np.array([0, 1, 2, 3, 1, 1])
+    images[5, 1] = np.inf
+    with pytest.raises(ValueError, match=r"mine: sample 5 \(file 2\) has non-finite values in x_1"):
+        read_checked(Placed(images, labels, 4, name="mine"), np.array([0, 5]))
+    with pytest.raises(ValueError, match=r"mine: sample 3 \(file 1\) has label 3, expected one within \[0, 3\)"):
+        read_checked(Placed(images, labels, 3, name="mine"), np.array([0, 3]))
+
+
 def test_labels_stay_with_their_images() -> None:
     labels = np.arange(20) % 7
     data = InMemory(np.arange(20, dtype=np.float32)[:, None], labels, 7)

@@ -1,9 +1,12 @@
 """Frechet distance and moments against closed forms, torchmetrics and numpy."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 
+from evaluation_parts import torch_fidelity, torchmetrics_image
 from facm.evaluation import Moments, frechet_distance
 
 
@@ -69,7 +72,7 @@ def test_singular_covariances():
 
 
 def test_equals_torchmetrics():
-    fid = pytest.importorskip("torchmetrics.image.fid")
+    fid = torchmetrics_image().fid
 
     class Double(torch.nn.Module):
         num_features = 16
@@ -84,6 +87,37 @@ def test_equals_torchmetrics():
     theirs.update(a, real=True)
     theirs.update(b, real=False)
     assert distance(a, b) == pytest.approx(float(theirs.compute()), rel=1e-6)
+
+
+def test_equals_torch_fidelity():
+    from_statistics = torch_fidelity().metric_fid.fid_statistics_to_metric
+    rng = np.random.default_rng(0)
+    mixing = rng.normal(size=(200, 200))
+    a, b = rng.normal(size=(900, 200)) @ mixing, 1.1 * rng.normal(size=(700, 200)) @ mixing + 0.5
+    theirs = from_statistics(*({"mu": x.mean(0), "sigma": np.cov(x, rowvar=False)} for x in (a, b)), verbose=False)
+    ours = distance(torch.from_numpy(a), torch.from_numpy(b))
+    assert ours == pytest.approx(theirs["frechet_inception_distance"], rel=1e-9)
+
+
+@pytest.mark.parametrize(("n", "copies"), [(40, 1), (16, 8), (200, 1)])
+def test_the_trace_is_exact_where_covariances_are_singular_and_sqrtm_is_not(n, copies):
+    """The reference never forms a covariance: tr (A B)^(1/2) is the nuclear norm of X Y^T for A = X^T X, B = Y^T Y."""
+    linalg = pytest.importorskip("scipy.linalg")
+    rng = np.random.default_rng(0)
+    scales = np.exp(-np.arange(64) / 4)  # a condition number of 1e14 even with enough samples
+    x = np.repeat(rng.normal(size=(n // copies, 64)) * scales, copies, 0)
+    y = 1.1 * rng.normal(size=(n + 5, 64)) * scales + 0.1
+    centred = [(v - v.mean(0)) / np.sqrt(len(v) - 1) for v in (x, y)]
+    trace = np.linalg.svd(centred[0] @ centred[1].T, compute_uv=False).sum()
+    covariances = [v.T @ v for v in centred]
+    rest = ((x.mean(0) - y.mean(0)) ** 2).sum() + sum(np.trace(c) for c in covariances)
+    error = abs(distance(torch.from_numpy(x), torch.from_numpy(y)) / (rest - 2 * trace) - 1)
+    assert error < 1e-12
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        root = linalg.sqrtm(covariances[0] @ covariances[1])
+    theirs = abs((rest - 2 * np.trace(root).real) / (rest - 2 * trace) - 1)
+    assert warned or not theirs < 100 * error or n > 64
 
 
 def test_errors_say_what_was_expected():

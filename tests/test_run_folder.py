@@ -385,7 +385,12 @@ def test_parts_that_do_not_fit_are_an_error_before_training(change, message):
 
 def test_the_default_weights_are_the_first_ema(finished):
     network = load_trained(finished.path)
-    assert (network.sigma_rel, network.images_seen, network.run) == (0.05, IMAGES, flow_run())
+    assert (network.sigma_rel, network.images_seen, network.which) == (0.05, IMAGES, "EMA 0.05")
+    assert (network.config, network.data, network.objective) == (
+        flow_run().network,
+        flow_run().data,
+        flow_run().objective,
+    )
     assert not network.network.training
     assert not any(p.requires_grad for p in network.network.parameters())
     raw = load_trained(finished.path, raw=True)

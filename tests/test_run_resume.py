@@ -89,6 +89,15 @@ def test_a_crash_changes_nothing(whole, tmp_path, kind, clock):
     assert contents(folder) == expected
 
 
+def test_reading_ahead_changes_nothing(whole, tmp_path):
+    run, expected = whole["student"]
+    folder = create(tmp_path / "run", run)
+    with pytest.raises(Crash), before_step(crash_at(112)):  # read while the step before it is computed
+        train(run, folder, engine=Engine(prefetch="yes"))
+    train(run, folder, engine=Engine(prefetch="yes"))
+    assert contents(folder) == expected
+
+
 def test_many_crashes_change_nothing(whole, tmp_path):
     run, expected = whole["student"]
     folder = create(tmp_path / "run", run)

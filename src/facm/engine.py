@@ -24,13 +24,20 @@ class Engine:
     """fsdp only: parameters, gradients and optimiser state live in main memory."""
     find_unused: bool = False
     """ddp only: some parameters take no part in a step."""
+    prefetch: Literal["auto", "yes", "no"] = "auto"
+    """Read the next batch while this one is computed; auto: on a GPU, for a CPU has nothing idle to read with."""
     timeout_s: int = 600
     """Seconds to wait for a rank before the run ends with an error that names it."""
     blocks: tuple[str, ...] = ()
     """Names of the modules that are the units; default: the entries of the outermost ModuleLists."""
 
     def __post_init__(self) -> None:
-        for name, allowed in (("parallel", ("auto", "ddp", "fsdp")), ("compile", ("no", "blocks"))):
+        choices = {
+            "parallel": ("auto", "ddp", "fsdp"),
+            "compile": ("no", "blocks"),
+            "prefetch": ("auto", "yes", "no"),
+        }
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"engine.{name} = {getattr(self, name)!r}, expected one of {', '.join(allowed)}")
         for name in ("replicas", "accumulate", "timeout_s"):

@@ -94,6 +94,14 @@ def balanced_labels(condition: Condition, indices: Sequence[int]) -> Tensor | No
     return torch.tensor([i % condition.classes for i in indices])
 
 
+def random_labels(condition: Condition, indices: Sequence[int], seed: int) -> Tensor | None:
+    """Uniform labels, each a function of (seed, its index) and unrelated to the sample's noise; None for an
+    unconditional network."""
+    if not isinstance(condition, Labels):
+        return None
+    return torch.tensor([derive(seed, i, 0, 1) % condition.classes for i in indices])
+
+
 def sample(
     source: Source,
     method: Method,

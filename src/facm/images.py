@@ -12,12 +12,17 @@ from torch import Tensor
 from facm.checkpoint import atomically
 
 
+def is_image(shape: tuple[int, ...]) -> bool:
+    """Whether samples of ``shape`` can be drawn as they are: (1 or 3, H, W)."""
+    return len(shape) == 3 and shape[0] in (1, 3)
+
+
 def to_uint8(x: Tensor) -> np.ndarray:
     """x (B, C, H, W) in [-1, 1] -> (B, H, W, 3) uint8, rounded; one channel is shown grey.
 
     Raises ValueError for anything that is not an image of 1 or 3 channels.
     """
-    if x.ndim != 4 or x.shape[1] not in (1, 3):
+    if not is_image(tuple(x.shape[1:])):
         raise ValueError(f"samples of shape {tuple(x.shape)} cannot be drawn, expected (B, 1 or 3, H, W)")
     levels = ((x.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte()
     return levels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous().numpy()

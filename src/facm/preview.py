@@ -10,10 +10,12 @@ from typing import Any
 import torch
 
 from facm.conditions import Labels, Unconditional
+from facm.decoding import Decoder
 from facm.ema import Weights
 from facm.evaluation.evaluate import default_method
 from facm.generate import Source, balanced_labels, sample
-from facm.images import save_grid
+from facm.images import is_image, save_grid
+from facm.parallel.agree import any_of
 from facm.parallel.sharding import is_sharded
 from facm.run import Run
 from facm.state import State
@@ -23,13 +25,15 @@ PREVIEW = 20
 TEACHER_NFE = 8
 
 
-def draw_preview(state: State, run: Run, path: Path) -> None:
-    """Samples of the first EMA, from the same noise every time; nothing for data that are not images, an objective
-    that does not say how its network is asked, or conditions that cannot be made up."""
+def draw_preview(state: State, run: Run, path: Path, decode: Decoder | None = None) -> None:
+    """Samples of the first EMA, from the same noise every time, latents decoded; nothing for data that are not images
+    and for which there is no ``decode``, an objective that does not say how its network is asked, or conditions that
+    cannot be made up."""
     objective: Any = run.objective
     condition = getattr(objective, "condition", None)
     shape = run.data.open().shape
-    if not isinstance(condition, Labels | Unconditional) or len(shape) != 3 or shape[0] not in (1, 3):
+    drawable = any_of(state.world, decode is not None) or is_image(shape)
+    if not isinstance(condition, Labels | Unconditional) or not drawable:
         return
     parameter = next(state.network.parameters())
     if not (state.world.first or is_sharded(parameter)):
@@ -44,7 +48,7 @@ def draw_preview(state: State, run: Run, path: Path) -> None:
     with _averaged(state.network, state.ema.averages[run.ema.sigma_rels[0]]):
         x = sample(source, method, indices, balanced_labels(condition, indices))
     if state.world.first:
-        save_grid(path, x)
+        save_grid(path, x if decode is None else decode(x))
 
 
 @contextlib.contextmanager

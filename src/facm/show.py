@@ -25,10 +25,9 @@ console = Console()
 def show_anything(what: str) -> None:
     """Recipes, one recipe, or one run folder."""
     if what == "recipes":
-        table = Table("recipe", "what it is", title="facm train RECIPE")
         for name, (_, summary) in built_in().items():
-            table.add_row(name, summary)
-        console.print(table)
+            console.print(f"[bold]{name}[/bold]\n    {escape(summary)}", soft_wrap=True, highlight=False)
+        console.print("facm train RECIPE; its options: facm train RECIPE --help", style="dim")
     elif (Path(what) / "run.json").exists():
         folder, run = open_run(Path(what))
         _show_run(run, what)

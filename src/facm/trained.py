@@ -8,12 +8,20 @@ from pathlib import Path
 
 import torch
 
+from facm.autoencoders.types import AutoencoderConfig
 from facm.checkpoint import CheckpointError, atomically, load_strictly
+from facm.conditions import Condition, Labels, Unconditional
 from facm.ema import Snapshot, synthesise
+from facm.guidance import NO_GUIDANCE, TeacherVelocity
+from facm.objectives.facm import FACM
+from facm.objectives.flow_matching import FlowMatching
 from facm.parallel.storage import Stored, load, open_stored
 from facm.parallel.world import ALONE, World
+from facm.published import FromFile, open_published
+from facm.published.space import space_of
 from facm.record import RunFolder, open_run
-from facm.run import Run, to_json
+from facm.run import Pretrained, Run, to_json
+from facm.tasks import AuxiliaryTime, ExpandedInterval, Task
 from facm.types import Data, NetworkConfig, Objective
 
 
@@ -21,10 +29,10 @@ from facm.types import Data, NetworkConfig, Objective
 class Trained:
     """A network in eval mode, how it is asked, and which weights these are.
 
-    objective: its condition and task say how the network is asked. data: what it was trained on, which says the shape of
-    a sample. path: the run's folder, or the published file. which: "EMA 0.05", "raw", or the part of a published file.
-    sigma_rel: length of the EMA, None for raw weights and where a file does not say. images_seen: the clock, None where
-    a file does not say. checkpoint_sha256: of the checkpoint.
+    objective: its condition and task say how the network is asked. data: what it was trained on, which gives the shape
+    of a sample. path: the run's folder, or the published file. which: "EMA 0.05", "raw", or the part of a file.
+    sigma_rel: length of the EMA, None for raw weights. images_seen: the clock. checkpoint_sha256: of its file. A file
+    may not say the length or the clock: None.
     """
 
     network: torch.nn.Module
@@ -107,6 +115,51 @@ def _averaged(checkpoint: Stored, folder: RunFolder, run: Run, sigma_rel: float)
             f"{run.every.ema_snapshots}) to synthesise another length from"
         )
     return synthesise(snapshots, int(checkpoint.meta["images"]), sigma_rel, unit_sum=True)
+
+
+def load_file(
+    path: Path,
+    family: str | None = None,
+    weights: str | None = None,
+    heads: int | None = None,
+    *,
+    learns_shortcut: bool | None = None,
+    autoencoder: AutoencoderConfig | None = None,
+    statistics: Path | None = None,
+    scale: float | None = None,
+) -> Trained:
+    """The network in a published, exported or imported file, and how it is asked.
+
+    family, weights, heads: see :func:`facm.published.open_published`. learns_shortcut: whether it learned the
+    shortcut, where the file does not say. autoencoder, statistics, scale: of its latents, see
+    :func:`facm.published.space.space_of`.
+    Raises ValueError for what is missing.
+    """
+    found = open_published(path, family, weights, heads)
+    shortcut = found.learns_shortcut if learns_shortcut is None else learns_shortcut
+    if shortcut is None:
+        raise ValueError(
+            f"{path} does not say whether its network learned the shortcut: expected --sampler consistency for a "
+            "student, or --sampler euler for a teacher"
+        )
+    if found.shape is None:
+        raise ValueError(f"{path}: its network {found.network} does not say the shape of a sample (in_channels, size)")
+    condition: Condition = Labels(found.num_classes) if found.num_classes else Unconditional()
+    task: Task = AuxiliaryTime() if getattr(found.network, "auxiliary_time", False) else ExpandedInterval()
+    velocity = TeacherVelocity(NO_GUIDANCE)
+    objective: Objective = (
+        FACM(condition, velocity, task=task) if shortcut else FlowMatching(condition, label_dropout=0)
+    )
+    space = space_of(path, found.shape, found.num_classes, autoencoder=autoencoder, statistics=statistics, scale=scale)
+    network = found.network.build()
+    load_strictly(network, found.state, str(path))
+    network.eval().requires_grad_(False)
+    return Trained(network, found.network, objective, space, path, found.which, None, None, found.sha256)
+
+
+def pretrained(path: str, family: str | None = None, sigma_rel: float | None = None) -> Pretrained:
+    """A teacher at ``path``: a run's folder, or a published file. sigma_rel: which EMA of a run."""
+    return FromFile(path, family) if Path(path).is_file() else FromRun(path, sigma_rel)
 
 
 def export(trained: Trained, out: Path) -> None:

@@ -7,7 +7,7 @@ import dataclasses
 import platform
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from facm import logs
 from facm.attention.choose import chosen, forget
 from facm.checkpoint import digest, load_strictly
 from facm.conditions import Labels
-from facm.data.stream import Stream
+from facm.data.stream import Stream, prefetch
 from facm.derivative import Chain, WholeNetwork
 from facm.ema import EMA
 from facm.engine import Engine
@@ -81,7 +81,13 @@ def train(  # noqa: PLR0912, PLR0915 (one loop, read top to bottom)
     engine.check(run.batch_size, world.ranks)
     check_engine(run, engine)
     locking = locked(folder) if world.first else contextlib.nullcontext()
-    with locking, _stop_signals() as stop, borrowed_generators(derive(run.seed, 0)), explained():
+    with (
+        locking,
+        _stop_signals() as stop,
+        borrowed_generators(derive(run.seed, 0)),
+        explained(),
+        contextlib.ExitStack() as ending,
+    ):
         check(run)
         check_same(world, "the run's fingerprint", fingerprint(run))
         stream = Stream(run.data.open(), run.seed, run.batch_size, world.rank, world.ranks)
@@ -95,10 +101,11 @@ def train(  # noqa: PLR0912, PLR0915 (one loop, read top to bottom)
             logs.append(folder.sessions, {"images": state.images, **_session(run, device, engine, world)})
 
         rng = torch.Generator(device)
+        batches = ending.enter_context(contextlib.closing(_batches(stream, state.images, run, engine, device)))
         began, first = time.monotonic(), True
         forget()
         while state.images < run.images and not any_of(world, bool(stop)):
-            batch = stream.at(state.images).to(device)
+            batch = next(batches).to(device)
             if world.ranks > 1:
                 seed_generators(derive(run.seed, 2, state.images, world.rank))
             state.optimizer.zero_grad(set_to_none=True)
@@ -159,6 +166,15 @@ def _build(run: Run, folder: RunFolder, engine: Engine, world: World) -> torch.n
     if world.ranks > 1:
         check_parameters(network, world)
     return network
+
+
+def _batches(stream: Stream, start: int, run: Run, engine: Engine, device: torch.device) -> Generator[Batch]:
+    """The run's batches from the clock ``start`` on."""
+    if engine.prefetch == "yes" or (engine.prefetch == "auto" and device.type == "cuda"):
+        yield from prefetch(stream, start, run.images)
+        return
+    for images in range(start, run.images, run.batch_size):
+        yield stream.at(images)
 
 
 def _slices(batch: Batch, stream: Stream, count: int) -> list[Batch]:

@@ -8,6 +8,7 @@ from facm.data.digits import Digits
 from facm.data.folder import ImageFolder
 from facm.data.idx import Idx
 from facm.data.in_memory import InMemory
+from facm.data.latents import Latents
 from facm.data.noise import Noise
 from facm.data.stream import Stream, prefetch
 from facm.data.toys import Checkerboard, Gaussian, Moons, Ring
@@ -20,6 +21,7 @@ __all__ = [
     "Idx",
     "ImageFolder",
     "InMemory",
+    "Latents",
     "Moons",
     "Noise",
     "Ring",

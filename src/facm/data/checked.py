@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -11,24 +12,26 @@ from torch import Tensor
 from facm.types import Batch, Dataset
 
 
-def read_checked(dataset: Dataset, indices: np.ndarray) -> Batch:
+def read_checked(dataset: Dataset, indices: np.ndarray, mirrored: np.ndarray | None = None) -> Batch:
     """``dataset.read(indices)`` for indices (B,), verified: x_1 (B, *shape) float32 on the CPU and finite, cond one
     per sample, and class labels (B,) integers in [0, num_classes) where the data set has classes.
 
-    Raises ValueError naming the data set and, for a bad value, the index of its sample."""
-    batch = dataset.read(indices)
+    mirrored: (B,) bool, for a data set that reads mirrored samples itself: ``read_mirrored(indices, mirrored)``.
+    Raises ValueError naming the data set and, for a bad value, the index of its sample and, where the data set offers
+    ``place(index) -> str``, where it lies."""
+    batch = dataset.read(indices) if mirrored is None else cast(Any, dataset).read_mirrored(indices, mirrored)
     name = name_of(dataset)
     expected = (len(indices), *dataset.shape)
     got = (tuple(batch.x_1.shape), batch.x_1.dtype, batch.x_1.device.type)
     if got != (expected, torch.float32, "cpu"):
         raise ValueError(f"{name}: x_1 is {got[0]} {got[1]} on {got[2]}, expected {expected} torch.float32 on cpu")
-    _check_finite(batch.x_1, "x_1", name, indices)
+    _check_finite(batch.x_1, "x_1", dataset, indices)
     if dataset.num_classes is not None:
-        _check_labels(batch.cond, dataset.num_classes, name, indices)
+        _check_labels(batch.cond, dataset.num_classes, dataset, indices)
     elif batch.cond is not None:
         if batch.cond.shape[:1] != (len(indices),):
             raise ValueError(f"{name}: cond has shape {tuple(batch.cond.shape)}, expected ({len(indices)}, ...)")
-        _check_finite(batch.cond, "cond", name, indices)
+        _check_finite(batch.cond, "cond", dataset, indices)
     return batch
 
 
@@ -49,23 +52,29 @@ def check_at_least(owner: str, option: str, value: float, lowest: float) -> None
         raise ValueError(f"{owner}: {option} = {value!r}, expected at least {lowest}")
 
 
-def _check_finite(x: Tensor, what: str, name: str, indices: np.ndarray) -> None:
+def _sample(dataset: Dataset, index: int) -> str:
+    place = getattr(dataset, "place", None)
+    return f"{name_of(dataset)}: sample {index}" + (f" ({place(index)})" if place else "")
+
+
+def _check_finite(x: Tensor, what: str, dataset: Dataset, indices: np.ndarray) -> None:
     # numpy: torch would wake its threads for this, which costs many times more while training has the cores
     finite = np.isfinite((x.float() if x.dtype == torch.bfloat16 else x).numpy())
     if not finite.all():
         bad = int(indices[np.argwhere(~finite)[0, 0]])
-        raise ValueError(f"{name}: sample {bad} has non-finite values in {what}")
+        raise ValueError(f"{_sample(dataset, bad)} has non-finite values in {what}")
 
 
-def _check_labels(labels: Tensor | None, num_classes: int, name: str, indices: np.ndarray) -> None:
+def _check_labels(labels: Tensor | None, num_classes: int, dataset: Dataset, indices: np.ndarray) -> None:
     if labels is None or labels.shape != (len(indices),) or labels.dtype != torch.int64:
         got = "None" if labels is None else f"{tuple(labels.shape)} {labels.dtype}"
         raise ValueError(
-            f"{name}: cond is {got}, expected labels ({len(indices)},) torch.int64 of {num_classes} classes"
+            f"{name_of(dataset)}: cond is {got}, expected labels ({len(indices)},) torch.int64 of {num_classes} classes"
         )
     outside = (labels < 0) | (labels >= num_classes)
     if outside.any():
         bad = int(outside.nonzero()[0])
         raise ValueError(
-            f"{name}: sample {int(indices[bad])} has label {int(labels[bad])}, expected one within [0, {num_classes})"
+            f"{_sample(dataset, int(indices[bad]))} has label {int(labels[bad])}, expected one within "
+            f"[0, {num_classes})"
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,7 +20,9 @@ class Stream:
 
     Position p of the stream is place p % len(dataset) of epoch p // len(dataset); every epoch has its own permutation,
     so each sample appears exactly once per epoch and batches cross the border between epochs. Where ``dataset.flip``
-    is true, each position is mirrored left to right with probability 1/2. Neither depends on batch size or ranks.
+    is true, each position is mirrored left to right with probability 1/2: by the data set, where it offers
+    ``read_mirrored(indices, mirrored)`` (the latent of a mirrored image is not the mirrored latent), else here. Neither
+    depends on batch size or ranks.
 
     batch_size: the global batch, split into ``ranks`` equal contiguous slices of which this stream reads ``rank``'s.
     Raises ValueError for a batch size that does not divide by ``ranks``, a rank outside [0, ranks), a negative seed,
@@ -56,6 +58,8 @@ class Stream:
         check_at_least("Stream.at", "images_seen", images_seen, 0)
         local = self.batch_size // self.ranks
         indices, mirrored = _places(len(self.dataset), self.seed, images_seen + self.rank * local, local)
+        if self.dataset.flip and hasattr(self.dataset, "read_mirrored"):
+            return read_checked(self.dataset, indices, mirrored)
         batch = read_checked(self.dataset, indices)
         if not self.dataset.flip:
             return batch
@@ -64,7 +68,7 @@ class Stream:
         return Batch(torch.from_numpy(x_1), batch.cond)
 
 
-def prefetch(stream: Stream, start: int, stop: int | None = None) -> Iterator[Batch]:
+def prefetch(stream: Stream, start: int, stop: int | None = None) -> Generator[Batch, None, None]:
     """``stream.at(start)``, ``stream.at(start + batch_size)``, ... for positions below ``stop`` (None: endless), each
     read by a background thread while the one before is in use.
 

@@ -1,25 +1,38 @@
-"""Frechet distance, precision and recall, and class accuracy, in features of the user's choice."""
+"""FID, Inception score, KID, precision and recall, FD-DINOv2, and the same in features of the user's choice."""
 
 from facm.evaluation.classifier import SmallClassifier
-from facm.evaluation.features import FeatureExtractor, Features, Identity
+from facm.evaluation.dinov2 import DINOv2
+from facm.evaluation.extraction import quantise
+from facm.evaluation.features import FeatureExtractor, Features, Identity, PretrainedFeatures
 from facm.evaluation.frechet import Moments, frechet_distance
-from facm.evaluation.metrics import Measure, Measurement, Reference, build_reference, quantise, reference_floor
+from facm.evaluation.inception import Inception
+from facm.evaluation.inception_score import InceptionScore
+from facm.evaluation.kernel import KernelDistance
+from facm.evaluation.metrics import Measure, Measurement
 from facm.evaluation.neighbours import precision_recall
+from facm.evaluation.reference import Reference, build_reference, load_reference, reference_floor, save_reference
 from facm.identity import identity_of
 
 __all__ = [
+    "DINOv2",
     "FeatureExtractor",
     "Features",
     "Identity",
+    "Inception",
+    "InceptionScore",
+    "KernelDistance",
     "Measure",
     "Measurement",
     "Moments",
+    "PretrainedFeatures",
     "Reference",
     "SmallClassifier",
     "build_reference",
     "frechet_distance",
     "identity_of",
+    "load_reference",
     "precision_recall",
     "quantise",
     "reference_floor",
+    "save_reference",
 ]

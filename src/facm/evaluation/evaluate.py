@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from facm import logs
-from facm.conditions import Condition
+from facm.conditions import Condition, Labels
 from facm.evaluation.classifier import SmallClassifier
-from facm.evaluation.features import FeatureExtractor, Features, Identity
-from facm.evaluation.metrics import Measure, Reference, build_reference
-from facm.generate import Consistency, Euler, Method, Source, balanced_labels, blocks, sample
+from facm.evaluation.extraction import Quantise, check_quantise
+from facm.evaluation.features import FeatureExtractor, Features, Identity, PretrainedFeatures
+from facm.evaluation.metrics import Measure, check_enough
+from facm.evaluation.reference import KEEP, Reference, build_reference, load_reference
+from facm.generate import Consistency, Euler, Method, Source, balanced_labels, blocks, random_labels, sample
 from facm.guidance import NO_GUIDANCE, Guidance
 from facm.parallel.agree import by_first, check_same, in_order, meet
 from facm.parallel.world import ALONE, World
@@ -25,14 +29,23 @@ from facm.tasks import ExpandedInterval
 from facm.trained import Trained
 from facm.types import Dataset, Objective
 
+LabelDraw = Literal["balanced", "random"]
+
 
 @dataclass(frozen=True)
 class Judge:
-    """A feature extractor and the real data's statistics in it."""
+    """A feature extractor and the real data's statistics in it. data: None with statistics from a file."""
 
-    dataset: Dataset
+    data: Dataset | None
     extractor: FeatureExtractor
     reference: Reference
+
+    @property
+    def dataset(self) -> Dataset:
+        """The data set. Raises ValueError where there is none."""
+        if self.data is None:
+            raise ValueError(f"the judge has statistics from {self.reference.file} and no data set")
+        return self.data
 
 
 def judge(dataset: Dataset, device: torch.device, features: Features | None = None, world: World = ALONE) -> Judge:
@@ -43,13 +56,38 @@ def judge(dataset: Dataset, device: torch.device, features: Features | None = No
     if features is None:
         classifies = dataset.num_classes is not None and len(dataset.shape) == 3
         features = SmallClassifier() if classifies else Identity()
+    chosen = features
+    extractor = _built(world, lambda: chosen.build(dataset, device))
+    return Judge(dataset, extractor, by_first(world, lambda: build_reference(dataset, extractor)))
+
+
+def judge_by_file(
+    path: Path,
+    features: PretrainedFeatures,
+    device: torch.device,
+    *,
+    images: bool = False,
+    dataset: Dataset | None = None,
+    world: World = ALONE,
+) -> Judge:
+    """Statistics from a file, as papers publish them for FID: no data set is needed, nor read.
+
+    images: see :func:`load_reference`. dataset: says the shape of a sample, and whether labels can be checked.
+
+    Raises ValueError as :func:`load_reference` does, and where the ranks end up with different features."""
+    extractor = _built(world, lambda: features.build(dataset, device))
+    return Judge(dataset, extractor, by_first(world, lambda: load_reference(path, extractor, images=images)))
+
+
+def _built(world: World, build: Callable[[], FeatureExtractor]) -> FeatureExtractor:
+    """The first rank goes first: what it downloads or trains, the others find."""
     if not world.first:
         meet(world)
-    extractor = features.build(dataset, device)
+    extractor = build()
     if world.first:
         meet(world)
     check_same(world, "the feature network (is the cache, FACM_CACHE, shared by all machines?)", extractor.identity)
-    return Judge(dataset, extractor, by_first(world, lambda: build_reference(dataset, extractor)))
+    return extractor
 
 
 def source_of(trained: Trained, shape: tuple[int, ...], device: torch.device) -> Source:
@@ -73,40 +111,104 @@ def evaluate(
     batch_size: int = 256,
     device: torch.device | None = None,
     world: World = ALONE,
+    labels: LabelDraw = "balanced",
+    quantise: Quantise = "round",
+    decode: Callable[[Tensor], Tensor] | None = None,
+    autoencoder: str | None = None,
+    shape: tuple[int, ...] | None = None,
+    keep: int = KEEP,
+    small_n: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Generate n samples with balanced labels and measure them; the row is appended to the run's evaluations.jsonl.
+    """Generate n samples and measure them; the row is appended to the run's evaluations.jsonl.
 
     The ranks share the batches, and the first one measures them in order: the numbers are the same on any number.
 
-    Raises ValueError for n < 2, and for samples that are not finite.
+    labels: "balanced", sample i has label i mod classes; "random", a function of (seed, i), as where papers draw them.
+    quantise: how generated images get their 8 bits, "round" or "truncate".
+    decode: turns samples (B, *shape), latents, into images (B, C, H, W) about [-1, 1]; autoencoder: its identity, for
+    the row. shape: of one sample; None: the data set's, which needs one and no decoding.
+    keep: features of so many samples are kept for precision, recall and KID.
+    small_n: accept fewer samples than features under a published metric's name.
+    progress: called on the first rank as (samples measured, n) after every batch.
+
+    Raises ValueError for n < 2, for fewer samples than a named metric needs, and for samples that are not finite.
     """
     if n < 2:
         raise ValueError(f"n = {n}, expected at least 2 samples to measure")
+    if labels not in ("balanced", "random"):
+        raise ValueError(f"labels = {labels!r}, expected 'balanced' or 'random'")
+    check_quantise(quantise)
+    if not small_n:
+        check_enough(n, judged.extractor, judged.reference)
+    if autoencoder is not None and decode is None:
+        raise ValueError(f"autoencoder = {autoencoder!r} without decode: expected the function that it decodes with")
     device = device or world.device
     began = time.monotonic()
-    source = source_of(trained, judged.dataset.shape, device)
-    measure = Measure(judged.extractor, judged.reference, accuracy=None if judged.dataset.num_classes else False)
+    source = source_of(trained, shape or _shape_of_data(judged, decode), device)
+    labelled = isinstance(source.condition, Labels) and (judged.data is None or judged.data.num_classes is not None)
+    measure = Measure(
+        judged.extractor,
+        judged.reference,
+        accuracy=None if labelled else False,
+        keep=keep,
+        n=n,
+        quantise=quantise,
+        small_n=small_n,
+    )
 
-    def one(indices: range) -> tuple[Tensor, Tensor | None]:
-        labels = balanced_labels(source.condition, indices)
-        return measure.extract(sample(source, method, indices, labels, seed, guidance), labels)
+    def one(indices: range) -> tuple[Tensor | None, ...]:
+        if labels == "balanced":
+            cond = balanced_labels(source.condition, indices)
+        else:
+            cond = random_labels(source.condition, indices, seed)
+        x = sample(source, method, indices, cond, seed, guidance)
+        if decode is not None:
+            with torch.no_grad():
+                x = decode(x)
+        return measure.extract(x, cond)
 
-    for _, (found, correct) in in_order(world, blocks(n, batch_size), one):
+    for indices, (found, correct, logits) in in_order(world, blocks(n, batch_size), one):
         assert found is not None
-        measure.add(found, correct)
+        measure.add(found, correct, logits)
+        if progress is not None:
+            progress(indices.stop, n)
+
+    drawn = {
+        "labels": labels if isinstance(source.condition, Labels) else "none",
+        "quantised": _quantised(judged.reference, quantise),
+        "autoencoder": autoencoder if decode is None or autoencoder is not None else "unnamed",
+        "reference_file": judged.reference.file,
+        "reference_file_sha256": judged.reference.file_sha256,
+    }
 
     def row() -> dict[str, Any]:
-        row = _row(trained, method, judged, measure, seed, guidance, device) | {"seconds": time.monotonic() - began}
+        row = _row(trained, method, drawn, measure, seed, guidance, device) | {"seconds": time.monotonic() - began}
         logs.append(trained.evaluations, {"run": str(trained.path), **row})
         return row
 
     return by_first(world, row)
 
 
+def _shape_of_data(judged: Judge, decode: Callable[[Tensor], Tensor] | None) -> tuple[int, ...]:
+    if decode is not None:
+        raise ValueError("shape = None with decode, expected the shape of one latent: the data set's is that of images")
+    if judged.data is None:
+        raise ValueError(
+            "shape = None and the judge has no data set, expected the shape of one sample, e.g. (3, 32, 32)"
+        )
+    return tuple(judged.data.shape)
+
+
+def _quantised(reference: Reference, how: Quantise) -> str:
+    images = reference.shape is None or len(reference.shape) == 3
+    return {"round": "rounded to 8 bits", "truncate": "truncated to 8 bits"}[how] if images else "no"
+
+
 def _row(
     trained: Trained,
     method: Method,
-    judged: Judge,
+    drawn: dict[str, Any],
     measure: Measure,
     seed: int,
     guidance: Guidance,
@@ -117,6 +219,7 @@ def _row(
     where = environment()
     return {
         **result,
+        "not_comparable": list(result["not_comparable"]),
         "nfe": method.nfe,
         "sampler": type(method).__name__.lower(),
         "method": to_json(method),
@@ -126,8 +229,7 @@ def _row(
         "images": trained.images_seen,
         "checkpoint": trained.checkpoint_sha256,
         "seed": seed,
-        "labels": "balanced",
-        "quantised": "rounded to 8 bits" if len(judged.dataset.shape) == 3 else "no",
+        **drawn,
         "date": time.strftime("%Y-%m-%dT%H:%M:%S"),
         "device": str(device),
         "threads": where["threads"],

@@ -24,6 +24,10 @@ class FeatureExtractor(Protocol):
 
     ``num_features``: F. ``identity``: name and hash of the weights, see :func:`identity_of`. ``num_classes``: K, or
     None where it does not classify.
+
+    It may also have: ``features_and_logits(x)`` -> features (B, F), logits (B, K'), for the Inception score;
+    ``metric_names``, what literature calls the numbers in its features, {"frechet_distance": "FID", "kid": "KID",
+    "inception_score": "IS"} for Inception's.
     """
 
     num_features: int
@@ -46,6 +50,13 @@ class Features(Protocol):
     """A feature network's configuration: frozen, and built for one data set."""
 
     def build(self, dataset: Dataset, device: torch.device | str) -> FeatureExtractor: ...
+
+
+@runtime_checkable
+class PretrainedFeatures(Protocol):
+    """A feature network's configuration that needs no data set: its weights are in a file."""
+
+    def build(self, dataset: Dataset | None, device: torch.device | str) -> FeatureExtractor: ...
 
 
 @dataclass(frozen=True)

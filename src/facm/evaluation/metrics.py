@@ -10,29 +10,49 @@ print(measure.result())
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from facm.evaluation.features import FeatureExtractor, read_blocks
+from facm.evaluation.extraction import (
+    Quantise,
+    as_stored,
+    check_positive,
+    check_quantise,
+    check_samples,
+    checked_features,
+    device_of,
+    features_of,
+)
+from facm.evaluation.features import FeatureExtractor
 from facm.evaluation.frechet import Moments, frechet_distance
+from facm.evaluation.inception_score import SPLITS, InceptionScore
+from facm.evaluation.kernel import KernelDistance
 from facm.evaluation.neighbours import precision_recall
-from facm.types import Dataset
+from facm.evaluation.reference import KEEP, Reference
 
 _NEIGHBOURS = 3
+PUBLISHED_N = 50_000
 
 
 @dataclass(frozen=True)
 class Measurement:
     """The result, with what it is relative to.
 
-    frechet_distance: squared Frechet distance in the features named by ``features``, >= 0, lower is better; "FID" only
-    where those are FID's Inception network. precision, recall: in [0, 1], None with three samples or fewer on a side.
-    accuracy: share of samples classified as the label they were generated for, None where not asked for.
-    n, n_reference: generated and real samples. reference: fingerprint of the real features.
+    frechet_distance: squared Frechet distance in the features named by ``features``, >= 0, lower is better.
+    precision, recall: in [0, 1], None with three samples or fewer on a side. accuracy: share of samples classified as
+    the label they were generated for, None where not asked for. inception_score, inception_score_std: mean and standard
+    deviation over ``splits``; kid, kid_std: over ``kid_subsets`` of ``kid_subset_size`` kept samples; None where not
+    measured (KID: also where fewer samples than that were kept on a side).
+    n, n_reference: generated and real samples, None where a file of statistics does not say. keep: of how many
+    generated samples, at most, the features were kept for precision, recall and KID; kept, kept_reference: of how many
+    they were. reference: fingerprint of the real features. features_of_reference: "recorded" with the statistics, or
+    "assumed" to be ``features``, where their file does not say.
+    metric_names: what literature calls these numbers, where the features have such names. comparable_to_published: as
+    far as can be known here, the Frechet distance is what papers call FID-50k; not_comparable lists what is against it.
     """
 
     frechet_distance: float
@@ -40,80 +60,69 @@ class Measurement:
     recall: float | None
     accuracy: float | None
     n: int
-    n_reference: int
+    n_reference: int | None
     features: str
     reference: str
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What is kept of the real data; see :func:`build_reference`.
-
-    mean (F,) and covariance (F, F), float64; rows (<= keep, F) float32, for precision and recall; shape of one sample;
-    fingerprint: sha256 of all real features, in order; features: identity of the network they came from.
-    """
-
-    mean: Tensor = field(repr=False)
-    covariance: Tensor = field(repr=False)
-    rows: Tensor = field(repr=False)
-    n: int
-    shape: tuple[int, ...]
-    fingerprint: str
-    features: str
-
-
-def build_reference(
-    dataset: Dataset, extractor: FeatureExtractor, *, keep: int = 10_000, batch_size: int = 500
-) -> Reference:
-    """Statistics of all samples of ``dataset``; ``keep`` of them, evenly spaced (a data set may be sorted by class),
-    stay for precision and recall.
-
-    Raises ValueError below two samples, for non-finite samples and for images (C, H, W) outside [-1, 1].
-    """
-    n = len(dataset)
-    if n < 2:
-        raise ValueError(f"the data set has n = {n} samples, expected at least 2")
-    _check_positive(keep=keep, batch_size=batch_size)
-    kept = torch.zeros(n, dtype=torch.bool)
-    kept[torch.linspace(0, n - 1, min(n, keep), dtype=torch.float64).round().long()] = True
-    moments, digest, rows = Moments(extractor.num_features), hashlib.sha256(), []
-    for batch in read_blocks(dataset, np.arange(n), batch_size):
-        start = moments.n
-        found = _real_features(extractor, batch.x_1)
-        moments.add(found)
-        digest.update(found.numpy().data)
-        rows.append(found[kept[start : moments.n]])
-    return Reference(
-        moments.mean,
-        moments.covariance(),
-        torch.cat(rows),
-        n,
-        tuple(dataset.shape),
-        digest.hexdigest(),
-        extractor.identity,
-    )
+    inception_score: float | None = None
+    inception_score_std: float | None = None
+    splits: int | None = None
+    kid: float | None = None
+    kid_std: float | None = None
+    kid_subsets: int | None = None
+    kid_subset_size: int | None = None
+    keep: int = KEEP
+    kept: int = 0
+    kept_reference: int = 0
+    features_of_reference: str = "recorded"
+    metric_names: Mapping[str, str] = field(default_factory=dict)
+    comparable_to_published: bool = False
+    not_comparable: tuple[str, ...] = ()
 
 
 class Measure:
     """Accumulates generated batches; ``result()`` may be called at any time and again later.
 
-    Memory is constant: the moments (F, F), and features for precision and recall of the first ``keep`` samples fed, so
-    feed them in random order of class. ``accuracy``: whether to compare ``extractor.classify`` with the labels; None
-    means where the extractor classifies, False is for unconditional generators.
+    Memory is constant: the moments (F, F), class probabilities, and features of the first ``keep`` samples fed, for
+    precision, recall and kernel distance: so feed them in random order of class. ``accuracy``: whether to compare
+    ``extractor.classify`` with the labels; None means where the extractor classifies, False is for unconditional
+    generators.
+    n: samples that will be fed, which the Inception score must know from the start; None: it is not measured.
+    quantise: how generated images get their 8 bits, see :func:`facm.evaluation.quantise`.
+    kernel: the kernel distance; None: KID's where the extractor has a name for it, else none.
+    small_n: accept fewer samples than features under a published metric's name, see :func:`check_enough`.
     """
 
     def __init__(
-        self, extractor: FeatureExtractor, reference: Reference, *, accuracy: bool | None = None, keep: int = 10_000
+        self,
+        extractor: FeatureExtractor,
+        reference: Reference,
+        *,
+        accuracy: bool | None = None,
+        keep: int = KEEP,
+        n: int | None = None,
+        quantise: Quantise = "round",
+        kernel: KernelDistance | None = None,
+        small_n: bool = False,
     ) -> None:
         if extractor.identity != reference.features:
             raise ValueError(f"extractor is {extractor.identity!r}, expected the reference's {reference.features!r}")
         if accuracy and extractor.num_classes is None:
             raise ValueError(f"accuracy=True, expected False or None: {extractor.identity!r} does not classify")
-        _check_positive(keep=keep)
+        check_positive(keep=keep)
+        check_quantise(quantise)
+        if n is not None and not small_n:
+            check_enough(n, extractor, reference)
         self._extractor = extractor
         self._reference = reference
         self._accuracy = extractor.num_classes is not None if accuracy is None else accuracy
         self._keep = keep
+        self._quantise: Quantise = quantise
+        self._small_n = small_n
+        self._kernel = KernelDistance() if kernel is None and "kid" in _names(extractor) else kernel
+        self._with_logits: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+        self._score: InceptionScore | None = None
+        if n is not None and n >= SPLITS and hasattr(extractor, "features_and_logits"):
+            self._with_logits, self._score = extractor.features_and_logits, InceptionScore(n)
         self._moments = Moments(extractor.num_features)
         self._rows: list[Tensor] = []
         self._kept = 0
@@ -127,23 +136,32 @@ class Measure:
         """
         self.add(*self.extract(x, labels))
 
-    def extract(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """What :meth:`add` takes in of a batch, a function of the batch alone: features (B, F) on the CPU, and how many
-        samples are classified right () or None where not asked for. See :meth:`update`."""
-        _check_samples("generated", x, self._reference.shape)
+    def extract(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What :meth:`add` takes in of a batch, a function of the batch alone: features (B, F) on the CPU, how many
+        samples are classified right (), and logits (B, K') for the Inception score; None where not asked for. See
+        :meth:`update`."""
+        check_samples("generated", x, self._reference.shape)
         if self._accuracy:
             labels = self._checked_labels(labels, len(x))
-        x = _as_stored(x)
-        found = _features(self._extractor, x)
+        x = as_stored(x, self._quantise)
+        logits = None
+        if self._with_logits is None:
+            found = features_of(self._extractor, x)
+        else:
+            with torch.no_grad():
+                found, logits = self._with_logits(x.to(device_of(self._extractor, x)))
+            found, logits = checked_features(self._extractor, found, len(x)), logits.float().cpu()
         correct = None
         if self._accuracy and labels is not None:
             with torch.no_grad():
-                predicted = self._extractor.classify(x.to(_device(self._extractor, x))).argmax(1)
+                predicted = self._extractor.classify(x.to(device_of(self._extractor, x))).argmax(1)
             correct = (predicted.cpu() == labels.cpu()).sum()
-        return found, correct
+        return found, correct, logits
 
-    def add(self, found: Tensor, correct: Tensor | None) -> None:
+    def add(self, found: Tensor, correct: Tensor | None = None, logits: Tensor | None = None) -> None:
         """Take in a batch from :meth:`extract`."""
+        if self._score is not None and logits is not None:
+            self._score.add(logits)
         self._correct += 0 if correct is None else int(correct)
         self._moments.add(found)
         if self._kept < self._keep:
@@ -151,17 +169,27 @@ class Measure:
             self._kept += len(self._rows[-1])
 
     def result(self) -> Measurement:
-        """Raises ValueError below two samples."""
+        """Raises ValueError below two samples, for too few (see :func:`check_enough`), and where the Inception score
+        misses some of the n samples."""
         n, reference = self._moments.n, self._reference
         if n < 2:
             raise ValueError(f"n = {n} generated samples, expected at least 2")
+        if not self._small_n:
+            check_enough(n, self._extractor, reference)
+        score = (None, None) if self._score is None else self._score.result()
         distance = frechet_distance(
             self._moments.mean, self._moments.covariance(), reference.mean, reference.covariance
         )
+        rows = torch.cat(self._rows)
         precision: float | None = None
         recall: float | None = None
         if min(self._kept, len(reference.rows)) > _NEIGHBOURS:
-            precision, recall = precision_recall(reference.rows, torch.cat(self._rows), _NEIGHBOURS)
+            precision, recall = precision_recall(reference.rows, rows, _NEIGHBOURS)
+        kernel = self._kernel
+        kid: tuple[float | None, float | None] = (None, None)
+        if kernel is not None and min(self._kept, len(reference.rows)) >= kernel.subset_size:
+            kid = kernel(rows, reference.rows)
+        against = _against_comparing(n, self._extractor, reference, self._quantise)
         return Measurement(
             frechet_distance=distance,
             precision=precision,
@@ -171,6 +199,20 @@ class Measure:
             n_reference=reference.n,
             features=reference.features,
             reference=reference.fingerprint,
+            inception_score=score[0],
+            inception_score_std=score[1],
+            splits=None if self._score is None else self._score.splits,
+            kid=kid[0],
+            kid_std=kid[1],
+            kid_subsets=None if kernel is None or kid[0] is None else kernel.subsets,
+            kid_subset_size=None if kernel is None or kid[0] is None else kernel.subset_size,
+            keep=self._keep,
+            kept=self._kept,
+            kept_reference=len(reference.rows),
+            features_of_reference="assumed" if reference.assumed else "recorded",
+            metric_names=_named(_names(self._extractor), n, not against),
+            comparable_to_published=not against,
+            not_comparable=against,
         )
 
     def _checked_labels(self, labels: Tensor | None, n: int) -> Tensor:
@@ -188,72 +230,40 @@ class Measure:
         return labels
 
 
-def reference_floor(dataset: Dataset, extractor: FeatureExtractor, *, seed: int = 0, batch_size: int = 500) -> float:
-    """Frechet distance of a random half of the real samples to the other half: what a perfect generator would score
-    with that few samples, and so the value below which differences mean nothing.
-
-    Raises ValueError below four samples.
-    """
-    n = len(dataset)
-    if n < 4:
-        raise ValueError(f"the data set has n = {n} samples, expected at least 4 to halve")
-    order = np.random.default_rng(seed).permutation(n)
-    halves = []
-    for half in (order[: n // 2], order[n // 2 :]):
-        moments = Moments(extractor.num_features)
-        for batch in read_blocks(dataset, np.sort(half), batch_size):
-            moments.add(_real_features(extractor, batch.x_1))
-        halves.append(moments)
-    a, b = halves
-    return frechet_distance(a.mean, a.covariance(), b.mean, b.covariance())
-
-
-def quantise(x: Tensor) -> Tensor:
-    """Images as they would be stored: x (B, C, H, W) -> the nearest of the 256 levels of [-1, 1], same shape, float32.
-
-    Values outside [-1, 1] are clamped, the rest is rounded: truncating would darken every image by half a level.
-    """
-    if x.ndim != 4:
-        raise ValueError(f"x has shape {tuple(x.shape)}, expected images (B, C, H, W)")
-    return ((x.float().clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
-
-
-def _real_features(extractor: FeatureExtractor, x: Tensor) -> Tensor:
-    _check_samples("real", x, tuple(x.shape[1:]))
-    if x.ndim == 4 and float(x.abs().max()) > 1 + 1e-4:  # clamping would hide that these are latents, or bytes
-        raise ValueError(f"real images run over [{float(x.min()):g}, {float(x.max()):g}], expected [-1, 1]")
-    return _features(extractor, _as_stored(x))
-
-
-def _features(extractor: FeatureExtractor, x: Tensor) -> Tensor:
-    """Samples (B, ...) -> features (B, F) float32 on the CPU."""
-    with torch.no_grad():
-        found = extractor(x.to(_device(extractor, x))).float().cpu()
-    if found.shape != (len(x), extractor.num_features):
+def check_enough(n: int, extractor: FeatureExtractor, reference: Reference) -> None:
+    """Raises ValueError for n <= F samples where the number could be taken for a published one: features that have a
+    name (FID's), or statistics from a file. The covariance of so few samples is singular whatever they are."""
+    if n <= extractor.num_features and (_names(extractor) or reference.file is not None):
         raise ValueError(
-            f"{extractor.identity!r} returned {tuple(found.shape)}, expected {(len(x), extractor.num_features)}"
+            f"n = {n} samples for {extractor.num_features} features: their covariance is singular and the distance "
+            f"means nothing; expected more than {extractor.num_features} (papers: 50,000), or say small_n=True"
         )
-    return found.contiguous()
 
 
-def _as_stored(x: Tensor) -> Tensor:
-    return quantise(x) if x.ndim == 4 else x
+def _names(extractor: FeatureExtractor) -> Mapping[str, str]:
+    """What literature calls the numbers in these features: an attribute that an extractor may have."""
+    names: Any = getattr(extractor, "metric_names", {})
+    return names
 
 
-def _device(extractor: FeatureExtractor, x: Tensor) -> torch.device:
-    weight = next(iter(extractor.parameters()), None)
-    return x.device if weight is None else weight.device
+def _named(names: Mapping[str, str], n: int, comparable: bool) -> dict[str, str]:
+    named = dict(names)
+    if name := named.get("frechet_distance"):
+        named["frechet_distance"] = f"{name}-50k" if comparable else f"{name} (n = {n:,}, not comparable to published)"
+    return named
 
 
-def _check_samples(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(x.shape[1:]) != shape:
-        raise ValueError(f"{name} samples have shape {tuple(x.shape)}, expected (B, {', '.join(map(str, shape))})")
-    bad = int((~torch.isfinite(x.flatten(1))).any(1).sum()) if len(x) else 0
-    if bad:
-        raise ValueError(f"{bad} of {len(x)} {name} samples are not finite, expected all of them to be")
-
-
-def _check_positive(**options: int) -> None:
-    for name, value in options.items():
-        if value < 1:
-            raise ValueError(f"{name} = {value}, expected at least 1")
+def _against_comparing(n: int, extractor: FeatureExtractor, reference: Reference, how: Quantise) -> tuple[str, ...]:
+    """Why the Frechet distance is not FID-50k."""
+    if _names(extractor).get("frechet_distance") != "FID":
+        return (f"the features {extractor.identity!r} are not those of FID",)
+    reasons = []
+    if not getattr(extractor, "published", False):
+        reasons.append("the Inception weights are not the published file")
+    if not (reference.file is not None and reference.assumed):
+        reasons.append("the reference statistics are not a published file, they were computed by this package")
+    if n != PUBLISHED_N:
+        reasons.append(f"n = {n}, papers take {PUBLISHED_N}")
+    if how != "round":
+        reasons.append("generated images were truncated to 8 bits, not rounded")
+    return tuple(reasons)

@@ -1,4 +1,4 @@
-"""Fashion-MNIST (28 x 28, 10 classes) in pixels: a teacher with guidance and its student, in an hour or two of one core.
+"""Fashion-MNIST (28 x 28, 10 classes) in pixels: a teacher with guidance and its student, in an hour of one core.
 
 The data set's four idx files go into one folder, plain or gzipped: https://github.com/zalandoresearch/fashion-mnist.
 """

@@ -1,0 +1,61 @@
+"""Weights of a published autoencoder into its module: all of them, none besides, frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Built = TypeVar("Built", bound=nn.Module)
+
+
+def tensors_of(content: Any, path: Path, what: str) -> dict[str, Tensor]:
+    """The state dict in a checkpoint's content: the content itself, or what is under ``state_dict`` (Lightning).
+
+    Raises ValueError naming the file and what it holds instead.
+    """
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else content
+    if isinstance(state, Mapping) and state and all(isinstance(value, Tensor) for value in state.values()):
+        return dict(state)
+    holds = f"the keys {_some(list(state))}" if isinstance(state, Mapping) else f"a {type(state).__name__}"
+    raise ValueError(f"{path} holds {holds}, expected {what}: named tensors, or these under the key 'state_dict'")
+
+
+def on_meta(build: Callable[[], Built]) -> Built:
+    """A module without memory, whose weights :func:`fill` brings: nothing is initialised in vain."""
+    with torch.device("meta"):
+        return build()
+
+
+def fill(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Copy ``state`` into a module on the meta device, on the CPU in the module's precision.
+
+    Raises ValueError listing weights that are missing, unexpected or of another shape.
+    """
+    own = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    misshapen = [
+        f"{name} {tuple(state[name].shape)} instead of {shape}"
+        for name, shape in own.items()
+        if name in state and tuple(state[name].shape) != shape
+    ]
+    misfits(source, [n for n in own if n not in state], [n for n in state if n not in own], misshapen)
+    module.to_empty(device="cpu").load_state_dict(state, strict=True)
+
+
+def misfits(source: str, missing: list[str], unexpected: list[str], misshapen: list[str]) -> None:
+    """Raise ValueError if there are any: how many, and the first few of each."""
+    named = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+    wrong = [f"{len(names)} {kind}: {_some(names)}" for kind, names in named if names]
+    if wrong:
+        raise ValueError(f"{source} does not fit: {'; '.join(wrong)}")
+
+
+def frozen(module: nn.Module) -> None:
+    module.requires_grad_(False).eval()
+
+
+def _some(names: list[Any]) -> str:
+    return ", ".join(str(name) for name in names[:5]) + (", ..." if len(names) > 5 else "")

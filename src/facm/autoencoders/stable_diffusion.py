@@ -1,0 +1,98 @@
+"""Stable Diffusion's autoencoder, and others of diffusers' AutoencoderKL, from a local folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from facm.autoencoders.checks import check_images, check_latents, check_noise
+from facm.autoencoders.loading import frozen, misfits
+from facm.identity import identity_of
+
+WHAT = "a folder with config.json and diffusion_pytorch_model.safetensors of an AutoencoderKL, as diffusers saves it"
+
+
+@dataclass(frozen=True)
+class StableDiffusionVAE:
+    """An AutoencoderKL of diffusers; nothing is downloaded.
+
+    path: the folder, or with ``subfolder`` (usually "vae") the one of a whole pipeline. Stable Diffusion's has factor
+    8 and 4 channels, and its latents are meant to be multiplied by 0.18215: the module's ``scaling_factor``, for
+    :func:`facm.statistics.scaled`.
+    """
+
+    path: str
+    subfolder: str = ""
+
+    def build(self) -> DiffusersKL:
+        """Raises ValueError naming the folder, and what is missing, too much or misshapen in it."""
+        try:
+            from diffusers import AutoencoderKL
+        except ImportError as error:
+            message = "StableDiffusionVAE needs diffusers, which is not installed: pip install 'facm[hf]'"
+            raise ValueError(message) from error
+        folder = Path(self.path).expanduser() / self.subfolder
+        _check_config(folder)
+        try:  # safetensors only: the older .bin is a pickle
+            vae, report = AutoencoderKL.from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                torch_dtype=torch.float32,
+                low_cpu_mem_usage=False,
+                output_loading_info=True,
+            )
+        except Exception as error:  # diffusers, safetensors and PyTorch fail in many ways on a foreign folder
+            raise ValueError(f"{folder}: {type(error).__name__}: {str(error)[:500]}; expected {WHAT}") from error
+        misfits(str(folder), list(report["missing_keys"]), list(report["unexpected_keys"]), [])
+        return DiffusersKL(vae)
+
+
+class DiffusersKL(nn.Module):
+    """diffusers' AutoencoderKL as an :class:`facm.autoencoders.types.Autoencoder`; latents are not scaled here.
+
+    scaling_factor, shift_factor: of its configuration: diffusers' networks see (z - shift_factor) * scaling_factor.
+    """
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae = vae
+        self.channels = int(vae.config.latent_channels)
+        self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.scaling_factor = float(vae.config.scaling_factor)
+        self.shift_factor = float(vae.config.shift_factor or 0.0)
+        frozen(self)
+        self.identity = identity_of(f"autoencoder-kl-f{self.factor}d{self.channels}", vae)
+
+    def encode(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        """See :class:`facm.autoencoders.types.Autoencoder`."""
+        check_images(x, self.factor)
+        posterior = self.vae.encode(x).latent_dist
+        if noise is None:
+            return posterior.mean
+        check_noise(noise, posterior.mean)
+        return posterior.mean + posterior.std * noise
+
+    def decode(self, z: Tensor) -> Tensor:
+        """See :class:`facm.autoencoders.types.Autoencoder`."""
+        check_latents(z, self.channels)
+        return self.vae.decode(z).sample
+
+
+def _check_config(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: there is no such folder; expected {WHAT}")
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        kind = config["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file}: {type(error).__name__}: {error}; expected {WHAT}") from error
+    if kind != "AutoencoderKL" or config.get("in_channels", 3) != 3 or config.get("out_channels", 3) != 3:
+        channels = f"{config.get('in_channels', 3)} to {config.get('out_channels', 3)}"
+        raise ValueError(f"{file}: {kind} from {channels} channels, expected AutoencoderKL from 3 to 3")

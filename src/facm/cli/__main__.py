@@ -1,0 +1,3 @@
+from facm.cli.entry import main
+
+main()

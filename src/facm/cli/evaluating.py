@@ -1,0 +1,111 @@
+"""facm evaluate | statistics."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from facm.cli.asking import FILE, SAMPLING, FileOptions, SamplingOptions
+from facm.cli.judging import FeatureOptions, JudgeOptions, folder_of_images
+from facm.engine import Engine
+
+JUDGE = JudgeOptions()
+FEATURES = FeatureOptions()
+
+
+def evaluate(
+    run: Annotated[Path | None, tyro.conf.Positional] = None,
+    file: Annotated[FileOptions, tyro.conf.arg(name="")] = FILE,
+    options: Annotated[SamplingOptions, tyro.conf.arg(name="")] = SAMPLING,
+    judging: Annotated[JudgeOptions, tyro.conf.arg(name="")] = JUDGE,
+    nfe: tuple[int, ...] = (1, 2, 4),
+    n: int = 10_000,
+    batch: int = 256,
+    quiet: bool = False,
+) -> None:
+    """Measure a run's newest network, or a published file's; rows with their provenance go to RUN/evaluations.jsonl.
+
+    Against the run's own data in the features of a small classifier, unless --fid-stats, --real or features are given.
+
+    Args:
+        run: the run's folder.
+        nfe: network evaluations a sample, one row for each.
+        n: samples for each row; published FIDs have 50000.
+        batch: samples made at once.
+        quiet: print nothing but errors.
+    """
+    from facm.evaluation.evaluate import evaluate as measure
+    from facm.parallel.world import opened
+
+    if n < 2:
+        raise ValueError(f"--n {n}, expected at least 2 samples to measure")
+    if batch < 1:
+        raise ValueError(f"--batch {batch}, expected at least 1")
+    if not nfe:
+        raise ValueError("--nfe is empty, expected at least one number of evaluations")
+    guidance = options.guidance()
+    with opened(Engine()) as world:
+        trained = file.open(run, options)
+        methods = [options.method(trained, k) for k in nfe]
+        decoder = file.decoder(trained, world.device)
+        judged = judging.judge(trained, decoder, world)
+        rows = [
+            measure(
+                trained,
+                method,
+                judged,
+                n=n,
+                seed=options.seed,
+                guidance=guidance,
+                batch_size=batch,
+                world=world,
+                labels=judging.labels,
+                quantise=judging.quantise,
+                decode=decoder,
+                autoencoder=None if decoder is None else decoder.identity,
+                shape=tuple(trained.data.open().shape),
+                small_n=judging.small_n,
+                progress=None if quiet else _progress,
+            )
+            for method in methods
+        ]
+    if world.first and not quiet:
+        from facm.show import evaluation_table
+
+        evaluation_table(rows)
+
+
+def _progress(done: int, n: int) -> None:
+    """On a terminal only, where the line can be written over."""
+    if sys.stderr.isatty():
+        end = "\r\033[K" if done >= n else "\r"
+        print(f"{done} of {n} samples", end=end, file=sys.stderr, flush=True)
+
+
+def statistics(
+    images: Annotated[Path, tyro.conf.Positional],
+    size: int,
+    out: Path,
+    features: Annotated[FeatureOptions, tyro.conf.arg(name="")] = FEATURES,
+) -> None:
+    """Statistics of a folder of real images, to measure against with --fid-stats.
+
+    Args:
+        images: folder of images, in folders or not.
+        size: side that they are cropped and resized to, as the samples have it.
+        out: npz to write. A file that exists is not overwritten.
+    """
+    import torch
+
+    from facm.evaluation import Inception, build_reference, save_reference
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if out.exists():
+        raise ValueError(f"--out {out} exists and is not overwritten; choose another name")
+    dataset = folder_of_images(images, size)
+    extractor = (features.chosen() or Inception("")).build(dataset, device)
+    save_reference(build_reference(dataset, extractor), out)
+    print(f"{len(dataset)} images in {extractor.identity}: {out}")

@@ -1,0 +1,63 @@
+"""facm export | import: files of weights, out and in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+def export(run: Annotated[Path, tyro.conf.Positional], out: Path, ema: float | None = None, raw: bool = False) -> None:
+    """Write a run's newest network into one file, whatever engine trained it.
+
+    Args:
+        run: the run's folder.
+        out: the file to write: NAME.safetensors, or NAME.pt in the layout of the authors' released students. A file
+            that exists is not overwritten.
+        ema: EMA length sigma_rel; any length if the run kept snapshots; default: the run's first.
+        raw: the raw weights instead of an EMA.
+    """
+    from facm.published import export_reference
+    from facm.trained import export as write
+    from facm.trained import load_trained
+
+    if out.suffix not in (".safetensors", ".pt"):
+        raise ValueError(f"--out {out}, expected a name that ends in .safetensors, or in .pt for the authors' layout")
+    if out.exists():
+        raise ValueError(f"--out {out} exists and is not overwritten; choose another name")
+    trained = load_trained(run, ema, raw)
+    if out.suffix == ".pt":
+        export_reference(trained.network, trained.config, out)
+    else:
+        write(trained, out)
+    which = "raw weights" if trained.sigma_rel is None else f"EMA {trained.sigma_rel}"
+    print(f"{which} at {trained.images_seen} images: {out}")
+
+
+def import_weights(
+    file: Annotated[Path, tyro.conf.Positional],
+    out: Path,
+    family: str | None = None,
+    weights: str | None = None,
+    heads: int | None = None,
+) -> None:
+    """Convert a published checkpoint into one safetensors file, without executing anything in it.
+
+    Args:
+        file: a checkpoint of DiT, SiT, REPA, LightningDiT or FACM, of a training or released.
+        out: the file to write, NAME.safetensors. A file that exists is not overwritten.
+        family: whose file it is, where its content fits several: dit or sit.
+        weights: which weights in it, such as model; default: its EMA, the first of several.
+        heads: attention heads, where the network has no published size and its weights do not tell.
+    """
+    from facm.published import import_file
+
+    if out.suffix != ".safetensors":
+        raise ValueError(f"--out {out}, expected a name that ends in .safetensors")
+    found = import_file(file, out, family, weights, heads)
+    classes = "unconditional" if found.num_classes is None else f"{found.num_classes} classes"
+    learnt = {True: "with a shortcut", False: "a teacher", None: "which does not say whether it has a shortcut"}
+    print(f"{found.which} of {file}, {found.family}, {found.shape}, {classes}, {learnt[found.learns_shortcut]}: {out}")
+    if found.dropped:
+        print(f"left out: {len(found.dropped)} parameters that only training needs, such as {found.dropped[0]}")

@@ -1,0 +1,99 @@
+"""What samples are measured with and against: the options of facm evaluate and facm statistics."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from facm.decoding import Decoder
+    from facm.evaluation import Features
+    from facm.evaluation.evaluate import Judge
+    from facm.parallel.world import World
+    from facm.trained import Trained
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureOptions:
+    """The network that samples are compared in."""
+
+    inception: Path | None = None
+    """Weights of FID's Inception, as torch-fidelity distributes them: FID, Inception score, KID, precision, recall."""
+    dinov2: Path | None = None
+    """Folder of a DINOv2 in the transformers format: FD-DINOv2."""
+    features: tuple[str, ...] = ()
+    """FILE.py:NAME of your own, and its arguments."""
+
+    def chosen(self) -> Features | None:
+        """None where the command says nothing. Raises ValueError for more than one."""
+        from facm.evaluation import DINOv2, Inception
+
+        given = {"inception": self.inception, "dinov2": self.dinov2, "features": self.features}
+        names = [f"--{name}" for name, value in given.items() if value]
+        if len(names) > 1:
+            raise ValueError(f"{' and '.join(names)} given, expected one of them a command")
+        if self.inception is not None:
+            return Inception(str(self.inception))
+        if self.dinov2 is not None:
+            return DINOv2(str(self.dinov2))
+        return _own(*self.features) if self.features else None
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeOptions(FeatureOptions):
+    """What samples are measured with, and against."""
+
+    fid_stats: Path | None = None
+    """Statistics of real images, an npz with mu and sigma. Features then default to Inception, downloaded."""
+    real: Path | None = None
+    """Folder of real images, in place of the run's own data. Features then default to Inception, downloaded."""
+    labels: Literal["balanced", "random"] = "balanced"
+    """As many samples of each class, or classes drawn from the seed."""
+    quantise: Literal["round", "truncate"] = "round"
+    """How samples become 8-bit images; the reference truncates."""
+    small_n: bool = False
+    """Measure with fewer samples than features: the number means little and is marked."""
+
+    def judge(self, trained: Trained, decoder: Decoder | None, world: World) -> Judge:
+        """Statistics of the real data in the chosen features."""
+        from facm.evaluation import Inception
+        from facm.evaluation.evaluate import judge, judge_by_file
+
+        features: Any = self.chosen()
+        if self.fid_stats is not None and self.real is not None:
+            raise ValueError(f"--fid-stats {self.fid_stats} with --real {self.real}, expected one of them")
+        if self.fid_stats is not None:
+            return judge_by_file(self.fid_stats, features or Inception(""), world.device, world=world)
+        dataset = trained.data.open()
+        if self.real is not None:
+            size = dataset.shape[-1] * (1 if decoder is None else decoder.autoencoder.factor)
+            return judge(folder_of_images(self.real, size), world.device, features or Inception(""), world)
+        if decoder is not None or not len(dataset):
+            what = "latents" if decoder is not None else "no data of its own"
+            raise ValueError(
+                f"{trained.path} has {what} to be measured against: expected --fid-stats FILE.npz or --real FOLDER"
+            )
+        return judge(dataset, world.device, features, world)
+
+
+def folder_of_images(path: Path, size: int) -> Any:
+    """All images below ``path``, (3, size, size), without classes."""
+    from facm.data import ImageFolder
+
+    return ImageFolder(str(path), size, classes_from_folders=False).open()
+
+
+def _own(spec: str, *arguments: str) -> Any:
+    from facm.record import load_module
+
+    path, _, name = spec.partition(":")
+    if not path.endswith(".py") or not name or not Path(path).exists():
+        raise ValueError(f"--features {spec}, expected FILE.py:NAME of an existing file, and its arguments")
+    made = getattr(load_module(Path(path), Path(path).stem), name, None)
+    if made is None:
+        raise ValueError(f"--features {spec}: {path} has no {name}")
+    features = made(*arguments)
+    if not callable(getattr(features, "build", None)):
+        raise ValueError(f"--features {spec}: {name} made {features!r}, expected an object with build(dataset, device)")
+    return features

@@ -1,0 +1,79 @@
+"""facm prepare | verify."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from facm.engine import Engine
+
+
+def prepare(
+    images: Annotated[Path, tyro.conf.Positional],
+    out: Path,
+    autoencoder: tuple[str, ...],
+    size: int = 256,
+    shard_size: int = 10_000,
+    batch: int = 64,
+    seed: int = 0,
+    means: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Encode a folder of images into latents to train on; an interrupted one goes on with the same command.
+
+    Args:
+        images: folder whose sub-folders are the classes, as ImageNet's train; or WebDataset's tar files, in a folder.
+        out: folder to write.
+        autoencoder: a VA-VAE's file, a folder in the diffusers format, or TAEF2's encoder and decoder.
+        size: side of the centre crop in pixels.
+        shard_size: samples in a file.
+        batch: images encoded at once.
+        seed: of the samples of the posterior.
+        means: the posterior's means instead of its samples.
+        quiet: print nothing but errors.
+    """
+    from facm.autoencoders import autoencoder_at
+    from facm.data.pictures import source_at
+    from facm.parallel.world import opened
+    from facm.prepare import prepare as encode
+
+    with opened(Engine()) as world:
+        summary = encode(
+            source_at(str(images)),
+            autoencoder_at(autoencoder),
+            out,
+            size=size,
+            shard_size=shard_size,
+            batch_size=batch,
+            seed=seed,
+            sample=not means,
+            world=world,
+            report=None if quiet else _progress,
+        )
+    if world.first and not quiet:
+        print(
+            f"{summary.n} images of {summary.num_classes} classes as latents {summary.shape} in {summary.shards} "
+            f"files, {summary.images_per_second:.1f} images/s: {out}"
+        )
+
+
+def _progress(done: int, n: int) -> None:
+    """On a terminal only, where the line can be written over."""
+    if sys.stderr.isatty():
+        print(f"{done} of {n} images", end="\r\033[K" if done >= n else "\r", file=sys.stderr, flush=True)
+
+
+def verify(latents: Annotated[Path, tyro.conf.Positional]) -> None:
+    """Read all of a folder of latents and compare it with what its manifest says; list all that is wrong.
+
+    Args:
+        latents: folder that facm prepare wrote, or the reference's.
+    """
+    from facm.prepare import verify as check
+
+    found = check(latents)
+    against = "as its manifest says" if found.manifest else "without a manifest to compare with"
+    print(f"{latents}: {found.n} latents {found.shape} {found.dtype} in {found.shards} files, whole, {against}")

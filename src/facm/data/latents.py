@@ -1,0 +1,166 @@
+"""Latents on disk, as the reference keeps them and ``facm prepare`` writes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from facm.autoencoders.types import AutoencoderConfig
+from facm.data.checked import check_at_least
+from facm.data.manifest import STATISTICS, Manifest, check_autoencoder, faults_in_files, read_manifest
+from facm.data.shards import PATTERN, RAW, Shard, as_float32, mapped, read_shard, shard_files
+from facm.statistics import Statistics, load_statistics, scaled
+from facm.types import Batch
+
+
+@dataclass(frozen=True)
+class Latents:
+    """The latents in folder ``path``: ``latents_*.safetensors`` (float32, float16 or bfloat16), sorted by name, and
+    ``latents_stats.pt``; each is read where it lies when it is asked for, standardised, float32 (C, H, W).
+
+    autoencoder: what makes images of them; must be the one that made them, where ``latents.json`` says which.
+    scale: latents are scaled by it and not shifted, in place of the folder's statistics (Stable Diffusion's: 0.18215).
+    multiplier: of the latents that the folder's statistics have standardised.
+    num_classes: of the labels. flip: use the latents of the mirrored images.
+
+    ``open`` raises ValueError naming what is missing or damaged, does not fit together, or differs from
+    ``latents.json``; ``read`` is checked as any data set's is."""
+
+    path: str
+    autoencoder: AutoencoderConfig | None = None
+    scale: float | None = None
+    multiplier: float = 1.0
+    num_classes: int = 1000
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        check_at_least("Latents", "num_classes", self.num_classes, 1)
+        if self.scale is not None and not self.scale > 0:
+            raise ValueError(f"Latents: scale = {self.scale}, expected a number above 0, or None")
+        if not self.multiplier > 0:
+            raise ValueError(f"Latents: multiplier = {self.multiplier}, expected a number above 0")
+        if self.scale is not None and self.multiplier != 1:
+            raise ValueError(f"Latents: scale = {self.scale} and multiplier = {self.multiplier}, expected one of them")
+
+    def open(self) -> LatentShards:
+        folder = Path(self.path).expanduser()
+        if not folder.is_dir():
+            raise ValueError(f"Latents: path = {self.path!r}, expected an existing folder")
+        files = shard_files(folder)
+        manifest = read_manifest(folder)
+        faults = [] if manifest is None else faults_in_files(manifest, folder, files)
+        if faults:
+            raise ValueError("; ".join(faults))
+        if not files:
+            raise ValueError(f"Latents: path = {self.path!r} holds no latents, expected {PATTERN}")
+        shards = tuple(read_shard(path) for path in files)
+        self._check(shards)
+        statistics = self._statistics(folder, shards[0].shape[0], manifest)
+        if manifest is not None and self.autoencoder is not None:
+            check_autoencoder(manifest, self.autoencoder, folder)
+        if manifest is not None and manifest.num_classes != self.num_classes and manifest.classes:
+            raise ValueError(
+                f"Latents: num_classes = {self.num_classes}, expected {manifest.num_classes}, the classes of {folder}"
+            )
+        return LatentShards(
+            shards,
+            statistics,
+            self.num_classes,
+            self.flip,
+            self.autoencoder,
+            name=f"Latents({self.path})",
+            encoded_by=None if manifest is None else manifest.autoencoder,
+        )
+
+    def _check(self, shards: tuple[Shard, ...]) -> None:
+        first = shards[0]
+        for shard in shards:
+            if (shard.shape, shard.dtype) != (first.shape, first.dtype):
+                raise ValueError(
+                    f"{shard.path}: latents are {shard.dtype} {shard.shape}, expected {first.dtype} {first.shape} as "
+                    f"in {first.path.name}"
+                )
+            if self.flip and shard.latents_flip is None:
+                raise ValueError(f"{shard.path} holds no latents_flip: set flip = False")
+            outside = np.flatnonzero((shard.labels < 0) | (shard.labels >= self.num_classes))
+            if len(outside):
+                raise ValueError(
+                    f"{shard.path}: row {outside[0]} has label {shard.labels[outside[0]]}, expected one within "
+                    f"[0, {self.num_classes})"
+                )
+
+    def _statistics(self, folder: Path, channels: int, manifest: Manifest | None) -> Statistics:
+        if self.scale is not None:
+            return scaled(channels, self.scale)
+        path = folder / STATISTICS
+        plain = load_statistics(path)
+        if plain.channels != channels:
+            raise ValueError(f"{path} is of {plain.channels} channels, the latents beside it have {channels}")
+        if manifest is not None and plain.fingerprint != manifest.statistics:
+            raise ValueError(
+                f"{path}: statistics of another data set ({plain.fingerprint}, expected {manifest.statistics})"
+            )
+        return Statistics(plain.mean, plain.std, self.multiplier)
+
+
+@dataclass(frozen=True, eq=False)
+class LatentShards:
+    """Opened :class:`Latents`. statistics: what standardises them, and restores them for ``autoencoder``.
+    encoded_by: the autoencoder that made them, as JSON, where ``latents.json`` says which."""
+
+    shards: tuple[Shard, ...]
+    statistics: Statistics
+    num_classes: int
+    flip: bool
+    autoencoder: AutoencoderConfig | None
+    name: str
+    encoded_by: Any = None
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        return np.cumsum([0, *(shard.n for shard in self.shards)])
+
+    @cached_property
+    def _labels(self) -> np.ndarray:
+        return np.concatenate([shard.labels for shard in self.shards])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.shards[0].shape
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def read(self, indices: np.ndarray) -> Batch:
+        """Samples ``indices`` (B,), not mirrored: x_1 (B, C, H, W) standardised, float32; cond (B,) int64. Raises
+        IndexError outside [0, N)."""
+        return self.read_mirrored(indices, np.zeros(len(indices), bool))
+
+    def read_mirrored(self, indices: np.ndarray, mirrored: np.ndarray) -> Batch:
+        """The same, but of the mirrored image where ``mirrored`` (B,) bool is true. Raises ValueError where there are
+        no such latents."""
+        if len(indices) and not (indices.min() >= 0 and indices.max() < len(self)):
+            raise IndexError(
+                f"{self.name}: indices run over [{indices.min()}, {indices.max()}], of {len(self)} samples"
+            )
+        which = np.searchsorted(self._starts, indices, side="right") - 1
+        rows = indices - self._starts[which]
+        dtype = self.shards[0].dtype
+        raw = np.empty((len(indices), *self.shape), RAW[dtype])
+        for place, (k, row, flipped) in enumerate(zip(which.tolist(), rows.tolist(), mirrored.tolist(), strict=True)):
+            latents = mapped(self.shards[k])[flipped]
+            if latents is None:
+                raise ValueError(f"{self.shards[k].path} holds no latents_flip, asked for mirrored ones")
+            raw[place] = latents[row]
+        x = self.statistics.standardise(as_float32(raw, dtype))
+        return Batch(x, torch.from_numpy(self._labels[indices]))
+
+    def place(self, index: int) -> str:
+        """Where sample ``index`` lies, for error messages."""
+        k = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return f"{self.shards[k].path.name}, row {index - int(self._starts[k])}"

@@ -1,0 +1,115 @@
+"""Shards of latents: safetensors files with ``latents`` and perhaps ``latents_flip`` (N, C, H, W) and ``labels`` (N,),
+read in place."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+PATTERN = "latents_*.safetensors"
+RAW: dict[str, type[np.generic]] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}  # numpy has no bfloat16
+LONGEST_HEADER = 100_000_000  # what the safetensors library allows
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """Where the tensors of one file lie. shape: (C, H, W) of one latent. dtype: a key of ``RAW``. latents,
+    latents_flip: offsets in the file in bytes; None: the file has none. labels: (n,) int64."""
+
+    path: Path
+    n: int
+    shape: tuple[int, ...]
+    dtype: str
+    latents: int
+    latents_flip: int | None
+    labels: np.ndarray
+
+
+def shard_files(folder: Path) -> list[Path]:
+    """The shards in ``folder``, in the order of their names, which is the order of their samples."""
+    return sorted(path for path in folder.glob(PATTERN) if path.is_file())
+
+
+def read_shard(path: Path) -> Shard:
+    """The header and the labels of one shard. Raises ValueError naming the file and what is wrong with it."""
+    entries, start = _header(path)
+    latents, labels, mirrored = (entries.get(name) for name in ("latents", "labels", "latents_flip"))
+    if latents is None or labels is None:
+        raise ValueError(f"{path} holds {', '.join(sorted(entries)) or 'nothing'}, expected latents and labels")
+    shape = tuple(latents["shape"])
+    if latents["dtype"] not in RAW or len(shape) != 4 or 0 in shape:
+        raise ValueError(f"{path}: latents are {latents['dtype']} {shape}, expected {', '.join(RAW)} (N, C, H, W)")
+    if mirrored is not None and (mirrored["dtype"], tuple(mirrored["shape"])) != (latents["dtype"], shape):
+        raise ValueError(
+            f"{path}: latents_flip are {mirrored['dtype']} {tuple(mirrored['shape'])}, expected {latents['dtype']} "
+            f"{shape} as latents are"
+        )
+    if (labels["dtype"], tuple(labels["shape"])) != ("I64", shape[:1]):
+        raise ValueError(
+            f"{path}: labels are {labels['dtype']} {tuple(labels['shape'])}, expected I64 ({shape[0]},): one per latent"
+        )
+    values = np.fromfile(path, "<i8", shape[0], offset=start + labels["data_offsets"][0])
+    return Shard(
+        path,
+        shape[0],
+        shape[1:],
+        latents["dtype"],
+        start + latents["data_offsets"][0],
+        None if mirrored is None else start + mirrored["data_offsets"][0],
+        values.astype(np.int64, copy=False),
+    )
+
+
+@lru_cache(maxsize=256)  # each map holds a file open, and a process may have only so many
+def mapped(shard: Shard) -> tuple[np.ndarray, np.ndarray | None]:
+    """``latents`` and ``latents_flip`` (N, C, H, W) as they lie on the disk, in the types of ``RAW``, nothing read."""
+    content = np.asarray(np.memmap(shard.path, np.uint8, "r"))
+    raw = RAW[shard.dtype]
+    size = shard.n * math.prod(shard.shape) * np.dtype(raw).itemsize
+
+    def at(offset: int) -> np.ndarray:
+        return content[offset : offset + size].view(raw).reshape(shard.n, *shard.shape)
+
+    return at(shard.latents), None if shard.latents_flip is None else at(shard.latents_flip)
+
+
+def as_float32(raw: np.ndarray, dtype: str) -> Tensor:
+    """Values in the type of ``RAW`` for ``dtype`` -> float32, exactly; shares memory where they are float32."""
+    values = torch.from_numpy(raw)
+    return (values.view(torch.bfloat16) if dtype == "BF16" else values).float()
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """The entries of a safetensors file and where its data begin, the file being exactly as long as they say."""
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        text = file.read(length) if length <= LONGEST_HEADER else b""
+    try:
+        if not text or len(text) != length:
+            raise ValueError("its header is cut short")
+        entries = json.loads(text)
+        entries.pop("__metadata__", None)
+        spans = [(*entry["data_offsets"], entry["dtype"], math.prod(entry["shape"])) for entry in entries.values()]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not a whole safetensors file ({error})") from error
+    for begin, end, dtype, count in spans:
+        if end - begin != count * {"F32": 4, "F16": 2, "BF16": 2, "I64": 8}.get(dtype, (end - begin) / max(count, 1)):
+            raise ValueError(
+                f"{path}: not a whole safetensors file ({end - begin} bytes for {count} values of {dtype})"
+            )
+    expected = 8 + length + max((end for _, end, _, _ in spans), default=0)
+    if path.stat().st_size != expected:
+        raise ValueError(
+            f"{path}: {path.stat().st_size} bytes, expected {expected} by its header: truncated or damaged"
+        )
+    return entries, 8 + length

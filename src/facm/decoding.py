@@ -1,0 +1,57 @@
+"""From what a network makes to images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from facm.autoencoders.types import Autoencoder, AutoencoderConfig
+from facm.run import from_json
+from facm.statistics import Statistics
+
+
+@dataclass(frozen=True, eq=False)
+class Decoder:
+    """Standardised latents (B, C, h, w) -> images (B, 3, H, W) in [-1, 1], clamped.
+
+    identity: which weights and which statistics, for the record. block: latents decoded at once, for a decoder takes
+    much more memory than the network.
+    """
+
+    autoencoder: Autoencoder
+    statistics: Statistics
+    block: int = 16
+
+    @property
+    def identity(self) -> str:
+        return f"{self.autoencoder.identity}, statistics {self.statistics.fingerprint}"
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        parts = [self.autoencoder.decode(self.statistics.restore(part.float())) for part in x.split(self.block)]
+        return torch.cat(parts).clamp(-1, 1)
+
+
+def decoder_of(dataset: Any, device: torch.device, autoencoder: AutoencoderConfig | None = None) -> Decoder | None:
+    """What makes images of a data set's samples; None for a data set of images, or of anything else.
+
+    autoencoder: in place of the data set's own, which is the one that its configuration says, or that prepared it.
+    Raises ValueError where it cannot be loaded, or latents and autoencoder do not fit together.
+    """
+    statistics: Statistics | None = getattr(dataset, "statistics", None)
+    config = autoencoder or getattr(dataset, "autoencoder", None)
+    if config is None and (recorded := getattr(dataset, "encoded_by", None)) is not None:
+        config = from_json(recorded)
+    if config is None:
+        return None
+    if statistics is None:
+        raise ValueError(f"autoencoder = {config} for a data set without latents, expected none")
+    built = config.build()
+    if built.channels != dataset.shape[0]:
+        raise ValueError(
+            f"autoencoder = {config} decodes {built.channels} channels, the latents have {dataset.shape[0]}"
+        )
+    return Decoder(built.to(device), statistics)

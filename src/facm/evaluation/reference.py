@@ -1,0 +1,230 @@
+"""What is kept of the real data: computed from a data set, or read from a file of statistics."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from facm.checkpoint import atomically
+from facm.evaluation.extraction import check_positive, real_features
+from facm.evaluation.features import FeatureExtractor, read_blocks
+from facm.evaluation.frechet import Moments, frechet_distance
+from facm.types import Dataset
+
+KEEP = 10_000
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The real data in one feature space; see :func:`build_reference` and :func:`load_reference`.
+
+    mean (F,) and covariance (F, F), float64; rows (<= keep, F) float32, for precision, recall and kernel distance, none
+    where a file has none; n: samples behind the statistics, None where a file does not say; shape of one sample, None:
+    images of a size that the file does not say; fingerprint: sha256 of all real features, in order, or, where those
+    are unknown, of the statistics; features: identity of the network they came from.
+    file, file_sha256: where they were read. assumed: the file does not say which features these are, and they were
+    taken to be the extractor's: so it is with the published statistics.
+    """
+
+    mean: Tensor = field(repr=False)
+    covariance: Tensor = field(repr=False)
+    rows: Tensor = field(repr=False)
+    n: int | None
+    shape: tuple[int, ...] | None
+    fingerprint: str
+    features: str
+    file: str | None = None
+    file_sha256: str | None = None
+    assumed: bool = False
+
+
+def build_reference(
+    dataset: Dataset, extractor: FeatureExtractor, *, keep: int = KEEP, batch_size: int = 500
+) -> Reference:
+    """Statistics of all samples of ``dataset``; ``keep`` of them, evenly spaced (a data set may be sorted by class),
+    stay for precision and recall.
+
+    Raises ValueError below two samples, for non-finite samples and for images (C, H, W) outside [-1, 1].
+    """
+    n = len(dataset)
+    if n < 2:
+        raise ValueError(f"the data set has n = {n} samples, expected at least 2")
+    check_positive(keep=keep, batch_size=batch_size)
+    kept = torch.zeros(n, dtype=torch.bool)
+    kept[torch.linspace(0, n - 1, min(n, keep), dtype=torch.float64).round().long()] = True
+    moments, digest, rows = Moments(extractor.num_features), hashlib.sha256(), []
+    for batch in read_blocks(dataset, np.arange(n), batch_size):
+        start = moments.n
+        found = real_features(extractor, batch.x_1)
+        moments.add(found)
+        digest.update(found.numpy().data)
+        rows.append(found[kept[start : moments.n]])
+    return Reference(
+        moments.mean,
+        moments.covariance(),
+        torch.cat(rows),
+        n,
+        tuple(dataset.shape),
+        digest.hexdigest(),
+        extractor.identity,
+    )
+
+
+def reference_floor(dataset: Dataset, extractor: FeatureExtractor, *, seed: int = 0, batch_size: int = 500) -> float:
+    """Frechet distance of a random half of the real samples to the other half: what a perfect generator would score
+    with that few samples, and so the value below which differences mean nothing.
+
+    Raises ValueError below four samples.
+    """
+    n = len(dataset)
+    if n < 4:
+        raise ValueError(f"the data set has n = {n} samples, expected at least 4 to halve")
+    order = np.random.default_rng(seed).permutation(n)
+    halves = []
+    for half in (order[: n // 2], order[n // 2 :]):
+        moments = Moments(extractor.num_features)
+        for batch in read_blocks(dataset, np.sort(half), batch_size):
+            moments.add(real_features(extractor, batch.x_1))
+        halves.append(moments)
+    a, b = halves
+    return frechet_distance(a.mean, a.covariance(), b.mean, b.covariance())
+
+
+def save_reference(reference: Reference, path: Path) -> None:
+    """Write ``mu``, ``sigma`` under the names that other programs read, and beside them what makes the file say what
+    it is: n, features, fingerprint, rows, shape. Raises ValueError for a file that exists or cannot be written."""
+    if path.exists():
+        raise ValueError(f"{path} exists and is not overwritten")
+    content = {
+        "mu": reference.mean.numpy(),
+        "sigma": reference.covariance.numpy(),
+        "rows": reference.rows.numpy(),
+        "features": np.array(reference.features),
+        "fingerprint": np.array(reference.fingerprint),
+    }
+    if reference.n is not None:
+        content["n"] = np.array(reference.n)
+    if reference.shape is not None:
+        content["shape"] = np.array(reference.shape, dtype=np.int64)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomically(path) as partial, partial.open("wb") as file:
+            np.savez(file, **content)  # type: ignore[arg-type]  # numpy's stub takes names for flags
+            file.flush()
+    except OSError as error:
+        raise ValueError(f"could not write {path}: {error.strerror or error}") from error
+
+
+def load_reference(
+    path: Path, extractor: FeatureExtractor, *, images: bool = False, keep: int = KEEP, batch_size: int = 64
+) -> Reference:
+    """Statistics from an .npz: ``mu`` (F,) and ``sigma`` (F, F), as ADM's evaluator, pytorch-fid and torch-fidelity's
+    users keep them, or what :func:`save_reference` wrote. Nothing in the file is executed.
+
+    images: also run the extractor over the images in the file (``arr_0``, (N, H, W, C) bytes; ADM's hold 10,000), up to
+    ``keep`` of them, evenly spaced, for precision, recall and kernel distance, which need more than mu and sigma.
+    ADM's spatial statistics (mu_s, sigma_s) are not used.
+
+    Raises ValueError naming the file: not there, not an .npz, keys missing, another number of features than the
+    extractor's, not finite, not symmetric, a negative variance, or made with other features than the extractor's.
+    """
+    digest, content = _read(path, ("arr_0",) if images else ())
+    mean, covariance = (_array(content, name, path) for name in ("mu", "sigma"))
+    _check_moments(mean, covariance, extractor, path)
+    features = _text(content, "features")
+    if features is not None and features != extractor.identity:
+        raise ValueError(
+            f"{path} was made with the features {features!r}, expected the extractor's {extractor.identity!r}"
+        )
+    rows = torch.zeros(0, extractor.num_features)
+    if "rows" in content:
+        rows = torch.from_numpy(content["rows"]).float()
+        if rows.ndim != 2 or rows.shape[1] != len(mean) or not rows.isfinite().all():
+            raise ValueError(f"{path}: rows {tuple(rows.shape)}, expected finite ones of shape (N, {len(mean)})")
+    if images:
+        rows = _rows_of_images(content, extractor, path, keep, batch_size)
+    n = int(content["n"]) if "n" in content and content["n"].ndim == 0 else None
+    own = hashlib.sha256(mean.numpy().tobytes() + covariance.numpy().tobytes()).hexdigest()
+    return Reference(
+        mean,
+        covariance,
+        rows,
+        n,
+        tuple(int(size) for size in content["shape"]) if "shape" in content else None,
+        _text(content, "fingerprint") or own,
+        extractor.identity,
+        str(path),
+        digest,
+        assumed=features is None,
+    )
+
+
+def _read(path: Path, wanted: tuple[str, ...]) -> tuple[str, dict[str, np.ndarray]]:
+    """sha256 of the file, and of its arrays those that are used: ADM's also hold two gigabytes of images."""
+    used = ("mu", "sigma", "n", "features", "fingerprint", "rows", "shape", *wanted)
+    expected = "expected an .npz with mu and sigma"
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        with np.load(path, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise TypeError("one array")
+            there = list(archive.files)
+            content = {name: archive[name] for name in used if name in there}
+    except FileNotFoundError:
+        raise ValueError(f"{path}: there is no such file; {expected}") from None
+    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} cannot be read ({error}); {expected}") from error
+    missing = [name for name in ("mu", "sigma", *wanted) if name not in there]
+    if missing:
+        raise ValueError(f"{path} has no {' and no '.join(missing)}; it has {', '.join(there) or 'nothing'}")
+    return digest, content
+
+
+def _array(content: dict[str, np.ndarray], name: str, path: Path) -> Tensor:
+    value = content[name]
+    if value.dtype.kind != "f":
+        raise ValueError(f"{path}: {name} is {value.dtype}, expected floating point")
+    return torch.from_numpy(value.astype(np.float64))
+
+
+def _text(content: dict[str, np.ndarray], name: str) -> str | None:
+    return str(content[name]) if name in content else None
+
+
+def _check_moments(mean: Tensor, covariance: Tensor, extractor: FeatureExtractor, path: Path) -> None:
+    f = extractor.num_features
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+        raise ValueError(
+            f"{path}: mu {tuple(mean.shape)} and sigma {tuple(covariance.shape)}, expected (F,) and (F, F)"
+        )
+    if len(mean) != f:
+        raise ValueError(f"{path}: {len(mean)} features in the file, the extractor {extractor.identity!r} has {f}")
+    if not (mean.isfinite().all() and covariance.isfinite().all()):
+        raise ValueError(f"{path}: mu or sigma has entries that are not finite")
+    skew = float((covariance - covariance.T).abs().max())
+    if skew > 1e-6 * float(covariance.abs().max()):
+        raise ValueError(f"{path}: sigma is not symmetric (by up to {skew:g}), expected a covariance")
+    if float(covariance.diagonal().min()) < 0:
+        raise ValueError(f"{path}: sigma has a negative variance, expected a covariance")
+
+
+def _rows_of_images(
+    content: dict[str, np.ndarray], extractor: FeatureExtractor, path: Path, keep: int, batch_size: int
+) -> Tensor:
+    check_positive(keep=keep, batch_size=batch_size)
+    pixels = content["arr_0"]
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or not len(pixels):
+        raise ValueError(f"{path}: arr_0 is {pixels.dtype} {pixels.shape}, expected images, uint8 (N, H, W, C)")
+    chosen = np.linspace(0, len(pixels) - 1, min(len(pixels), keep)).round().astype(np.int64)
+    rows = []
+    for start in range(0, len(chosen), batch_size):
+        block = torch.from_numpy(pixels[chosen[start : start + batch_size]])
+        rows.append(real_features(extractor, block.permute(0, 3, 1, 2).float() / 127.5 - 1))
+    return torch.cat(rows)

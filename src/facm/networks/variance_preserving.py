@@ -1,0 +1,96 @@
+"""A noise-prediction network on the variance-preserving path (DDPM, DiT), seen as a velocity on the linear path.
+
+    x_t = t x_1 + (1 - t) x_0,  s = sqrt(t^2 + (1 - t)^2):   x_t / s is a VP sample with sqrt(alpha_bar) = t / s
+
+The network is asked at x_t / s and at the timestep tau(t) with the same signal-to-noise ratio, and answers with
+eps = E[x_0 | x_t]; then v = E[x_1 - x_0 | x_t] = (x_t - eps) / t. The schedule ends before alpha_bar is 0, at t_min
+(0.0063 for DDPM's); below, the endpoint is what the network sees in x_t / s as the last timestep's sample,
+x_1 = (x_t / s - sigma_T eps) / alpha_T, and v = (x_1 - x_t) / (1 - t), which is the same at t_min and finite at 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from facm.types import NetworkConfig, at_least_float32, expand
+
+
+@dataclass(frozen=True)
+class VariancePreserving:
+    """An eps-prediction network over ``steps`` discrete timesteps, seen as F(x, c, cond) with t = 0 noise, t = 1 data.
+
+    network: its configuration; called as net(x, t=timestep (B,) in [0, steps - 1], cond=...). Where its arguments have
+    other names: ``Foreign(network, reversed_time=False, time_name=..., cond_name=...)`` inside.
+    beta_start, beta_end: of the linear schedule; the defaults are those of DDPM, ADM and DiT.
+
+    For c in (1, 2] the path is at t = 2 - c and the network gets -tau(t), the rule for reversed time of Sec. 3.2.2.
+    The output is float32 or better, whatever the network computes in: (x_t - eps) / t cancels for small t.
+    """
+
+    network: NetworkConfig
+    steps: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+
+    def __post_init__(self) -> None:
+        if self.steps < 2:
+            raise ValueError(f"steps = {self.steps}, expected at least 2 timesteps")
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise ValueError(
+                f"beta_start = {self.beta_start}, beta_end = {self.beta_end}, expected 0 < beta_start <= beta_end < 1"
+            )
+
+    def build(self) -> VariancePreservingNetwork:
+        return VariancePreservingNetwork(self.network.build(), self)
+
+
+def log_noise_ratios(config: VariancePreserving, device: torch.device | str = "cpu") -> Tensor:
+    """log(sigma / alpha) of each timestep, where alpha^2 = alpha_bar = 1 - sigma^2: (steps,) float64, increasing."""
+    betas = torch.linspace(config.beta_start, config.beta_end, config.steps, dtype=torch.float64, device=device)
+    log_alpha_bar = torch.log1p(-betas).cumsum(0)
+    return (torch.log(-torch.expm1(log_alpha_bar)) - log_alpha_bar) / 2
+
+
+def timestep(t: Tensor, ratios: Tensor) -> Tensor:
+    """tau(t) of t (B,) in [0, 1]: the timestep with log(sigma / alpha) = log((1 - t) / t), (B,) float64.
+
+    Linear between the entries of ``ratios`` (:func:`log_noise_ratios`), and clamped to [0, steps - 1], where it is
+    constant. Differentiable in t.
+    """
+    t_min, t_max = torch.sigmoid(-ratios[-1]), torch.sigmoid(-ratios[0])
+    t = torch.clamp(t.double(), t_min, t_max)  # before the logarithm, whose derivative at 0 and 1 is infinite
+    ratio = torch.log1p(-t) - torch.log(t)
+    after = torch.searchsorted(ratios, ratio.detach()).clamp(1, len(ratios) - 1)
+    low, high = ratios[after - 1], ratios[after]
+    return after - 1 + (ratio - low) / (high - low)
+
+
+class VariancePreservingNetwork(nn.Module):
+    auxiliary_time = False
+
+    def __init__(self, inner: nn.Module, config: VariancePreserving) -> None:
+        super().__init__()
+        self.inner, self.config = inner, config
+        if not getattr(inner, "draws", True):
+            self.draws = False
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        c, x_t = at_least_float32(t), at_least_float32(x)
+        anchor = c > 1
+        time = torch.where(anchor, 2 - c, c)
+        # Not a buffer: casting the network to half precision would take the table with it.
+        ratios = log_noise_ratios(self.config, x.device)
+        tau = timestep(time, ratios).to(c.dtype)
+        a = expand(time, x_t).to(x_t.dtype)
+        sample = x_t / (a.square() + (1 - a).square()).sqrt()
+        arguments = {} if cond is None else {"cond": cond}
+        eps = at_least_float32(self.inner(sample.to(x.dtype), t=torch.where(anchor, -tau, tau), **arguments))
+        last = ratios[-1]
+        t_min = torch.sigmoid(-last).to(a.dtype)
+        alpha = torch.rsqrt(1 + (2 * last).exp()).to(a.dtype)
+        x_1 = sample / alpha - last.exp().to(a.dtype) * eps  # sigma / alpha = exp(last)
+        below = (x_1 - x_t) / (1 - a.clamp(max=t_min))
+        return torch.where(a < t_min, below, (x_t - eps) / a.clamp(min=t_min))

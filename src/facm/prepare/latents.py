@@ -1,0 +1,187 @@
+"""Images to latents on disk, by any number of processes, and on from where it was interrupted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from facm.autoencoders.types import Autoencoder, AutoencoderConfig
+from facm.checkpoint import atomically, write_text
+from facm.data.checked import check_at_least
+from facm.data.folder import THREADS
+from facm.data.manifest import MANIFEST, STATISTICS, Manifest
+from facm.data.pictures import Pictures, Source
+from facm.data.shards import read_shard
+from facm.parallel.agree import by_first, check_same, gathered
+from facm.parallel.world import ALONE, World
+from facm.prepare.encode import decoded, encode
+from facm.prepare.moments import Moments
+from facm.prepare.settings import Settings, begin, held
+from facm.prepare.shard import finished, write_shard
+from facm.run import to_json
+from facm.statistics import load_statistics
+
+
+@dataclass(frozen=True)
+class Summary:
+    """n: images in the folder; made: by this call. seconds, images_per_second: of this call, over all ranks, with
+    everything; each image is encoded twice. shape: (C, h, w). statistics: their fingerprint."""
+
+    path: str
+    n: int
+    made: int
+    shards: int
+    shape: tuple[int, ...]
+    num_classes: int
+    identity: str
+    statistics: str
+    seconds: float
+    images_per_second: float
+
+
+def prepare(
+    source: Source,
+    autoencoder: AutoencoderConfig,
+    out: Path,
+    *,
+    size: int = 256,
+    shard_size: int = 10_000,
+    batch_size: int = 64,
+    seed: int = 0,
+    sample: bool = True,
+    world: World = ALONE,
+    report: Callable[[int, int], None] | None = None,
+    threads: int = THREADS,
+) -> Summary:
+    """Encode the centre crops of all images, plain and mirrored, into ``out``, for :class:`facm.data.Latents`.
+
+    size: of the crops, a multiple of the autoencoder's factor. shard_size: samples a file, in the source's order.
+    batch_size: images encoded at a time. seed: of the posterior's samples, one for each image and each of its mirror
+    images; sample: False takes the posterior's means. threads: that decode, on each rank.
+    report: called on the first rank after each batch with the images done and all.
+
+    The latents do not depend on the number of ranks, which share the shards and must see one folder. Called again
+    after an interruption it goes on with the shards that are not whole.
+    Raises ValueError for a folder with another preparation or foreign latents, a broken image, non-finite latents."""
+    began = time.monotonic()
+    for name, value, least in (("size", size, 1), ("shard_size", shard_size, 1), ("batch_size", batch_size, 1)):
+        check_at_least("prepare", name, value, least)
+    check_at_least("prepare", "seed", seed, 0)
+    check_at_least("prepare", "threads", threads, 1)
+    encoder = autoencoder.build().to(world.device)
+    if size % encoder.factor:
+        raise ValueError(f"prepare: size = {size}, expected a multiple of {encoder.factor} for {encoder.identity}")
+    pictures = source.open()
+    settings = Settings(
+        n=len(pictures),
+        source=pictures.fingerprint,
+        autoencoder=to_json(autoencoder),
+        identity=encoder.identity,
+        size=size,
+        shard_size=shard_size,
+        seed=seed,
+        sample=sample,
+    )
+    check_same(world, "what is to be prepared", settings)
+    with held(out) if world.first else nullcontext():
+        todo = by_first(world, lambda: _unfinished(out, settings))
+        mine = todo[world.rank :: world.ranks]
+        total = sum(len(settings.samples(k)) for k in todo)
+        done, rounds = 0, max(gathered(world, sum(-(-len(settings.samples(k)) // batch_size) for k in mine)))
+        work = _encoded(pictures, encoder, settings, out, mine, batch_size, threads, world.device)
+        with closing(work):
+            for _ in range(rounds):  # in step, so that a rank that fails or is lost ends all
+                done += sum(gathered(world, next(work, 0)))
+                if report is not None and world.first:
+                    report(settings.n - total + done, settings.n)
+        manifest = by_first(world, lambda: _complete(out, settings, pictures))
+    seconds = time.monotonic() - began
+    return Summary(
+        str(out),
+        settings.n,
+        total,
+        settings.shards,
+        manifest.shape,
+        manifest.num_classes,
+        settings.identity,
+        manifest.statistics,
+        seconds,
+        total / seconds,
+    )
+
+
+def _unfinished(out: Path, settings: Settings) -> list[int]:
+    begin(out, settings)
+    return [k for k in range(settings.shards) if finished(out / settings.file(k), len(settings.samples(k))) is None]
+
+
+def _encoded(
+    pictures: Pictures,
+    encoder: Autoencoder,
+    settings: Settings,
+    out: Path,
+    shards: Sequence[int],
+    batch_size: int,
+    threads: int,
+    device: torch.device,
+) -> Generator[int, None, None]:
+    """Encode and write ``shards``; yields the number of images after each batch, a shard being on the disk before its
+    last."""
+    indices = [i for k in shards for i in settings.samples(k)]
+    side = settings.size // encoder.factor
+    seed = settings.seed if settings.sample else None
+    with closing(decoded(pictures, indices, settings.size, threads, ahead=2 * batch_size)) as crops:
+        for k in shards:
+            here = settings.samples(k)
+            latents, latents_flip = torch.empty(2, len(here), encoder.channels, side, side)
+            for start in range(0, len(here), batch_size):
+                batch = here[start : start + batch_size]
+                pixels = torch.from_numpy(np.stack(list(islice(crops, len(batch))))).to(device)
+                place = slice(start, start + len(batch))
+                latents[place] = encode(encoder, pixels, batch, False, seed, pictures)
+                latents_flip[place] = encode(encoder, pixels, batch, True, seed, pictures)
+                if place.stop == len(here):
+                    write_shard(out / settings.file(k), latents, latents_flip, pictures.labels[here.start : here.stop])
+                yield len(batch)
+
+
+def _complete(out: Path, settings: Settings, pictures: Pictures) -> Manifest:
+    """Statistics and manifest over all shards. Raises ValueError where one is not whole."""
+    records = []
+    for k in range(settings.shards):
+        record = finished(out / settings.file(k), len(settings.samples(k)))
+        if record is None:
+            raise ValueError(f"{out / settings.file(k)} is not whole, though its rank has written it: is {out} shared?")
+        records.append(record)
+    shape = read_shard(out / records[0].file).shape
+    count = 2 * settings.n * shape[1] * shape[2]
+    total = Moments(count, *(np.sum([getattr(r, name) for r in records], 0) for name in ("sum", "squares")))
+    with atomically(out / STATISTICS) as partial:
+        both = {"mean": total.mean, "std": total.std}
+        torch.save({name: torch.from_numpy(x).float().reshape(1, -1, 1, 1) for name, x in both.items()}, partial)
+    manifest = Manifest(
+        n=settings.n,
+        shape=shape,
+        dtype="F32",
+        num_classes=pictures.num_classes,
+        classes=pictures.classes,
+        size=settings.size,
+        seed=settings.seed,
+        sample=settings.sample,
+        shard_size=settings.shard_size,
+        autoencoder=settings.autoencoder,
+        identity=settings.identity,
+        source=pictures.name,
+        source_fingerprint=settings.source,
+        shards=tuple(records),
+        statistics=load_statistics(out / STATISTICS).fingerprint,
+    )
+    write_text(out / MANIFEST, manifest.text())
+    return manifest

@@ -1,0 +1,82 @@
+"""What decides the bytes of prepared latents, kept beside them from before the first: nothing is mixed."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from facm.checkpoint import write_text
+from facm.data.manifest import MANIFEST, STATISTICS
+from facm.data.shards import shard_files
+
+RECORDS = "records"  # of finished shards, and the settings: what an interrupted preparation goes on from
+
+
+@dataclass(frozen=True)
+class Settings:
+    """n: images. autoencoder: its configuration as JSON, identity: its weights'. source: fingerprint of the list."""
+
+    n: int
+    source: str
+    autoencoder: Any
+    identity: str
+    size: int
+    shard_size: int
+    seed: int
+    sample: bool
+
+    @property
+    def shards(self) -> int:
+        return -(-self.n // self.shard_size)
+
+    def samples(self, k: int) -> range:
+        """The samples of shard ``k``."""
+        return range(k * self.shard_size, min((k + 1) * self.shard_size, self.n))
+
+    def file(self, k: int) -> str:
+        width = max(3, len(str(self.shards - 1)))
+        return f"latents_rank00_shard{k:0{width}d}.safetensors"
+
+
+@contextlib.contextmanager
+def held(out: Path) -> Iterator[None]:
+    """Hold the folder, which is made where there is none. Raises ValueError where another process is preparing in it;
+    the lock ends with the process."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(f"{out} is in use by another process that prepares latents in it") from error
+        yield
+
+
+def begin(out: Path, settings: Settings) -> None:
+    """Write the settings into ``out``, or check that the preparation there has the same. Raises ValueError naming
+    those that differ, and for latents that come from something else."""
+    path = out / RECORDS / "settings.json"
+    now = json.loads(json.dumps(dataclasses.asdict(settings)))
+    latents = {file.name for file in shard_files(out)}
+    if not path.exists():
+        foreign = sorted(latents | {name for name in (MANIFEST, STATISTICS) if (out / name).exists()})
+        if foreign:
+            raise ValueError(f"{out} holds {foreign[0]}, which no preparation left here: choose another folder")
+        path.parent.mkdir(exist_ok=True)
+        write_text(path, json.dumps(now, indent=1) + "\n")
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        differing = [f"{key} = {before.get(key)!r}, now {now[key]!r}" for key in now if before.get(key) != now[key]]
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: not the settings of a preparation ({error})") from error
+    if differing:
+        raise ValueError(f"{out} holds another preparation: {'; '.join(differing)}; choose another folder")
+    unknown = sorted(latents - {settings.file(k) for k in range(settings.shards)})
+    if unknown:
+        raise ValueError(f"{out / unknown[0]}: expected {settings.shards} shards, and not this one")

@@ -1,0 +1,48 @@
+"""One shard on the disk, and the record that says it is whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from facm.checkpoint import atomically, write_text
+from facm.data.manifest import ShardRecord, shard_record
+from facm.prepare.moments import Moments, sums
+from facm.prepare.settings import RECORDS
+
+
+def write_shard(path: Path, latents: Tensor, latents_flip: Tensor, labels: np.ndarray) -> ShardRecord:
+    """latents, latents_flip (n, C, h, w) float32 and labels (n,) into ``path``, then its record: either is whole or
+    absent, and there is no record without its shard."""
+    from safetensors.torch import save_file
+
+    _record_path(path).unlink(missing_ok=True)
+    moments = Moments.of_all([sums(latents), sums(latents_flip)])
+    tensors = {"latents": latents, "latents_flip": latents_flip, "labels": torch.from_numpy(labels.astype(np.int64))}
+    with atomically(path) as partial:
+        save_file(tensors, partial)
+        with partial.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    total, squares = tuple(moments.sum.tolist()), tuple(moments.squares.tolist())
+    record = ShardRecord(path.name, len(latents), path.stat().st_size, sha256, total, squares)
+    write_text(_record_path(path), json.dumps(dataclasses.asdict(record)) + "\n")
+    return record
+
+
+def finished(path: Path, n: int) -> ShardRecord | None:
+    """The record of ``path`` if the shard is there with n samples and the size that it had when it was written."""
+    try:
+        record = shard_record(json.loads(_record_path(path).read_text(encoding="utf-8")))
+        return record if (record.file, record.n, record.bytes) == (path.name, n, path.stat().st_size) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _record_path(path: Path) -> Path:
+    return path.parent / RECORDS / f"{path.stem}.json"

@@ -1,0 +1,146 @@
+"""Everything that can be checked about a folder of latents, checked."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from facm.data.manifest import MANIFEST, STATISTICS, Manifest, faults_in_files, read_manifest
+from facm.data.shards import PATTERN, Shard, as_float32, mapped, read_shard, shard_files
+from facm.prepare.moments import Moments, sums
+from facm.statistics import load_statistics
+
+CLOSE = 1e-4  # of statistics, relative to the standard deviation: float32 and sums in another order
+
+
+@dataclass(frozen=True)
+class Report:
+    """What :func:`verify` found. n: samples. labels: the lowest and the highest. mean, std: (C,) of all latents, plain
+    and mirrored. manifest: whether there is one, which then agrees."""
+
+    path: str
+    n: int
+    shards: int
+    shape: tuple[int, ...]
+    dtype: str
+    labels: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    manifest: bool
+
+
+def verify(path: Path) -> Report:
+    """Read all of a folder of latents: shards whole, alike, without NaN or infinity, labels from 0, statistics that
+    fit; and as ``latents.json`` says, where there is one: names, sizes and sha256 of the shards, number and shape of
+    the samples, range of the labels, and the statistics, which are computed again. (Without it they may be of a part
+    of the latents only, as the reference's are.)
+
+    Raises ValueError that lists all that is wrong, a line for each."""
+    if not path.is_dir():
+        raise ValueError(f"verify: {path}, expected an existing folder")
+    manifest = read_manifest(path)
+    files = shard_files(path)
+    faults = [f"{path} holds no latents, expected {PATTERN}"] if not files else []
+    if manifest is not None:
+        faults += faults_in_files(manifest, path, files)
+    shards: list[Shard] = []
+    moments = []
+    for file in files:
+        try:
+            shards.append(read_shard(file))
+        except ValueError as error:
+            faults.append(str(error))
+            continue
+        faults += _unlike(shards[-1], shards[0]) + _labels(shards[-1], manifest)
+        found, non_finite = _scan(shards[-1])
+        moments.append(found)
+        faults += non_finite
+    if manifest is not None:
+        faults += _against(manifest, shards, path)
+    faults += _statistics(path, shards, None if faults else Moments.of_all(moments), manifest)
+    if faults:
+        raise ValueError("\n".join(faults))
+    total = Moments.of_all(moments)
+    labels = np.concatenate([shard.labels for shard in shards])
+    return Report(
+        str(path),
+        len(labels),
+        len(shards),
+        shards[0].shape,
+        shards[0].dtype,
+        (int(labels.min()), int(labels.max())),
+        tuple(total.mean.tolist()),
+        tuple(total.std.tolist()),
+        manifest is not None,
+    )
+
+
+def _unlike(shard: Shard, first: Shard) -> list[str]:
+    is_, expected = (
+        f"{s.dtype} {s.shape} {'without' if s.latents_flip is None else 'with'} latents_flip" for s in (shard, first)
+    )
+    return [] if is_ == expected else [f"{shard.path}: latents are {is_}, expected {expected} as in {first.path.name}"]
+
+
+def _labels(shard: Shard, manifest: Manifest | None) -> list[str]:
+    below = np.iinfo(np.int64).max if manifest is None else manifest.num_classes
+    bad = np.flatnonzero((shard.labels < 0) | (shard.labels >= below))
+    expected = "0 or more" if manifest is None else f"one within [0, {below})"
+    return [f"{shard.path}: row {bad[0]} has label {shard.labels[bad[0]]}, expected {expected}"] if len(bad) else []
+
+
+def _scan(shard: Shard) -> tuple[Moments, list[str]]:
+    """The moments of a shard, and where it is not finite."""
+    found, faults = [], []
+    for name, raw in zip(("latents", "latents_flip"), mapped(shard), strict=True):
+        for start in range(0, shard.n if raw is not None else 0, 256):
+            assert raw is not None
+            part = as_float32(np.array(raw[start : start + 256]), shard.dtype)
+            found.append(sums(part))
+            bad = np.flatnonzero(~np.isfinite(part.numpy()).reshape(len(part), -1).all(1))
+            faults += [f"{shard.path}: non-finite values in row {start + row} of {name}" for row in bad[:1]]
+    return Moments.of_all(found), faults
+
+
+def _against(manifest: Manifest, shards: list[Shard], path: Path) -> list[str]:
+    """What differs from the manifest beyond names and sizes."""
+    faults = []
+    recorded = {record.file: record for record in manifest.shards}
+    for shard in shards:
+        record = recorded.get(shard.path.name)
+        with shard.path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        if record is not None and (record.n, record.sha256) != (shard.n, sha256):
+            faults.append(
+                f"{shard.path}: {shard.n} samples, sha256 {sha256[:16]}..., expected {record.n} and "
+                f"{record.sha256[:16]}... by {MANIFEST}"
+            )
+    n, shapes = sum(shard.n for shard in shards), sorted({shard.shape for shard in shards})
+    if n != manifest.n or shapes != [manifest.shape]:
+        kinds = " and ".join(map(str, shapes))
+        faults.append(f"{path}: {n} samples of {kinds}, expected {manifest.n} of {manifest.shape} by {MANIFEST}")
+    return faults
+
+
+def _statistics(path: Path, shards: list[Shard], total: Moments | None, manifest: Manifest | None) -> list[str]:
+    """What is wrong with the statistics; total: the latents' own, where these are sound."""
+    file = path / STATISTICS
+    try:
+        statistics = load_statistics(file)
+    except ValueError as error:
+        return [str(error)]
+    if shards and statistics.channels != shards[0].shape[0]:
+        return [f"{file} is of {statistics.channels} channels, the latents beside it have {shards[0].shape[0]}"]
+    if manifest is None:
+        return []
+    if statistics.fingerprint != manifest.statistics:
+        return [f"{file}: statistics of another data set ({statistics.fingerprint}, expected {manifest.statistics})"]
+    if total is not None:
+        mean, std = statistics.mean.double().numpy(), statistics.std.double().numpy()
+        off = max(np.abs((mean - total.mean) / total.std).max(), np.abs(std / total.std - 1).max())
+        if not off < CLOSE:
+            return [f"{file} differs from the statistics of the latents by {off:.1e} standard deviations"]
+    return []

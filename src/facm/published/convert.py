@@ -1,0 +1,67 @@
+"""From others' files into one of ours, and from our networks into the authors' layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from facm.checkpoint import CheckpointError, atomically, check_fits
+from facm.networks.lightning_dit import LightningDiT
+from facm.networks.variance_preserving import VariancePreserving
+from facm.published.opened import Published, open_published
+from facm.published.own import write_own
+from facm.types import NetworkConfig
+
+LEARNS = {True: "true", False: "false", None: "unknown"}
+
+
+def import_file(
+    path: Path, out: Path, family: str | None = None, weights: str | None = None, heads: int | None = None
+) -> Published:
+    """Write the network of a published file into one safetensors file that says what it is; return what was read.
+
+    Arguments as in :func:`facm.published.open_published`; nothing in the file is executed.
+    Raises ValueError where it cannot be read or ``out`` exists, CheckpointError where ``out`` cannot be written.
+    """
+    published = open_published(path, family, weights, heads)
+    said = {
+        "family": published.family,
+        "learns_shortcut": LEARNS[published.learns_shortcut],
+        "which": published.which,
+        "source": path.name,
+        "source_sha256": published.sha256,
+    }
+    write_own(out, published.network, published.state, said)
+    return published
+
+
+def export_reference(network: torch.nn.Module, config: NetworkConfig, out: Path) -> None:
+    """Write weights in the layout that the public scripts load: {"ema": state dict, "_extracted_from": "facm"}.
+
+    FACM's, LightningDiT's, SiT's and DiT's scripts all take "ema". For a LightningDiT, also as plain as SiT's, or one
+    that predicts noise (DiT). Not REPA's: its script insists on projectors that a network here has not.
+    Raises ValueError for another network or if ``out`` exists, CheckpointError where it cannot be written.
+    """
+    inner = config.network if isinstance(config, VariancePreserving) else config
+    if not isinstance(inner, LightningDiT):
+        raise ValueError(
+            f"network = {config!r} has no public layout: expected a LightningDiT, or a VariancePreserving of one"
+        )
+    if out.exists():
+        raise ValueError(f"{out} exists and is not overwritten: expected the name of a new file")
+    state = {name: value.detach().cpu().contiguous().clone() for name, value in network.state_dict().items()}
+    with torch.device("meta"):
+        empty = config.build()
+    try:
+        check_fits(empty, {name: value.shape for name, value in state.items()}, f"the {type(network).__name__}")
+    except CheckpointError as error:
+        raise ValueError(f"{error} of config = {config!r}") from error
+    prefix = "inner." if inner is not config else ""
+    bare = {name.removeprefix(prefix): value for name, value in state.items()}
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with atomically(out) as partial:
+            torch.save({"ema": bare, "_extracted_from": "facm"}, partial)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"could not write {out}: {error}") from error

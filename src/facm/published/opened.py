@@ -1,0 +1,137 @@
+"""A file of weights that others published, or that this package wrote: recognised, and fitted strictly."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from facm.checkpoint import CheckpointError, check_fits
+from facm.foreign_weights import read_foreign
+from facm.published.architecture import architecture
+from facm.published.families import NAMES, check_family, decide, fitting, network_of
+from facm.published.layouts import layout_of
+from facm.published.own import SAID, config_of, metadata_of, which_of
+from facm.types import NetworkConfig
+
+WHAT = "a checkpoint of DiT, SiT, REPA, LightningDiT or FACM, or a file that facm exported"
+
+
+@dataclass(frozen=True, eq=False)
+class Published:
+    """A network and its weights, in this package's convention.
+
+    network: its configuration, adapters included; what it builds takes ``state`` strictly.
+    state: weights by this package's names, float32, on the CPU, mapped from the file where its format allows it.
+    family: "facm", "lightningdit", "sit", "dit" or "repa".
+    learns_shortcut: True for a FACM student, False for a teacher of velocities, None where the file does not say.
+    which: which of the file's weights, in words.
+    shape: (C, H, W) of a sample, num_classes: without the null label; None where the network's configuration does not
+        say, or is unconditional.
+    sha256: of the file. dropped: the file's keys that were left out on purpose.
+    """
+
+    network: NetworkConfig
+    state: Mapping[str, Tensor]
+    family: str
+    learns_shortcut: bool | None
+    which: str
+    shape: tuple[int, int, int] | None
+    num_classes: int | None
+    sha256: str
+    dropped: tuple[str, ...]
+    path: Path
+
+
+def open_published(
+    path: Path, family: str | None = None, weights: str | None = None, heads: int | None = None
+) -> Published:
+    """Recognise the file at ``path`` and fit its weights.
+
+    family: whose network it is, where keys do not tell (DiT's and SiT's are the same), or a teacher from a student.
+    weights: which part of a training checkpoint ("ema", "model", "ema_models.1"); None: the EMA, the first of several.
+    heads: attention heads, where the size is not a published one and the weights do not tell.
+    Raises ValueError: not there, damaged, holding code, of no known family or of several, with other keys or shapes.
+    """
+    check_family(family)
+    content = read_foreign(path, WHAT)
+    metadata = metadata_of(path)
+    if "config" in metadata:
+        return _own(path, metadata, content, family, weights)
+    layout = layout_of(content, path)
+    part = layout.part(weights, path)
+    state = _renumbered(part.state)
+    projectors = tuple(name for name in state if name.startswith("projectors."))
+    config = architecture({name: tuple(value.shape) for name, value in state.items()}, heads, path)
+    found, learns = decide(family, fitting(config, bool(projectors)), layout.trained_by, layout.settings, path)
+    network, prefix = network_of(found, config)
+    kept = {prefix + name: value for name, value in state.items() if name not in projectors}
+    dropped = part.dropped + projectors
+    return _fitted(path, network, kept, found, learns, part.which, dropped)
+
+
+def _own(
+    path: Path, metadata: Mapping[str, str], state: Mapping[str, Tensor], family: str | None, weights: str | None
+) -> Published:
+    if weights not in (None, "model"):
+        raise ValueError(f"{path} has no weights {weights!r}, expected one of: model")
+    recorded = metadata.get("family")
+    if family is not None and recorded not in (None, family):
+        raise ValueError(f"{path}: family = {family!r}, but it says itself that it is {recorded!r}")
+    found = family or recorded or "facm"
+    check_family(found)
+    learns = SAID.get(metadata.get("learns_shortcut", "unknown"))
+    if learns is None and family is not None:
+        learns = family == "facm"
+    return _fitted(path, config_of(metadata, path), dict(state), found, learns, which_of(metadata), ())
+
+
+def _fitted(
+    path: Path,
+    network: NetworkConfig,
+    state: Mapping[str, Tensor],
+    family: str,
+    learns_shortcut: bool | None,
+    which: str,
+    dropped: tuple[str, ...],
+) -> Published:
+    with torch.device("meta"):
+        empty = network.build()
+    try:
+        check_fits(empty, {name: value.shape for name, value in state.items()}, str(path))
+    except CheckpointError as error:
+        raise ValueError(f"{error}. It looks like {NAMES[family]}") from error
+    shape, num_classes = _sample(network)
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    full = {name: _float32(value) for name, value in state.items()}
+    return Published(network, full, family, learns_shortcut, which, shape, num_classes, sha256, dropped, path)
+
+
+def _renumbered(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Early REPA files count the blocks after its encoder again from 0, as decoder_blocks."""
+    encoder = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
+
+    def renamed(name: str) -> str:
+        return re.sub(r"^decoder_blocks\.(\d+)\.", lambda found: f"blocks.{int(found[1]) + encoder}.", name)
+
+    return {renamed(name): value for name, value in state.items()}
+
+
+def _float32(value: Tensor) -> Tensor:
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+
+
+def _sample(config: Any) -> tuple[tuple[int, int, int] | None, int | None]:
+    """(shape of a sample, number of classes), from the network inside the adapters."""
+    while hasattr(config, "network"):
+        config = config.network
+    channels, size = getattr(config, "in_channels", None), getattr(config, "input_size", getattr(config, "size", None))
+    shape = (channels, size, size) if isinstance(channels, int) and isinstance(size, int) else None
+    return shape, getattr(config, "num_classes", None) or None

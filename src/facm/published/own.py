@@ -1,0 +1,86 @@
+"""This package's own file of a network (``facm export``, ``facm import``): safetensors, whose metadata say what it is.
+
+config: the network's configuration as JSON. Optional: family, learns_shortcut ("true", "false", "unknown"), which,
+sigma_rel (of the EMA, or "raw"), source and source_sha256 (the file that it was imported from).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from facm.checkpoint import CheckpointError, atomically
+from facm.run import from_json, to_json
+from facm.types import NetworkConfig
+
+SAID = {"true": True, "false": False, "unknown": None}
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file; empty for any other."""
+    from safetensors import SafetensorError, safe_open
+
+    with contextlib.suppress(SafetensorError, ValueError), safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
+    return {}
+
+
+def config_of(metadata: Mapping[str, str], path: Path) -> NetworkConfig:
+    """The network's configuration. Raises ValueError unless it is made of this package's networks: rebuilding another
+    would import whatever module the file names."""
+    try:
+        recorded = json.loads(metadata["config"])
+    except ValueError as error:
+        raise ValueError(f"{path}: its metadata 'config' is not JSON ({error})") from error
+    foreign = sorted(name for name in _types(recorded) if not re.fullmatch(r"facm\.networks\.\w+:\w+", name))
+    if foreign or not isinstance(recorded, dict):
+        raise ValueError(
+            f"{path}: its network is {', '.join(foreign) or recorded!r}, expected one of facm.networks: a network of "
+            "your own is opened from its run folder, with FromRun"
+        )
+    try:
+        config = from_json(recorded)
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{path}: its metadata 'config' does not describe a network ({error})") from error
+    if not isinstance(config, NetworkConfig):
+        raise ValueError(f"{path}: its metadata 'config' is {config!r}, expected a network's configuration")
+    return config
+
+
+def which_of(metadata: Mapping[str, str]) -> str:
+    """Which weights these are, in words."""
+    sigma_rel = metadata.get("sigma_rel")
+    averaged = {None: "the only weights", "raw": "raw"}.get(sigma_rel, f"EMA {sigma_rel}")
+    return metadata.get("which", averaged)
+
+
+def _types(value: Any) -> set[str]:
+    if isinstance(value, list):
+        return set().union(*map(_types, value))
+    if not isinstance(value, dict):
+        return set()
+    own = {str(value["type"])} if "type" in value else set()
+    return own.union(*map(_types, value.values()))
+
+
+def write_own(out: Path, config: NetworkConfig, state: Mapping[str, Tensor], said: Mapping[str, str]) -> None:
+    """Write atomically. Raises ValueError if ``out`` exists, CheckpointError if it cannot be written."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    if out.exists():
+        raise ValueError(f"{out} exists and is not overwritten: expected the name of a new file")
+    metadata = {"format": "pt", "config": json.dumps(to_json(config)), **said}
+    weights = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with atomically(out) as partial:
+            save_file(weights, partial, metadata=metadata)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"could not write {out}: {error}") from error

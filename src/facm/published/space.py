@@ -1,0 +1,52 @@
+"""The latents of a published network: which autoencoder and which statistics belong to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from facm.autoencoders.find import autoencoder_at
+from facm.autoencoders.types import AutoencoderConfig
+from facm.data.latent_space import LatentSpace
+
+STATISTICS = "latents_stats.pt"
+VAVAE = ("vavae-imagenet256-f16d32-dinov2.pt",)
+STABLE_DIFFUSION = ("sd-vae-ft-ema", "sd-vae-ft-mse")
+SCALE = 0.18215
+"""Factor on Stable Diffusion's latents, for every network of 4 channels here (Rombach et al. 2022)."""
+
+
+def space_of(
+    path: Path,
+    shape: tuple[int, ...],
+    num_classes: int | None,
+    *,
+    autoencoder: AutoencoderConfig | None = None,
+    statistics: Path | None = None,
+    scale: float | None = None,
+) -> LatentSpace:
+    """The space that the network in the file ``path`` makes samples of ``shape`` (C, H, W) in.
+
+    What is not given is looked for beside the file, under the names it was published with. Samples of 1 or 3 channels
+    are images themselves. An autoencoder that cannot be found is left out: only making images needs it.
+    Raises ValueError where there are neither statistics nor a scale, or both are given.
+    """
+    if shape[0] in (1, 3) and autoencoder is None:
+        return LatentSpace(shape, num_classes)
+    if statistics is not None and scale is not None:
+        raise ValueError(f"--latent-stats {statistics} with --latent-scale {scale}, expected one of them")
+    if autoencoder is None:
+        autoencoder = _beside(path, STABLE_DIFFUSION if shape[0] == 4 else VAVAE)
+    if statistics is None and scale is None:
+        scale = SCALE if shape[0] == 4 else None
+        statistics = path.parent / STATISTICS if scale is None else None
+        if statistics is not None and not statistics.exists():
+            raise ValueError(
+                f"{path} makes latents of {shape[0]} channels, and there is no {STATISTICS} beside it: expected "
+                "--latent-stats FILE, or --latent-scale NUMBER for latents that were only scaled"
+            )
+    return LatentSpace(shape, num_classes, autoencoder, None if statistics is None else str(statistics), scale)
+
+
+def _beside(path: Path, names: tuple[str, ...]) -> AutoencoderConfig | None:
+    found = [path.parent / name for name in names if (path.parent / name).exists()]
+    return autoencoder_at([str(found[0])]) if found else None
