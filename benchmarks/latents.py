@@ -43,7 +43,7 @@ from facm.data import Latents, Stream, prefetch
 from facm.data.crop import centre_crop
 from facm.data.in_memory import from_bytes
 from facm.data.pictures import FolderPictures
-from facm.data.shards import shard_files
+from facm.data.shards import mapped, shard_files
 from facm.identity import identity_of
 from facm.prepare import prepare
 
@@ -193,8 +193,10 @@ def measured(ways: dict[str, Callable[[], object]], rounds: int, n: int, before:
 
 def forget(folder: Path) -> None:
     """Have the system drop the files from its cache, where it does as asked."""
+    mapped.cache_clear()  # what is mapped is kept
     for path in shard_files(folder):
         handle = os.open(path, os.O_RDONLY)
+        os.fsync(handle)  # and so is what is not yet written
         os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(handle)
 

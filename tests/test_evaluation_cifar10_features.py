@@ -27,7 +27,9 @@ def example():
 
 
 def random_weights(example, path):
-    state = {f"module.{name}": value for name, value in example.ResNet56Network().state_dict().items()}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        state = {f"module.{name}": value for name, value in example.ResNet56Network().state_dict().items()}
     torch.save({"best_prec1": 10.0, "state_dict": state}, path)
     return path
 
@@ -44,14 +46,14 @@ def test_it_plugs_in_and_is_not_called_fid(example, tmp_path):
     result = measure.result()
     assert result.features.startswith("cifar10-resnet56-")
     assert (result.metric_names, result.comparable_to_published) == ({}, False)
-    assert result.frechet_distance == pytest.approx(0, abs=1e-6)
+    assert result.frechet_distance < 1e-8 * float(judged.reference.covariance.trace())  # random features are large
 
 
 def test_it_says_what_is_wrong_with_a_file(example, tmp_path):
     with pytest.raises(ValueError, match=r"none.pth: there is no such file; expected the weights of a CIFAR-10 ResNet"):
         example.ResNet56(str(tmp_path / "none.pth")).build()
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=r"other.pth does not hold a CIFAR-10 ResNet-56: .*Missing key"):
+    with pytest.raises(ValueError, match=r"(?s)other.pth does not hold a CIFAR-10 ResNet-56: .*Missing key"):
         example.ResNet56(str(tmp_path / "other.pth")).build()
     with pytest.raises(ValueError, match=r"shape \(1, 8, 8\), expected CIFAR-10's \(3, 32, 32\)"):
         example.ResNet56("x").build(Samples(torch.zeros(2, 1, 8, 8)))

@@ -182,13 +182,13 @@ def test_what_an_ema_was_extracted_from_tells_a_student_from_a_teacher(tmp_path,
 
 def test_a_facm_checkpoint_has_several_emas(tmp_path):
     file = saved(tmp_path / "0000002.pt", posthoc(MODERN))
-    dropped = ["ema_models.0.initted", "ema_models.0.step"]
-    check(open_published(file), MODERN, "ema0", "facm", True, "ema_models.0 of 2", dropped)
-    second = open_published(file, weights="ema_models.1")
     dropped = ["ema_models.1.initted", "ema_models.1.step"]
-    check(second, MODERN, "ema1", "facm", True, "ema_models.1 of 2", dropped)
+    check(open_published(file), MODERN, "ema1", "facm", True, "ema_models.1 of 2", dropped)
+    other = open_published(file, weights="ema_models.0")
+    dropped = ["ema_models.0.initted", "ema_models.0.step"]
+    check(other, MODERN, "ema0", "facm", True, "ema_models.0 of 2", dropped)
     check(open_published(file, weights="model"), MODERN, "student", "facm", True, "model, without EMA")
-    with pytest.raises(ValueError, match=r"no weights 'ema', expected one of: ema_models\.0, ema_models\.1, model"):
+    with pytest.raises(ValueError, match=r"no weights 'ema', expected one of: ema_models\.1, ema_models\.0, model"):
         open_published(file, weights="ema")
 
 
@@ -389,7 +389,7 @@ def test_what_is_not_recognised_says_so(tmp_path, content, arguments, message):
         ("final_layer.linear.weight", (48, 64), r"48 rows, expected 16 \(patch 2, 4 channels\) or twice as many"),
         ("blocks.0.adaLN_modulation.1.weight", (320, 64), "320 rows, expected 384 or 256"),
         ("blocks.1.attn.proj.weight", (64, 63), r"1 of another shape: blocks.1.attn.proj.weight \(64, 63\) instead of"),
-        ("blocks.0.mlp.w12.weight", (300, 64), "of another shape: blocks.0.mlp.w12.weight|of another shape: blocks.0.mlp.w12.bias"),
+        ("blocks.0.mlp.w12.weight", (300, 64), r"of another shape: blocks\.0\.mlp\.w12\.(weight|bias)"),
     ],
 )
 def test_shapes_that_do_not_fit_are_named(tmp_path, name, shape, message):

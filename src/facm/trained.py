@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from facm.autoencoders.types import AutoencoderConfig
-from facm.checkpoint import CheckpointError, atomically, load_strictly
+from facm.checkpoint import CheckpointError, load_strictly
 from facm.conditions import Condition, Labels, Unconditional
 from facm.ema import Snapshot, synthesise
 from facm.guidance import NO_GUIDANCE, TeacherVelocity
@@ -18,9 +17,12 @@ from facm.objectives.flow_matching import FlowMatching
 from facm.parallel.storage import Stored, load, open_stored
 from facm.parallel.world import ALONE, World
 from facm.published import FromFile, open_published
+from facm.published.from_file import built
+from facm.published.own import said_of, spelled, write_own
 from facm.published.space import space_of
 from facm.record import RunFolder, open_run
-from facm.run import Pretrained, Run, to_json
+from facm.run import Pretrained, Run
+from facm.statistics import Statistics
 from facm.tasks import AuxiliaryTime, ExpandedInterval, Task
 from facm.types import Data, NetworkConfig, Objective
 
@@ -150,11 +152,16 @@ def load_file(
     objective: Objective = (
         FACM(condition, velocity, task=task) if shortcut else FlowMatching(condition, label_dropout=0)
     )
-    space = space_of(path, found.shape, found.num_classes, autoencoder=autoencoder, statistics=statistics, scale=scale)
-    network = found.network.build()
-    load_strictly(network, found.state, str(path))
-    network.eval().requires_grad_(False)
-    return Trained(network, found.network, objective, space, path, found.which, None, None, found.sha256)
+    space = space_of(
+        path,
+        found.shape,
+        found.num_classes,
+        found.statistics,
+        autoencoder=autoencoder,
+        statistics=statistics,
+        scale=scale,
+    )
+    return Trained(built(found), found.network, objective, space, path, found.which, None, None, found.sha256)
 
 
 def pretrained(path: str, family: str | None = None, sigma_rel: float | None = None) -> Pretrained:
@@ -162,30 +169,20 @@ def pretrained(path: str, family: str | None = None, sigma_rel: float | None = N
     return FromFile(path, family) if Path(path).is_file() else FromRun(path, sigma_rel)
 
 
-def export(trained: Trained, out: Path) -> None:
-    """The network's weights under its own names in one safetensors file; its metadata say what they are.
+def export(trained: Trained, out: Path, statistics: Statistics | None = None) -> None:
+    """The network's weights under its own names in one safetensors file; its metadata say what they are, so that
+    :func:`load_file` needs nothing else but an autoencoder.
 
-    config: the network's configuration as JSON; sigma_rel: of the EMA, or "raw"; images: the clock.
-    Raises CheckpointError if the file exists or cannot be written.
+    statistics: of its latents. Raises ValueError if the file exists, CheckpointError where it cannot be written.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    if out.exists():
-        raise CheckpointError(f"{out} exists and is not overwritten")
-    metadata = {
-        "format": "pt",
-        "config": json.dumps(to_json(trained.config)),
+    said = {
+        "learns_shortcut": spelled(getattr(trained.objective, "learns_shortcut", None)),
         "sigma_rel": "raw" if trained.sigma_rel is None else str(trained.sigma_rel),
         "images": str(trained.images_seen),
     }
-    weights = {name: value.detach().cpu().contiguous().clone() for name, value in trained.network.state_dict().items()}
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with atomically(out) as partial:
-            save_file(weights, partial, metadata=metadata)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"could not write {out}: {error}") from error
+    if statistics is not None:
+        said["statistics"] = said_of(statistics)
+    write_own(out, trained.config, trained.network.state_dict(), said)
 
 
 @dataclass(frozen=True)

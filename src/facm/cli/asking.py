@@ -29,7 +29,7 @@ class FileOptions:
     family: str | None = None
     """Whose file it is, where its content fits several: dit or sit."""
     weights: str | None = None
-    """Which weights in it, such as model; default: its EMA, the first of several."""
+    """Which weights in it, such as model; default: its EMA, the longest of several."""
     heads: int | None = None
     """Attention heads, where the file's network has no published size and its weights do not tell."""
     autoencoder: tuple[str, ...] = ()

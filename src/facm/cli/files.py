@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
+
+if TYPE_CHECKING:
+    from facm.statistics import Statistics
+    from facm.trained import Trained
 
 
 def export(run: Annotated[Path, tyro.conf.Positional], out: Path, ema: float | None = None, raw: bool = False) -> None:
@@ -28,11 +33,20 @@ def export(run: Annotated[Path, tyro.conf.Positional], out: Path, ema: float | N
         raise ValueError(f"--out {out} exists and is not overwritten; choose another name")
     trained = load_trained(run, ema, raw)
     if out.suffix == ".pt":
-        export_reference(trained.network, trained.config, out)
+        export_reference(trained.network, trained.config, out, getattr(trained.objective, "learns_shortcut", None))
     else:
-        write(trained, out)
+        write(trained, out, _statistics(trained))
     which = "raw weights" if trained.sigma_rel is None else f"EMA {trained.sigma_rel}"
     print(f"{which} at {trained.images_seen} images: {out}")
+
+
+def _statistics(trained: Trained) -> Statistics | None:
+    """Of the run's latents. Without its data, the file will be without them, too."""
+    try:
+        return getattr(trained.data.open(), "statistics", None)
+    except ValueError as error:
+        print(f"without latent statistics: {error}", file=sys.stderr)
+        return None
 
 
 def import_weights(
@@ -48,7 +62,7 @@ def import_weights(
         file: a checkpoint of DiT, SiT, REPA, LightningDiT or FACM, of a training or released.
         out: the file to write, NAME.safetensors. A file that exists is not overwritten.
         family: whose file it is, where its content fits several: dit or sit.
-        weights: which weights in it, such as model; default: its EMA, the first of several.
+        weights: which weights in it, such as model; default: its EMA, the longest of several.
         heads: attention heads, where the network has no published size and its weights do not tell.
     """
     from facm.published import import_file

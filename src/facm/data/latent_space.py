@@ -17,14 +17,14 @@ class LatentSpace:
     """shape (C, H, W) of a latent; num_classes of the labels, or None.
 
     autoencoder: what makes images of latents; None where the samples are images themselves.
-    statistics: latents_stats.pt of what the network was trained on; or scale, where latents were only scaled; neither:
-    they are as the autoencoder makes them.
+    statistics: of what the network was trained on, or the latents_stats.pt with them; or scale, where latents were only
+    scaled; neither: they are as the autoencoder makes them.
     """
 
     shape: tuple[int, ...]
     num_classes: int | None = None
     autoencoder: AutoencoderConfig | None = None
-    statistics: str | None = None
+    statistics: Statistics | str | None = None
     scale: float | None = None
 
     def __post_init__(self) -> None:
@@ -50,11 +50,10 @@ class OpenSpace:
         config = self.config
         if config.statistics is None:
             return scaled(config.shape[0], 1.0 if config.scale is None else config.scale)
-        found = load_statistics(Path(config.statistics).expanduser())
+        given = config.statistics
+        found = load_statistics(Path(given).expanduser()) if isinstance(given, str) else given
         if found.channels != config.shape[0]:
-            raise ValueError(
-                f"{config.statistics} is of {found.channels} channels, the network's latents have {config.shape[0]}"
-            )
+            raise ValueError(f"{given} is of {found.channels} channels, the network's latents have {config.shape[0]}")
         return found
 
     def __len__(self) -> int:

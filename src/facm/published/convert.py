@@ -10,10 +10,11 @@ from facm.checkpoint import CheckpointError, atomically, check_fits
 from facm.networks.lightning_dit import LightningDiT
 from facm.networks.variance_preserving import VariancePreserving
 from facm.published.opened import Published, open_published
-from facm.published.own import write_own
+from facm.published.own import spelled, write_own
 from facm.types import NetworkConfig
 
-LEARNS = {True: "true", False: "false", None: "unknown"}
+ORIGIN = {True: "PostHocEMA, by facm", False: "Standard EMA, by facm", None: "facm"}
+"""What the authors' files of students and of teachers begin with."""
 
 
 def import_file(
@@ -27,7 +28,7 @@ def import_file(
     published = open_published(path, family, weights, heads)
     said = {
         "family": published.family,
-        "learns_shortcut": LEARNS[published.learns_shortcut],
+        "learns_shortcut": spelled(published.learns_shortcut),
         "which": published.which,
         "source": path.name,
         "source_sha256": published.sha256,
@@ -36,8 +37,10 @@ def import_file(
     return published
 
 
-def export_reference(network: torch.nn.Module, config: NetworkConfig, out: Path) -> None:
-    """Write weights in the layout that the public scripts load: {"ema": state dict, "_extracted_from": "facm"}.
+def export_reference(
+    network: torch.nn.Module, config: NetworkConfig, out: Path, learns_shortcut: bool | None = None
+) -> None:
+    """Write weights in the layout that the public scripts load: {"ema": state dict, "_extracted_from": origin}.
 
     FACM's, LightningDiT's, SiT's and DiT's scripts all take "ema". For a LightningDiT, also as plain as SiT's, or one
     that predicts noise (DiT). Not REPA's: its script insists on projectors that a network here has not.
@@ -62,6 +65,6 @@ def export_reference(network: torch.nn.Module, config: NetworkConfig, out: Path)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with atomically(out) as partial:
-            torch.save({"ema": bare, "_extracted_from": "facm"}, partial)
+            torch.save({"ema": bare, "_extracted_from": ORIGIN[learns_shortcut]}, partial)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"could not write {out}: {error}") from error

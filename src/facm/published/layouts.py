@@ -96,7 +96,7 @@ def _emas(emas: Mapping[str, Any], path: Path) -> dict[str, Part]:
         f"ema_models.{i}": Part(
             _weights(found[i], f"ema_models.{i}", path), f"ema_models.{i} of {len(found)}", tuple(dropped.get(i, ()))
         )
-        for i in sorted(found)
+        for i in sorted(found, reverse=True)  # the longest first: sigma_rel 0.2, which the authors sample
     }
 
 
@@ -124,7 +124,7 @@ def _settings(content: Mapping[str, Any]) -> dict[str, Any]:
 def _trained_by(content: Mapping[str, Any], origin: str) -> str | None:
     if "emas" in content or origin.startswith("PostHocEMA"):
         return "facm"
-    if origin == "Standard EMA" or ("config" in content and "opt" in content):
+    if origin.startswith("Standard EMA") or ("config" in content and "opt" in content):
         return "lightningdit"
     return None
 

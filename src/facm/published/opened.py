@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 from collections.abc import Mapping
@@ -17,7 +18,8 @@ from facm.foreign_weights import read_foreign
 from facm.published.architecture import architecture
 from facm.published.families import NAMES, check_family, decide, fitting, network_of
 from facm.published.layouts import layout_of
-from facm.published.own import SAID, config_of, metadata_of, which_of
+from facm.published.own import SAID, config_of, metadata_of, statistics_of, which_of
+from facm.statistics import Statistics
 from facm.types import NetworkConfig
 
 WHAT = "a checkpoint of DiT, SiT, REPA, LightningDiT or FACM, or a file that facm exported"
@@ -34,7 +36,8 @@ class Published:
     which: which of the file's weights, in words.
     shape: (C, H, W) of a sample, num_classes: without the null label; None where the network's configuration does not
         say, or is unconditional.
-    sha256: of the file. dropped: the file's keys that were left out on purpose.
+    sha256: of the file. dropped: the file's keys that were left out on purpose. statistics: of its latents, where this
+        package wrote the file.
     """
 
     network: NetworkConfig
@@ -47,6 +50,7 @@ class Published:
     sha256: str
     dropped: tuple[str, ...]
     path: Path
+    statistics: Statistics | None = None
 
 
 def open_published(
@@ -55,7 +59,7 @@ def open_published(
     """Recognise the file at ``path`` and fit its weights.
 
     family: whose network it is, where keys do not tell (DiT's and SiT's are the same), or a teacher from a student.
-    weights: which part of a training checkpoint ("ema", "model", "ema_models.1"); None: the EMA, the first of several.
+    weights: which part of a training checkpoint ("ema", "model", "ema_models.1"); None: the EMA, the last of several.
     heads: attention heads, where the size is not a published one and the weights do not tell.
     Raises ValueError: not there, damaged, holding code, of no known family or of several, with other keys or shapes.
     """
@@ -89,7 +93,8 @@ def _own(
     learns = SAID.get(metadata.get("learns_shortcut", "unknown"))
     if learns is None and family is not None:
         learns = family == "facm"
-    return _fitted(path, config_of(metadata, path), dict(state), found, learns, which_of(metadata), ())
+    opened = _fitted(path, config_of(metadata, path), dict(state), found, learns, which_of(metadata), ())
+    return dataclasses.replace(opened, statistics=statistics_of(metadata, path))
 
 
 def _fitted(

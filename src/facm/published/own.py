@@ -1,7 +1,8 @@
 """This package's own file of a network (``facm export``, ``facm import``): safetensors, whose metadata say what it is.
 
 config: the network's configuration as JSON. Optional: family, learns_shortcut ("true", "false", "unknown"), which,
-sigma_rel (of the EMA, or "raw"), source and source_sha256 (the file that it was imported from).
+sigma_rel (of the EMA, or "raw"), images (the clock), statistics (of the latents: mean, std, multiplier), source and
+source_sha256 (the file that it was imported from).
 """
 
 from __future__ import annotations
@@ -13,13 +14,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from facm.checkpoint import CheckpointError, atomically
 from facm.run import from_json, to_json
+from facm.statistics import Statistics
 from facm.types import NetworkConfig
 
 SAID = {"true": True, "false": False, "unknown": None}
+
+
+def spelled(learns_shortcut: bool | None) -> str:
+    return next(word for word, meaning in SAID.items() if meaning is learns_shortcut)
 
 
 def metadata_of(path: Path) -> dict[str, str]:
@@ -58,6 +65,23 @@ def which_of(metadata: Mapping[str, str]) -> str:
     sigma_rel = metadata.get("sigma_rel")
     averaged = {None: "the only weights", "raw": "raw"}.get(sigma_rel, f"EMA {sigma_rel}")
     return metadata.get("which", averaged)
+
+
+def statistics_of(metadata: Mapping[str, str], path: Path) -> Statistics | None:
+    """The latent statistics that were exported with the network."""
+    if "statistics" not in metadata:
+        return None
+    try:
+        said = json.loads(metadata["statistics"])
+        return Statistics(torch.tensor(said["mean"]), torch.tensor(said["std"]), float(said["multiplier"]))
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}: its metadata 'statistics' are not latent statistics ({error})") from error
+
+
+def said_of(statistics: Statistics) -> str:
+    """The inverse of :func:`statistics_of`."""
+    means, deviations = statistics.mean.tolist(), statistics.std.tolist()
+    return json.dumps({"mean": means, "std": deviations, "multiplier": statistics.multiplier})
 
 
 def _types(value: Any) -> set[str]:

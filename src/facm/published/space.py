@@ -7,6 +7,7 @@ from pathlib import Path
 from facm.autoencoders.find import autoencoder_at
 from facm.autoencoders.types import AutoencoderConfig
 from facm.data.latent_space import LatentSpace
+from facm.statistics import Statistics
 
 STATISTICS = "latents_stats.pt"
 VAVAE = ("vavae-imagenet256-f16d32-dinov2.pt",)
@@ -19,6 +20,7 @@ def space_of(
     path: Path,
     shape: tuple[int, ...],
     num_classes: int | None,
+    own: Statistics | None = None,
     *,
     autoencoder: AutoencoderConfig | None = None,
     statistics: Path | None = None,
@@ -26,8 +28,9 @@ def space_of(
 ) -> LatentSpace:
     """The space that the network in the file ``path`` makes samples of ``shape`` (C, H, W) in.
 
-    What is not given is looked for beside the file, under the names it was published with. Samples of 1 or 3 channels
-    are images themselves. An autoencoder that cannot be found is left out: only making images needs it.
+    own: the statistics in the file itself. What is not given is looked for beside the file, under the names it was
+    published with. Samples of 1 or 3 channels are images themselves. An autoencoder that cannot be found is left out:
+    only making images needs it.
     Raises ValueError where there are neither statistics nor a scale, or both are given.
     """
     if shape[0] in (1, 3) and autoencoder is None:
@@ -36,6 +39,8 @@ def space_of(
         raise ValueError(f"--latent-stats {statistics} with --latent-scale {scale}, expected one of them")
     if autoencoder is None:
         autoencoder = _beside(path, STABLE_DIFFUSION if shape[0] == 4 else VAVAE)
+    if statistics is None and scale is None and own is not None:
+        return LatentSpace(shape, num_classes, autoencoder, own)
     if statistics is None and scale is None:
         scale = SCALE if shape[0] == 4 else None
         statistics = path.parent / STATISTICS if scale is None else None
