@@ -209,7 +209,16 @@ def locked(folder: RunFolder) -> Iterator[None]:
 
 def environment() -> dict[str, Any]:
     """Where and how a command runs: enough to run it again."""
-    packages = ("torch", "numpy", "safetensors", "torchmetrics", "scikit-learn")
+    packages = (
+        "torch",
+        "numpy",
+        "safetensors",
+        "pillow",
+        "diffusers",
+        "transformers",
+        "torch-fidelity",
+        "scikit-learn",
+    )
     versions = {}
     for name in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -49,9 +49,22 @@ def evaluation_table(rows: Sequence[dict[str, Any]]) -> None:
         table.add_row(str(row["nfe"]), row["sampler"], ema, f"{row['guidance']['scale']:g}", *cells, str(row["n"]))
     console.print(table)
     if rows:
-        console.print(
-            f"features: {rows[-1]['features']}; reference: {rows[-1]['n_reference']} real samples", style="dim"
-        )
+        _say_what_they_are(rows[-1])
+
+
+def _say_what_they_are(row: dict[str, Any]) -> None:
+    """Under the table: more numbers of the last row, and what all of them are relative to."""
+    scores = {"inception_score": "Inception score", "kid": "KID"}
+    said = [f"{name} {row[key]:.4g} +- {row[f'{key}_std']:.2g}" for key, name in scores.items() if row.get(key)]
+    if said:
+        console.print(f"last row: {', '.join(said)}")
+    n = "an unknown number of" if row["n_reference"] is None else row["n_reference"]
+    file = f" in {row['reference_file']}" if row.get("reference_file") else ""
+    console.print(escape(f"features: {row['features']}; reference: {n} real samples{file}"), style="dim")
+    if name := row.get("metric_names", {}).get("frechet_distance"):
+        console.print(escape(f"the Frechet distance is {name}"), style="dim")
+    if row.get("metric_names") and row.get("not_comparable"):
+        console.print(escape(f"not comparable to published: {'; '.join(row['not_comparable'])}"), style="dim")
 
 
 def _show_run(run: Run, title: str) -> None:

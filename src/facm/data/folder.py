@@ -6,6 +6,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ import torch
 from facm.data.checked import check_at_least, check_choice
 from facm.data.in_memory import from_bytes
 from facm.types import Batch
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 THREADS = min(8, os.cpu_count() or 1)
@@ -96,22 +100,32 @@ class ImageFiles:
         return Batch(x, None if self.labels is None else torch.from_numpy(self.labels[indices]))
 
 
-def decode(path: str, channels: int, size: int) -> np.ndarray:
-    """One image as uint8 (channels, size, size), treated as :class:`ImageFolder` says. Raises ValueError naming it."""
+def picture(content: str | IO[bytes], name: str) -> Image:
+    """A path or an open file as an RGB image of 8 bits a channel: turned upright (EXIF), on black where transparent.
+    Raises ValueError naming ``name`` where it cannot be decoded, or has over 8 bits a channel."""
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as file:
+        with Image.open(content) as file:
             image = ImageOps.exif_transpose(file)
             image.load()
     except Exception as error:  # Pillow's decoders fail in many ways
-        raise ValueError(f"{path}: unreadable image ({type(error).__name__}: {error})") from error
+        raise ValueError(f"{name}: unreadable image ({type(error).__name__}: {error})") from error
     if image.mode[0] in "IF":  # Pillow would clip these to 255 rather than scale them
-        raise ValueError(f"{path}: mode {image.mode} has over 8 bits a channel, expected 8")
+        raise ValueError(f"{name}: mode {image.mode} has over 8 bits a channel, expected 8")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
-    image = image.convert("RGB" if channels == 3 else "L")
+    return image.convert("RGB")
+
+
+def decode(path: str, channels: int, size: int) -> np.ndarray:
+    """One image as uint8 (channels, size, size), treated as :class:`ImageFolder` says. Raises ValueError naming it."""
+    from PIL import Image
+
+    image = picture(path, path)
+    if channels == 1:
+        image = image.convert("L")
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BICUBIC)

@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from facm.data.folder import ImageFolder
+from facm.data.folder import ImageFolder, picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -51,25 +51,6 @@ class Pictures:
     def image(self, index: int) -> Image:
         """Image ``index``, see :func:`picture`. Raises ValueError naming the one that cannot be decoded."""
         return picture(self.read(index), f"{self.name}: {self.files[index]}")
-
-
-def picture(content: str | IO[bytes], name: str) -> Image:
-    """A path or an open file as an RGB image of 8 bits a channel: turned upright (EXIF), on black where transparent.
-    Raises ValueError naming ``name`` where it cannot be decoded, or has over 8 bits a channel."""
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(content) as file:
-            image = ImageOps.exif_transpose(file)
-            image.load()
-    except Exception as error:  # Pillow's decoders fail in many ways
-        raise ValueError(f"{name}: unreadable image ({type(error).__name__}: {error})") from error
-    if image.mode[0] in "IF":  # Pillow would clip these to 255 rather than scale them
-        raise ValueError(f"{name}: mode {image.mode} has over 8 bits a channel, expected 8")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
-    return image.convert("RGB")
 
 
 @dataclass(frozen=True)
