@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+PACKAGE = str(Path(importlib.import_module("facm").__file__ or "").resolve().parents[1])  # this one, in every process
 ENVIRONMENT = os.environ | {
     "OMP_NUM_THREADS": "1",
     "OMP_WAIT_POLICY": "PASSIVE",
-    "PYTHONPATH": str(HERE),
+    "PYTHONPATH": os.pathsep.join((PACKAGE, str(HERE))),
     "CUDA_VISIBLE_DEVICES": "",
 }
 

@@ -1,4 +1,4 @@
-"""Checks the tests of the maths by mutation: flip a sign, drop a factor, remove a stop-gradient, and a test must fail.
+"""Checks the tests by mutation: flip a sign, drop a factor, remove a stop-gradient or a check, and a test must fail.
 
     python tools/mutants.py [--only SUBSTRING ...] [--jobs N] [--list]
 
@@ -25,11 +25,31 @@ TIMEOUT = 300  # seconds; a mutant that hangs is killed
 SURVIVED = ""
 FINISHED = "finished: "  # before a child's answer, so that a crash is not taken for survival
 
-# Kernels run in an interpreter, in processes of their own: half a minute a mutant, so none of them is tried.
-TESTS = "not test_kernel"
+# Attention's kernels run in an interpreter, in processes of their own: half a minute a mutant, so none is tried.
+TESTS = "not (test_maths_attention and test_kernel)"
 
-# Which tests most likely notice a mutation of a file; all others are run where these do not.
+# Which test files, by the end of their names, most likely notice a mutation of a file; where these do not, the rest of
+# the maths' are run. The first key that fits counts.
 FIRST = {
+    "autoencoders": ["autoencoders"],
+    "foreign_weights.py": ["autoencoders", "published"],
+    "data/latents.py": ["latents", "data_stream", "prepare"],
+    "data/shards.py": ["latents", "prepare"],
+    "data/crop.py": ["latents", "prepare"],
+    "data/manifest.py": ["latents", "prepare"],
+    "data/stream.py": ["data_stream", "latents"],
+    "prepare": ["prepare"],
+    "networks/variance_preserving.py": ["vp"],
+    "networks/published_sizes.py": ["published"],
+    "published": ["published"],
+    "evaluation/extraction.py": ["metrics", "evaluate"],
+    "evaluation/inception_score.py": ["scores"],
+    "evaluation/kernel.py": ["scores"],
+    "evaluation/metrics.py": ["metrics", "evaluate", "evaluation_inception"],
+    "evaluation/reference.py": ["reference"],
+    "statistics.py": ["statistics"],
+    "decoding.py": ["decoding"],
+    "trained.py": ["published"],
     "types.py": ["basics", "networks"],
     "paths.py": ["basics"],
     "times.py": ["basics"],
@@ -1089,6 +1109,198 @@ MUTANTS = [
     M("optim.py", "self.lr * warmup * self.decay(", "self.lr * self.decay(", "no warm-up"),
     M("optim.py", "if p.requires_grad]", "]", "frozen parameters are trained"),
     M("optim.py", "(0.9, 0.999)", "(0.9, 0.95)", "default betas"),
+    # autoencoders
+    M("autoencoders/kl.py", "logvar.clamp(-30.0, 20.0)", "logvar.clamp(-20.0, 20.0)", "lower bound of the variance"),
+    M("autoencoders/kl.py", "torch.exp(0.5 * logvar", "torch.exp(logvar", "variance for standard deviation"),
+    M("autoencoders/kl.py", "return mean + std * noise", "return mean + noise", "noise of variance 1"),
+    M("autoencoders/kl.py", "F.pad(x, (0, 1, 0, 1))", "F.pad(x, (1, 0, 1, 0))", "padded left and above"),
+    M("autoencoders/kl.py", "eps=1e-6", "eps=1e-5", "eps of the norms"),
+    M(
+        "autoencoders/kl.py",
+        "return self.decoder(self.post_quant_conv(z))",
+        "return self.decoder(z)",
+        "post_quant_conv is left out",
+    ),
+    M("autoencoders/taef2.py", "LIMIT = 3.0", "LIMIT = 4.0", "limit of the latents"),
+    M("autoencoders/taef2.py", "x = x + self.pool(x)", "x = self.pool(x)", "no residual around the normalised branch"),
+    M(
+        "autoencoders/taef2.py",
+        "return self.encoder((x + 1) / 2)",
+        "return self.encoder(x)",
+        "range of the encoder's images",
+    ),
+    M(
+        "autoencoders/stable_diffusion.py",
+        "posterior.std * noise",
+        "posterior.var * noise",
+        "variance for standard deviation",
+    ),
+    M("autoencoders/loading.py", "[n for n in state if n not in own]", "[]", "tensors too many are accepted"),
+    M(
+        "autoencoders/vavae.py",
+        'TRAINING = ("loss.", ',
+        'TRAINING = ("loss.", "model_ema.", ',
+        "another part is dropped",
+    ),
+    M("foreign_weights.py", "weights_only=True", "weights_only=False", "pickled code runs"),
+    # latents on disk and their preparation
+    M("data/latents.py", "np.zeros(len(indices), bool)", "np.ones(len(indices), bool)", "all are mirrored"),
+    M(
+        "data/latents.py",
+        "return Statistics(plain.mean, plain.std, self.multiplier)",
+        "return plain",
+        "multiplier forgotten",
+    ),
+    M(
+        "data/latents.py",
+        "shard.labels >= self.num_classes",
+        "shard.labels > self.num_classes",
+        "a label too high by 1",
+    ),
+    M("data/shards.py", ".st_size != expected:", ".st_size < expected:", "too long a file"),
+    M(
+        "data/shards.py",
+        '(values.view(torch.bfloat16) if dtype == "BF16" else values)',
+        "values",
+        "bf16 read as integers",
+    ),
+    M("data/crop.py", ">= 2 * size", "> 2 * size", "no halving at twice the size"),
+    M("data/crop.py", "Resampling.BOX", "Resampling.BICUBIC", "halving: filter"),
+    M("data/stream.py", "self.dataset.flip and hasattr(", "hasattr(", "mirrored unasked"),
+    M("data/manifest.py", "if identity != manifest.identity:", "if False:", "another autoencoder"),
+    M("prepare/encode.py", "derive(seed, i, flip)", "derive(seed, i)", "the mirrored image has the same noise"),
+    M("prepare/encode.py", "pixels.flip(-1) if", "pixels.flip(-2) if", "mirrored upside down"),
+    M("prepare/encode.py", "if bad.any():", "if bad.all():", "one latent is not finite"),
+    M(
+        "prepare/moments.py",
+        "self.squares / self.count - self.mean**2",
+        "self.squares / self.count",
+        "variance about 0",
+    ),
+    M("prepare/shard.py", "sums(latents), sums(latents_flip)", "sums(latents), sums(latents)", "statistics: mirrored"),
+    M("prepare/latents.py", "count = 2 * settings.n", "count = settings.n", "statistics: number of values"),
+    M("prepare/latents.py", "mine = todo[world.rank :: world.ranks]", "mine = todo", "every rank encodes all"),
+    M("prepare/settings.py", "if differing:", "if False:", "other settings are mixed in"),
+    M("prepare/verify.py", "if not off < CLOSE:", "if False:", "wrong statistics"),
+    # published networks
+    M(
+        "networks/variance_preserving.py",
+        "torch.where(anchor, 2 - c, c)",
+        "torch.where(anchor, c - 1, c)",
+        "c_FM: time reversed",
+    ),
+    M("networks/variance_preserving.py", "t=torch.where(anchor, -tau, tau)", "t=tau", "c_FM: not told apart"),
+    M(
+        "networks/variance_preserving.py",
+        "x_1 = sample / alpha - last.exp().to(a.dtype) * eps",
+        "x_1 = sample / alpha - eps",
+        "endpoint: noise",
+    ),
+    M(
+        "networks/variance_preserving.py",
+        "below = (x_1 - x_t) / (1 - a.clamp(max=t_min))",
+        "below = x_1 - x_t",
+        "endpoint: 1 - t",
+    ),
+    M("networks/variance_preserving.py", "torch.where(a < t_min, below,", "torch.where(a < 0, below,", "no endpoint"),
+    M(
+        "networks/variance_preserving.py",
+        "torch.rsqrt(1 + (2 * last).exp())",
+        "torch.rsqrt(1 + last.exp())",
+        "alpha of the last timestep",
+    ),
+    M(
+        "networks/variance_preserving.py",
+        "(ratio - low) / (high - low)",
+        "((ratio - low) / (high - low)).detach()",
+        "timestep: derivative",
+    ),
+    M(
+        "networks/variance_preserving.py",
+        "t = torch.clamp(t.double(), t_min, t_max)",
+        "t = t.double()",
+        "timestep: not clamped",
+    ),
+    M("networks/published_sizes.py", "reversed_time=True)", "reversed_time=False)", "REPA: time"),
+    M("published/families.py", 'return found, found == "facm"', 'return found, found != "facm"', "shortcut: reversed"),
+    M("published/layouts.py", "sorted(found, reverse=True)", "sorted(found)", "the shortest EMA first"),
+    M(
+        "published/architecture.py",
+        "_shape(shapes, labels, 2, path)[0] - 1",
+        "_shape(shapes, labels, 2, path)[0]",
+        "the null label is a class",
+    ),
+    M(
+        "published/architecture.py",
+        "(width, blocks) == (hidden, depth)",
+        "width == hidden",
+        "heads: depth is not looked at",
+    ),
+    M("published/own.py", r"facm\.networks\.\w+:\w+", r"facm\.networks\..*", "any name is built"),
+    M(
+        "trained.py",
+        "found.learns_shortcut if learns_shortcut is None else learns_shortcut",
+        "found.learns_shortcut",
+        "load_file: what the user says",
+    ),
+    # evaluation
+    M(
+        "evaluation/extraction.py",
+        'levels.round() if how == "round" else levels.floor()',
+        'levels.floor() if how == "round" else levels.round()',
+        "rounding swapped",
+    ),
+    M("evaluation/inception_score.py", "RandomState(seed)", "RandomState(seed + 1)", "order of the samples"),
+    M("evaluation/inception_score.py", "scores.std(correction=0)", "scores.std()", "std over n - 1"),
+    M("evaluation/kernel.py", "k.sum() - k.diagonal().sum()", "k.sum()", "a sample is paired with itself"),
+    M("evaluation/kernel.py", "inner * inner * inner", "inner * inner", "power of the kernel"),
+    M(
+        "evaluation/kernel.py",
+        "- 2 * float(_kernel(x, y).mean())",
+        "- float(_kernel(x, y).mean())",
+        "factor between the sets",
+    ),
+    M("evaluation/metrics.py", "if n != PUBLISHED_N:", "if n < 2:", "any n is comparable"),
+    M("evaluation/metrics.py", "x = as_stored(x, self._quantise)", "x = as_stored(x)", "truncation forgotten"),
+    M("evaluation/reference.py", "assumed=features is None", "assumed=True", "own features are assumed"),
+    M("evaluation/reference.py", "allow_pickle=False", "allow_pickle=True", "pickled code runs"),
+    M("generate.py", "derive(seed, i, 0, 1)", "derive(0, i, 0, 1)", "random labels: seed"),
+    # latents to and from what the network sees
+    M(
+        "statistics.py",
+        "(z - self._like(self.mean, z)) /",
+        "(z + self._like(self.mean, z)) /",
+        "standardise: sign of the mean",
+    ),
+    M(
+        "statistics.py",
+        "(z - self._like(self.mean, z)) / self._like(self.std, z) * self",
+        "(z / self._like(self.std, z) - self._like(self.mean, z)) * self",
+        "standardise: order",
+    ),
+    M(
+        "statistics.py",
+        "self._like(self.std, z) * self.multiplier",
+        "self._like(self.std, z)",
+        "standardise: multiplier",
+    ),
+    M("statistics.py", "x / self.multiplier * self._like", "x * self._like", "restore: multiplier"),
+    M(
+        "statistics.py",
+        "self._like(self.std, x) + self._like(self.mean, x)",
+        "self._like(self.std, x) - self._like(self.mean, x)",
+        "restore: sign of the mean",
+    ),
+    M(
+        "statistics.py",
+        "if not (mean.ndim == 4 and mean.numel() == mean.shape[1] and std.shape == mean.shape):",
+        "if False:",
+        "file: shapes",
+    ),
+    M("statistics.py", 'digest.update(f"{self.multiplier}".encode())', "pass", "fingerprint: multiplier"),
+    M("decoding.py", "self.statistics.restore(part.float())", "part.float()", "latents are not restored"),
+    M("decoding.py", ".clamp(-1, 1)", "", "images are not clamped"),
+    M("decoding.py", "built.channels != dataset.shape[0]", "False", "channels are not compared"),
 ]
 
 
@@ -1097,7 +1309,6 @@ class Workplace:
     """A copy of the package and its tests, in which one mutant at a time is tried."""
 
     root: Path
-    test_files: list[str] = field(default_factory=list)
 
     @classmethod
     def copy_to(cls, root: Path) -> Workplace:
@@ -1105,17 +1316,19 @@ class Workplace:
         for folder in ("src", "tests"):
             shutil.copytree(REPOSITORY / folder, root / folder, ignore=ignore)
         shutil.copy(REPOSITORY / "pyproject.toml", root)
-        files = [*sorted((root / "tests").glob("test_maths_*.py")), root / "tests" / "test_golden.py"]
-        return cls(root, [str(file) for file in files])
+        return cls(root)
 
     def source(self, file: str) -> Path:
         return self.root / "src" / "facm" / file
 
-    def stages(self, file: str) -> list[list[str]]:
-        """The test files to run, those that most likely notice a mutation of ``file`` first."""
-        hints = next((words for key, words in FIRST.items() if file.startswith(key)), [])
-        likely = [test for word in hints for test in self.test_files if test.endswith(f"_{word}.py")]
-        return [stage for stage in (likely, [test for test in self.test_files if test not in likely]) if stage]
+    def stages(self, files: Iterable[str]) -> list[list[str]]:
+        """The test files to run: those that most likely notice a mutation of one of ``files``, then the maths'."""
+        tests = sorted(map(str, (self.root / "tests").glob("test_*.py")))
+        hints = [next((words for key, words in FIRST.items() if file.startswith(key)), []) for file in files]
+        words = dict.fromkeys(word for these in hints for word in these)
+        likely = [test for word in words for test in tests if test.endswith(f"_{word}.py")]
+        maths = [test for test in tests if "test_maths_" in test or test.endswith("test_golden.py")]
+        return [stage for stage in (likely, [test for test in maths if test not in likely]) if stage]
 
 
 class FirstFailure:
@@ -1162,13 +1375,14 @@ class Child:
     began: float = field(default_factory=time.monotonic)
 
 
-def start(mutant: Mutant | None, workplace: Workplace) -> Child:
+def start(mutant: Mutant | None, workplace: Workplace, files: Iterable[str]) -> Child:
+    """Run the tests of ``files``, mutated or not."""
     original = ""
     if mutant is not None:
         path = workplace.source(mutant.file)
         original = path.read_text()
         path.write_text(original.replace(mutant.old, mutant.new))
-    stages = [workplace.test_files] if mutant is None else workplace.stages(mutant.file)
+    stages = workplace.stages(files)
     read, write = os.pipe()
     sys.stdout.flush()
     pid = os.fork()
@@ -1189,7 +1403,7 @@ def start(mutant: Mutant | None, workplace: Workplace) -> Child:
 def collect(child: Child) -> str | None:
     """The outcome if the child has ended (or hung for too long), else None; the source is as it was again."""
     ended, _ = os.waitpid(child.pid, os.WNOHANG)
-    if not ended and time.monotonic() - child.began <= TIMEOUT:
+    if not ended and (child.mutant is None or time.monotonic() - child.began <= TIMEOUT):
         return None
     if not ended:
         os.kill(child.pid, signal.SIGKILL)
@@ -1215,7 +1429,7 @@ def try_all(mutants: list[Mutant], jobs: int) -> tuple[int, int]:
     """(killed, survived)"""
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         free = [Workplace.copy_to(Path(folder) / str(i)) for i in range(jobs)]
-        child = start(None, free[0])
+        child = start(None, free[0], sorted({mutant.file for mutant in mutants}))
         while (failed := collect(child)) is None:
             time.sleep(0.05)
         if failed:
@@ -1225,7 +1439,8 @@ def try_all(mutants: list[Mutant], jobs: int) -> tuple[int, int]:
         waiting, running, survivors = list(reversed(mutants)), list[Child](), []
         while waiting or running:
             while waiting and free:
-                running.append(start(waiting.pop(), free.pop()))
+                mutant = waiting.pop()
+                running.append(start(mutant, free.pop(), [mutant.file]))
             time.sleep(0.02)
             for child in list(running):
                 outcome = collect(child)
