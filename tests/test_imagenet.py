@@ -113,6 +113,13 @@ def test_latents_are_verified(inside, capsys):
     )
 
 
+def test_latents_are_drawn_decoded(inside, capsys, tmp_path):
+    command("verify", "latents", "--grid", tmp_path / "grid.png")
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.size == (10 * (SIDE + 1) - 1, 4 * (SIDE + 1) - 1)
+    assert "exists and is not overwritten" in refused(capsys, "verify", "latents", "--grid", tmp_path / "grid.png")
+
+
 def test_the_runs_draw_their_latents_as_pictures(inside):
     for run in ("imagenet256-lightningdit-xl-pretrain", "imagenet256-lightningdit-xl"):
         drawn = sorted((Path("runs") / run / "samples").glob("*.png"))

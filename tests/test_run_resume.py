@@ -113,7 +113,8 @@ def test_resuming_in_another_process_changes_nothing(whole, tmp_path):
     run, expected = whole["global draws"]
     folder = create(tmp_path / "run", run)
     interrupt(run, folder, 144)
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    folders = (str(Path(facm.__file__).parents[1]), str(Path(__file__).parent))  # this package, in that process too
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "facm.cli", "resume", str(folder.path), "--quiet"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -64,7 +64,7 @@ FIRST = {
     "derivative": ["derivative", "unfriendly"],
     "attention": ["attention"],
     "samplers.py": ["samplers"],
-    "generate.py": ["samplers"],
+    "generate.py": ["samplers", "evaluate"],
     "ema.py": ["ema"],
     "optim.py": ["ema"],
     "objectives": ["objectives"],

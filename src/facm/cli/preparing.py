@@ -66,14 +66,43 @@ def _progress(done: int, n: int) -> None:
         print(f"{done} of {n} images", end="\r\033[K" if done >= n else "\r", file=sys.stderr, flush=True)
 
 
-def verify(latents: Annotated[Path, tyro.conf.Positional]) -> None:
+def verify(
+    latents: Annotated[Path, tyro.conf.Positional], grid: Path | None = None, autoencoder: tuple[str, ...] = ()
+) -> None:
     """Read all of a folder of latents and compare it with what its manifest says; list all that is wrong.
 
     Args:
         latents: folder that facm prepare wrote, or the reference's.
+        grid: PNG to draw 20 of the latents into, decoded, each beside its mirror image.
+        autoencoder: what decodes them; default: what the manifest says.
     """
     from facm.prepare import verify as check
 
+    if grid is not None and grid.exists():
+        raise ValueError(f"--grid {grid} exists and is not overwritten; choose another name")
     found = check(latents)
     against = "as its manifest says" if found.manifest else "without a manifest to compare with"
     print(f"{latents}: {found.n} latents {found.shape} {found.dtype} in {found.shards} files, whole, {against}")
+    if grid is not None:
+        _draw(latents, grid, autoencoder)
+        print(f"20 of them, decoded: {grid}")
+
+
+def _draw(latents: Path, grid: Path, paths: tuple[str, ...]) -> None:
+    import numpy as np
+    import torch
+
+    from facm.autoencoders import autoencoder_at
+    from facm.data import Latents
+    from facm.data.manifest import read_manifest
+    from facm.decoding import decoder_of
+    from facm.images import save_grid
+
+    manifest = read_manifest(latents)
+    classes = 1000 if manifest is None else manifest.num_classes
+    dataset = Latents(str(latents), num_classes=classes).open()
+    decode = decoder_of(dataset, torch.device("cpu"), autoencoder_at(paths) if paths else None)
+    if decode is None:
+        raise ValueError(f"{latents} does not say what decodes it: expected --autoencoder")
+    chosen = np.linspace(0, len(dataset) - 1, min(20, len(dataset)), dtype=np.int64).repeat(2)
+    save_grid(grid, decode(dataset.read_mirrored(chosen, np.arange(len(chosen)) % 2 == 1).x_1))
