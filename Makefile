@@ -1,7 +1,7 @@
 # make demo   from nothing to a one-step generator with numbers and pictures
 # make test   the tests
 # make check  style, types, layers
-# make mutants  breaks the maths, one line at a time; every break must be noticed
+# make mutants  breaks the code, one line at a time; every break must be noticed
 
 PYTHON ?= python3
 VENV ?= .venv
