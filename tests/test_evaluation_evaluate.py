@@ -175,8 +175,8 @@ def test_a_file_of_statistics_is_enough(tmp_path):
     assert judged.data is None
     row = evaluate(trained(tmp_path, Labels(2)), Euler(1), judged, n=40, shape=(1, 2, 2))
     direct = evaluate(trained(tmp_path, Labels(2)), Euler(1), judge(Images(num_classes=2), CPU, SorterConfig()), n=40)
-    assert numbers(row) == numbers(direct)
-    assert row["accuracy"] is not None
+    assert numbers(row) == {**numbers(direct), "accuracy": None}  # whose classes the features know is not said
+    assert direct["accuracy"] is not None
     assert row["reference"] == direct["reference"]
     assert row["reference_file"] == str(tmp_path / "stats.npz")
     assert len(row["reference_file_sha256"]) == 64

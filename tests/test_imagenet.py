@@ -1,7 +1,9 @@
 """ImageNet as a user runs it, at tiny width: prepare, pre-train, distil, evaluate, sample, export, import."""
 
+import dataclasses
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +12,15 @@ import torch
 from PIL import Image
 
 from facm import cli
+from facm.data import Latents
+from facm.decoding import decoder_of
 from facm.networks.lightning_dit import LightningDiT
+from facm.networks.published_sizes import dit, sit
+from facm.published import export_reference, open_published
+from facm.published.own import write_own
 from facm.recipes import imagenet256
 from facm.trained import load_file, load_trained
+from run_parts import before_step, signal_at
 
 SIDE = 64
 FEATURES = """
@@ -48,10 +56,10 @@ def refused(capsys, *arguments):
     return capsys.readouterr().err
 
 
-def tiny_vae(folder):
+def tiny_vae(folder, seed=0):
     """A KL autoencoder of the diffusers format: factor 8, 4 channels, random weights."""
     diffusers = pytest.importorskip("diffusers")
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     vae = diffusers.AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -94,6 +102,10 @@ def root(tmp_path_factory):
 def inside(root, monkeypatch):
     monkeypatch.chdir(root)
     return root
+
+
+def narrow(config):
+    return dataclasses.replace(config, hidden_size=32, depth=1, num_heads=2)
 
 
 STUDENT = Path("runs/imagenet256-lightningdit-xl")
@@ -171,11 +183,96 @@ def test_exported_and_imported_students_make_the_same_images(inside, capsys, tmp
 
 
 def test_what_lies_beside_a_published_file_is_found(inside, tmp_path):
-    command("export", STUDENT, "--out", tmp_path / "student.pt")
     shutil.copytree("vae", tmp_path / "sd-vae-ft-mse")
-    space = load_file(tmp_path / "student.pt", heads=2).data.open()
+    torch.save(narrow(sit("S/2", num_classes=2)).build().state_dict(), tmp_path / "sit.pt")
+    space = load_file(tmp_path / "sit.pt", "sit", heads=2).data.open()
     assert space.autoencoder.path == str(tmp_path / "sd-vae-ft-mse")
     assert space.statistics.multiplier == 0.18215
+    command("export", STUDENT, "--out", tmp_path / "student.pt")
+    with pytest.raises(ValueError, match=r"there is no latents_stats\.pt beside it: expected --latent-stats FILE, or"):
+        load_file(tmp_path / "student.pt", heads=2)
+
+
+def test_statistics_beside_a_file_of_four_channels_are_its_own(inside, tmp_path):
+    command("export", STUDENT, "--out", tmp_path / "student.pt")
+    shutil.copy("latents/latents_stats.pt", tmp_path)
+    found = load_file(tmp_path / "student.pt", heads=2).data.open().statistics
+    assert found.fingerprint == load_trained(STUDENT).data.open().statistics.fingerprint
+
+
+def test_importing_an_export_keeps_its_statistics(inside, tmp_path):
+    command("export", STUDENT, "--out", tmp_path / "student.safetensors")
+    command("import", tmp_path / "student.safetensors", "--out", tmp_path / "again.safetensors")
+    found = load_file(tmp_path / "again.safetensors")
+    assert found.objective.learns_shortcut
+    assert found.data.open().statistics.fingerprint == load_trained(STUDENT).data.open().statistics.fingerprint
+
+
+def test_an_exported_teacher_is_one(inside, tmp_path):
+    for name in ("teacher.safetensors", "teacher.pt"):
+        command("export", "runs/imagenet256-lightningdit-xl-pretrain", "--out", tmp_path / name)
+        heads = 2 if name.endswith(".pt") else None
+        found = load_file(tmp_path / name, heads=heads, scale=1.0)
+        assert not getattr(found.objective, "learns_shortcut", False)
+
+
+def test_another_autoencoder_than_the_latents_is_refused(inside, capsys, tmp_path):
+    tiny_vae(tmp_path / "other", seed=1)
+    said = refused(capsys, "sample", STUDENT, "--autoencoder", tmp_path / "other", "--out", tmp_path / "x.png")
+    assert "made the latents: expected that one" in said
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_an_autoencoder_that_a_data_set_names_is_not_imported_from_anywhere(inside, tmp_path, monkeypatch):
+    (tmp_path / "evil.py").write_text("raise SystemExit('ran')")
+    monkeypatch.syspath_prepend(tmp_path)
+    dataset = dataclasses.replace(Latents("latents", num_classes=2).open(), encoded_by={"type": "evil:A"})
+    with pytest.raises(ValueError, match=r"none of facm\.autoencoders: expected --autoencoder"):
+        decoder_of(dataset, torch.device("cpu"))
+
+
+def test_samples_that_are_not_finite_are_no_picture(inside, capsys, tmp_path):
+    command("export", STUDENT, "--out", tmp_path / "student.safetensors")
+    broken = load_file(tmp_path / "student.safetensors")
+    state = {name: torch.full_like(value, torch.nan) for name, value in broken.network.state_dict().items()}
+    write_own(tmp_path / "broken.safetensors", broken.config, state, {"learns_shortcut": "true"})
+    options = ["--autoencoder", "vae", "--latent-scale", 1, "--n", 2, "--out", tmp_path / "x.png"]
+    assert "2 of 2 samples are not finite" in refused(
+        capsys, "sample", "--from", tmp_path / "broken.safetensors", *options
+    )
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_a_student_in_dits_convention_has_no_public_layout(tmp_path):
+    config = dit("S/2", num_classes=2, input_size=8)
+    config = dataclasses.replace(config, network=narrow(config.network))
+    with pytest.raises(ValueError, match=r"no public layout has for DiT's convention: export it to NAME\.safetensors"):
+        export_reference(config.build(), config, tmp_path / "dit.pt", learns_shortcut=True)
+    export_reference(config.build(), config, tmp_path / "dit.pt", learns_shortcut=False)
+    assert open_published(tmp_path / "dit.pt", "dit", heads=2).network == config
+
+
+def test_a_run_does_not_go_on_with_other_latents(inside, capsys, tmp_path):
+    small = ["--run.network.hidden-size", 32, "--run.network.depth", 1, "--run.network.num-heads", 2]
+    small += ["--run.network.in-channels", 4, "--run.network.input-size", SIDE // 8, "--run.images", 64]
+    small += ["--run.batch-size", 8, "--run.every.checkpoint", 16, "--quiet", "--classes", 2]
+    shutil.copytree("latents", tmp_path / "latents")
+    out = tmp_path / "run"
+    with before_step(signal_at(24, signal.SIGTERM)):
+        command(
+            "train", "imagenet256-lightningdit-xl-pretrain", "--latents", tmp_path / "latents", "--out", out, *small
+        )
+    shutil.rmtree(tmp_path / "latents")
+    options = ["--autoencoder", "vae", "--size", SIDE, "--seed", 5, "--quiet"]
+    command("prepare", "images", "--out", tmp_path / "latents", *options)
+    assert "and the data are now" in refused(capsys, "resume", out, "--quiet")
+
+
+def test_a_network_with_fewer_classes_than_the_data_is_refused(inside, capsys):
+    options = ["--latents", "latents", "--classes", 2, "--run.network.num-classes", 1, "--out", "x"]
+    assert "has 1 classes, condition = Labels(classes=2)" in refused(
+        capsys, "train", "imagenet256-lightningdit-xl-pretrain", *options
+    )
 
 
 def test_a_published_teacher_is_distilled(inside, tmp_path):
@@ -196,6 +293,7 @@ def test_a_published_teacher_is_distilled(inside, tmp_path):
         (["sample", STUDENT, "--from", "x.pt"], "expected a run's folder, or --from FILE"),
         (["sample", "--from", "x.pt"], "x.pt: there is no such file"),
         (["sample", "--from", "x.pt", "--raw"], "expected --weights to choose in a file"),
+        (["sample", "--from", "x.pt", "--latent-scale", "1", "--latent-stats", "y.pt"], "x.pt: there is no such file"),
         (["sample", STUDENT, "--family", "sit"], "--family sit with the run"),
         (["sample", STUDENT, "--classes", "a,b"], "--classes a, expected numbers, as in 207,360"),
         (["sample", STUDENT, "--autoencoder", "no"], "no: there is no such file"),

@@ -1,6 +1,7 @@
 """Latents on disk: the reference's reader to the bit, every type, any position, and what a broken folder raises."""
 
 import json
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -241,6 +242,18 @@ FAULTS: dict[str, tuple[str, Callable[[Path], object]]] = {
         r"latents_stats.pt is of 3 channels, the latents beside it have 4",
         lambda f: torch.save({"mean": torch.zeros(1, 3, 1, 1), "std": torch.ones(1, 3, 1, 1)}, f / "latents_stats.pt"),
     ),
+    "type is no text": (
+        rf"{FIRST}: not a whole safetensors file \(dtype = \['F32'\], expected text\)",
+        lambda f: rewrite_header(f / FIRST, lambda h: h["latents"].update(dtype=["F32"])),
+    ),
+    "offsets": (
+        rf"{FIRST}: not a whole safetensors file \(data_offsets = \[-480, 0\], shape = ",
+        lambda f: rewrite_header(f / FIRST, lambda h: h["latents"].update(data_offsets=[-480, 0])),
+    ),
+    "deep header": (
+        rf"{FIRST}: not a whole safetensors file",
+        lambda f: (f / FIRST).write_bytes(struct.pack("<Q", 100_000) + b"[" * 100_000),
+    ),
     "manifest": (
         r"latents.json: not the manifest of prepared latents",
         lambda f: (f / "latents.json").write_text("{}"),
@@ -303,6 +316,10 @@ def edit_manifest(folder: Path, **fields: object) -> None:
     (folder / "latents.json").write_text(json.dumps(content | fields))
 
 
+def edit_records(folder: Path, edit: Callable[[list], list]) -> None:
+    edit_manifest(folder, shards=edit(json.loads((folder / "latents.json").read_text())["shards"]))
+
+
 MANIFEST_FAULTS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "missing": (rf"1 shards missing: {SECOND}", lambda f: (f / SECOND).unlink()),
     "all missing": (rf"2 shards missing: {FIRST}", lambda f: [(f / name).unlink() for name in (FIRST, SECOND)]),
@@ -321,6 +338,22 @@ MANIFEST_FAULTS: dict[str, tuple[str, Callable[[Path], object]]] = {
     ),
     "fields": ("latents.json: not the manifest of prepared latents", lambda f: edit_manifest(f, more=1)),
     "not JSON": ("latents.json: not the manifest", lambda f: (f / "latents.json").write_text("{")),
+    "deep": ("latents.json: not the manifest", lambda f: (f / "latents.json").write_text("[" * 100_000)),
+    "autoencoder": (
+        r"latents.json: not the manifest .*autoencoder = 'VAVAE', expected an object",
+        lambda f: edit_manifest(f, autoencoder="VAVAE"),
+    ),
+    "text": ("dtype = 32, expected text", lambda f: edit_manifest(f, dtype=32)),
+    "number": ("num_classes = True, expected a number", lambda f: edit_manifest(f, num_classes=True)),
+    "true": ("sample = 1, expected true or false", lambda f: edit_manifest(f, sample=1)),
+    "shape": ("shape = .'4', 4, 4.*, expected numbers and text", lambda f: edit_manifest(f, shape=["4", 4, 4])),
+    "classes": (r"num_classes = 3, expected 2 as classes", lambda f: edit_manifest(f, classes=["a", "b"])),
+    "twice": (rf"latents.json: names {FIRST} twice, expected each", lambda f: edit_records(f, lambda r: r + r[:1])),
+    "record's number": ("n = '7', expected a number", lambda f: edit_records(f, lambda r: [r[0] | {"n": "7"}, r[1]])),
+    "record's sums": (
+        r"sum = \(1.0,\), squares = .*, expected numbers \(C,\) twice",
+        lambda f: edit_records(f, lambda r: [r[0] | {"sum": [1.0]}, r[1]]),
+    ),
 }
 
 
@@ -345,3 +378,44 @@ def test_the_autoencoder_is_the_one_that_made_them(prepared: Path, monkeypatch: 
     assert Latents(str(prepared), num_classes=3).open().encoded_by == to_json(PoolingConfig(path="here"))
     monkeypatch.setattr(PoolingConfig, "build", None)  # not looked at where the configuration is the same
     assert Latents(str(prepared), PoolingConfig(path="here"), num_classes=3).open().shape == (4, 4, 4)
+
+
+@pytest.mark.parametrize("options", [{}, {"scale": 0.5}])
+def test_an_interrupted_preparation_is_no_data_set(prepared: Path, options: dict) -> None:
+    (prepared / "latents.json").unlink()
+    (prepared / SECOND).unlink()
+    (prepared / "records" / f"{Path(SECOND).stem}.json").unlink()
+    with pytest.raises(
+        ValueError, match=r"latents: preparation not finished \(7 of 12 samples\): run facm prepare again"
+    ):
+        Latents(str(prepared), num_classes=3, **options).open()
+    (prepared / "records" / "settings.json").write_text("{")
+    with pytest.raises(ValueError, match=r"not finished \(7 of an unknown number of samples\)"):
+        Latents(str(prepared), num_classes=3, **options).open()
+
+
+def test_which_samples_these_are(prepared: Path, tmp_path: Path) -> None:
+    data = Latents(str(prepared), num_classes=3).open()
+    assert data.encoder_identity == PoolingConfig().build().identity
+    stored = latents(tmp_path / "plain")
+    first = small(tmp_path / "plain").open()
+    assert (first.encoder_identity, len(first.fingerprint)) == (None, 16)
+    copied = shutil.copytree(tmp_path / "plain", tmp_path / "copied")
+    assert small(copied, flip=False).open().fingerprint == first.fingerprint
+    seen = {data.fingerprint, first.fingerprint}
+
+    def added(config: Latents) -> None:
+        fingerprint = config.open().fingerprint
+        assert fingerprint not in seen
+        seen.add(fingerprint)
+
+    added(Latents(str(prepared), num_classes=3, multiplier=2.0))
+    added(small(copied, scale=1.0))
+    (copied / SECOND).rename(copied / SECOND.replace("001", "002"))
+    added(small(copied))
+    other = latents(tmp_path / "moved", (4, 4))  # other counts, the same bytes in all
+    assert len(other["labels"]) == len(stored["labels"])
+    added(small(tmp_path / "moved"))
+    records = json.loads((prepared / "latents.json").read_text())["shards"]
+    edit_manifest(prepared, shards=[records[0], records[1] | {"sha256": "0" * 64}])
+    added(Latents(str(prepared), num_classes=3))

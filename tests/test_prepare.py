@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import shutil
+import tarfile
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,10 +20,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from facm.autoencoders.types import AutoencoderConfig
-from facm.data import ImageFolder, Latents, Stream
+from facm.data import ImageFolder, Latents, Stream, read_checked
 from facm.data.crop import centre_crop
 from facm.data.in_memory import from_bytes
-from facm.data.pictures import FolderPictures, Pictures, picture, source_at
+from facm.data.pictures import CroppedPictures, FolderPictures, Pictures, picture, source_at
 from facm.data.webdataset import TarPictures
 from facm.engine import Engine
 from facm.parallel.world import opened
@@ -32,6 +33,7 @@ from facm.prepare.encode import decoded
 from facm.prepare.settings import Settings
 from facm.run import from_json, to_json
 from facm.seeding import derive
+from facm.statistics import load_statistics
 from latent_parts import PoolingConfig, change, latents, photo, photos, png, tar
 from parallel_parts import call
 
@@ -195,7 +197,7 @@ def test_whole_shards_are_not_made_again_and_broken_ones_are(tmp_path: Path, sou
     assert (out / FIRST).stat().st_mtime_ns == times[FIRST]
     assert (out / SECOND).stat().st_mtime_ns != times[SECOND]
     record = out / "records" / f"{Path(FIRST).stem}.json"
-    record.write_text(record.read_text().replace('"n": 5', '"n": 4'))  # of something else
+    shutil.copy(out / "records" / f"{Path(SECOND).stem}.json", record)  # of something else
     assert prepare(source, PoolingConfig(), out, **SMALL).made == 5
     assert contents(out) == expected
 
@@ -282,6 +284,45 @@ def test_damaged_settings(tmp_path: Path, source: FolderPictures) -> None:
         (tmp_path / "latents" / "records" / "settings.json").write_text(text)
         with pytest.raises(ValueError, match=r"settings.json: not the settings of a preparation"):
             prepare(source, PoolingConfig(), tmp_path / "latents", **SMALL)
+
+
+RECORD_FAULTS: dict[str, tuple[str, Callable[[dict], object]]] = {
+    "short": (r"expected numbers \(C,\) twice", lambda record: record["sum"].pop()),
+    "both short": ("changed since it was written", lambda record: (record["sum"].pop(), record["squares"].pop())),
+    "another sum": ("changed since it was written", lambda record: record["sum"].__setitem__(1, record["sum"][1] + 1)),
+    "another n": ("changed since it was written", lambda record: record.update(n=4)),
+    "no digest": ("KeyError: 'digest'", lambda record: record.pop("digest")),
+    "nothing": ("KeyError", lambda record: record.clear()),
+}
+
+
+@pytest.mark.parametrize("fault", RECORD_FAULTS)
+def test_a_damaged_record_is_named_and_nothing_overwritten(made: Path, tmp_path: Path, fault: str) -> None:
+    source = FolderPictures(str(made.parent / "photos"))
+    out = shutil.copytree(made, tmp_path / "latents")
+    message, damage = RECORD_FAULTS[fault]
+    path = out / "records" / f"{Path(SECOND).stem}.json"
+    record = json.loads(path.read_text())
+    damage(record)
+    path.write_text(json.dumps(record))
+    (out / FIRST).unlink()  # to be made, but not before the records are sound
+    before = contents(out)
+    with pytest.raises(ValueError, match=rf"records/{path.name}: not the record of a shard \(.*{message}.*; delete it"):
+        prepare(source, PoolingConfig(), out, **SMALL)
+    assert contents(out) == before
+    path.unlink()
+    assert prepare(source, PoolingConfig(), out, **SMALL).made == 10
+    assert contents(out) == contents(made)
+
+
+def test_out_is_a_folder(tmp_path: Path, source: FolderPictures) -> None:
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "latents"):
+        with pytest.raises(
+            ValueError, match=r"prepare: out = '.*file.*' is a file or lies below one, expected a folder"
+        ):
+            prepare(source, PoolingConfig(), out, **SMALL)
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_folder_in_use(tmp_path: Path, source: FolderPictures) -> None:
@@ -388,6 +429,35 @@ def test_an_image_is_upright_on_black_and_of_three_channels(tmp_path: Path) -> N
         assert np.array_equal(from_bytes(pixels), read)
 
 
+def test_an_image_beside_the_class_folders(tmp_path: Path) -> None:
+    photos(tmp_path, classes=1, each=1)
+    photo(0).save(tmp_path / "loose.png")
+    with pytest.raises(
+        ValueError, match=r"FolderPictures: .*/loose.png lies in no class folder, .*; move it into a class"
+    ):
+        source_at(str(tmp_path)).open()
+    assert FolderPictures(str(tmp_path), classes_from_folders=False).open().files == ("loose.png", "n0000/0.png")
+
+
+def test_crops_without_classes_are_what_prepare_encodes(source: FolderPictures) -> None:
+    data, pictures = CroppedPictures(source.path, 16).open(), source.open()
+    assert (len(data), data.shape, data.num_classes, data.flip) == (12, (3, 16, 16), None, False)
+    batch = read_checked(data, np.array([5, 0, 11]))
+    assert batch.cond is None
+    for x, index in zip(batch.x_1, (5, 0, 11), strict=True):
+        assert np.array_equal(from_bytes(next(decoded(pictures, [index], 16, 1, 1))), x)
+    assert data.read(np.array([], np.int64)).x_1.shape == (0, 3, 16, 16)
+    photo(0).save(Path(source.path) / "loose.png")
+    Image.new("RGB", (9, 90)).save(Path(source.path) / "n0000" / "thin.png")
+    data = CroppedPictures(source.path, 16).open()
+    assert data.files[0] == "loose.png"
+    with pytest.raises(ValueError, match=r"n0000/thin.png is 9 x 90, smaller than 16"):
+        data.read(np.array([data.files.index("n0000/thin.png")]))
+    with pytest.raises(ValueError, match="CroppedPictures: size = 0, expected at least 1"):
+        CroppedPictures(source.path, 0)
+    assert from_json(to_json(CroppedPictures(source.path, 4))) == CroppedPictures(source.path, 4)
+
+
 def samples(n: int = 5, start: int = 0) -> dict[str, bytes]:
     members = {}
     for i in range(start, start + n):
@@ -448,10 +518,51 @@ TAR_FAULTS: dict[str, tuple[str, Callable[[Path], object]]] = {
         lambda p: tar(p, {"x.png": b"", "x.json": b'{"id": 1}'}),
     ),
     "true": ("holds b'{\"label\": true}'", lambda p: tar(p, {"x.png": b"", "x.json": b'{"label": true}'})),
-    "cut in data": ("a.tar: not a whole tar file", lambda p: shorten(tar(p, samples()), 700)),
-    "cut in a header": ("a.tar: not a whole tar file", lambda p: shorten(tar(p, samples()), 100)),
+    "cut in data": ("a.tar: not a whole tar archive", lambda p: shorten(tar(p, samples()), 700)),
+    "cut in the first header": ("a.tar: not a whole tar archive", lambda p: shorten(tar(p, samples()), 100)),
+    "cut between members": (
+        "a.tar: not a whole tar archive.* without the 1024 zeros",
+        lambda p: shorten(tar(p, samples()), header(p, "000002.png")),
+    ),
+    "cut in a header": (
+        "a.tar: not a whole tar archive",
+        lambda p: shorten(tar(p, samples()), header(p, "000002.png") + 100),
+    ),
+    "cut in the end": (
+        "a.tar: not a whole tar archive.* without the 1024 zeros",
+        lambda p: shorten(tar(p, samples()), header(p, "000004.cls") + 1024 + 1023),
+    ),
+    "changed header": (
+        "a.tar: not a whole tar archive.*no header at byte",
+        lambda p: put(tar(p, samples()), header(p, "000002.png") + 30, b"x"),
+    ),
+    "zeros in the middle": (
+        "a.tar: not a whole tar archive.*no header at byte",
+        lambda p: put(tar(p, samples()), header(p, "000002.png"), bytes(1024)),
+    ),
+    "data after the end": (
+        "a.tar: not a whole tar archive.*no header at byte",
+        lambda p: p.write_bytes(tar(p, samples()).read_bytes() + b"x"),
+    ),
+    "two labels": (
+        "a.tar: sample 000002 has two labels, 2 in 000002.cls and 1 in 000002.json",
+        lambda p: tar(p, beside("000002", {"000002.json": b'{"label": 1}'})),
+    ),
+    "a label twice": (
+        "a.tar: sample 000002 has two labels, 2 in 000002.cls and 2 in 000002.CLS",
+        lambda p: tar(p, beside("000002", {"000002.CLS": b"2"})),
+    ),
+    "highest": (
+        "000002.cls holds b'2147483648', expected a label, a number from 0 to 2147483647",
+        lambda p: tar(p, samples() | {"000002.cls": b"2147483648"}),
+    ),
+    "huge": ("000002.cls holds b'9999", lambda p: tar(p, samples() | {"000002.cls": b"9" * 5000})),
+    "deep": (
+        r"x.json holds b'\[\[\[\[",
+        lambda p: tar(p, {"x.png": b"", "x.json": b"[" * 100_000}),
+    ),
     "compressed": (
-        "a.tar: not a whole tar file, uncompressed",
+        "a.tar: not a whole tar archive, uncompressed",
         lambda p: p.write_bytes(gzip.compress(tar(p, samples()).read_bytes())),
     ),
     "empty": ("a.tar' holds no images, expected .png", lambda p: tar(p, {})),
@@ -461,6 +572,24 @@ TAR_FAULTS: dict[str, tuple[str, Callable[[Path], object]]] = {
 
 def drop(members: dict[str, bytes], name: str) -> dict[str, bytes]:
     return {k: v for k, v in members.items() if k != name}
+
+
+def beside(key: str, more: dict[str, bytes]) -> dict[str, bytes]:
+    """The samples, with further members of one of them."""
+    before, members = {k: v for k, v in samples().items() if k[:6] <= key}, samples()
+    return before | more | {k: v for k, v in members.items() if k not in before}
+
+
+def header(path: Path, name: str) -> int:
+    """Where the header of a member begins."""
+    with tarfile.open(path) as file:
+        return file.getmember(name).offset
+
+
+def put(path: Path, offset: int, content: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(content)
 
 
 def shorten(path: Path, size: int) -> None:
@@ -479,6 +608,25 @@ def test_a_broken_image_in_a_tar_is_named(tmp_path: Path) -> None:
     tar(tmp_path / "a.tar", samples() | {"000003.png": b"no image"})
     with pytest.raises(ValueError, match=r"TarPictures\(.*\): a.tar:000003.png: unreadable image"):
         prepare(TarPictures(str(tmp_path / "a.tar")), PoolingConfig(), tmp_path / "out", **SMALL)
+    with pytest.raises(ValueError, match="unreadable image") as error:
+        TarPictures(str(tmp_path / "a.tar")).open().image(3)
+    assert "BytesIO" not in str(error.value)
+
+
+def test_a_tar_may_end_where_its_zeros_do_or_later(tmp_path: Path) -> None:
+    path = tar(tmp_path / "a.tar", samples())
+    end = header(path, "000004.cls") + 1024
+    for size in (end + 1024, end + 1025, end + 30_000):
+        path.write_bytes(path.read_bytes()[:end] + bytes(size - end))
+        assert len(TarPictures(str(path)).open()) == 5
+
+
+def test_two_labels_that_agree_and_json_that_holds_none(tmp_path: Path) -> None:
+    for text in (b'{"label": 2}', b'{"label": "cat"}', b'{"id": 7}'):
+        for first in (0, 1):
+            both = {"x.cls": b"2", "x.json": text}
+            members = {"x.png": b""} | dict(list(both.items())[:: -1 if first else 1])
+            assert TarPictures(str(tar(tmp_path / "a.tar", members))).open().labels.tolist() == [2]
 
 
 # verify
@@ -512,12 +660,15 @@ def scaled_statistics(folder: Path) -> None:
     """Statistics that are off, with a manifest that believes them."""
     path = folder / "latents_stats.pt"
     both = torch.load(path, weights_only=True)
-    before = Latents(str(folder), num_classes=3).open().statistics.fingerprint
+    before = json.loads((folder / "latents.json").read_text())["statistics"]
     torch.save({"mean": both["mean"], "std": both["std"] * 1.001}, path)
     manifest = (folder / "latents.json").read_text()
-    (folder / "latents.json").unlink()
-    after = Latents(str(folder), num_classes=3).open().statistics.fingerprint
-    (folder / "latents.json").write_text(manifest.replace(before, after))
+    (folder / "latents.json").write_text(manifest.replace(before, load_statistics(path).fingerprint))
+
+
+def scale_up(values: list[float]) -> None:
+    """The last one by a millionth."""
+    values[-1] *= 1 + 1e-6
 
 
 def poked(file: Path) -> None:
@@ -531,6 +682,12 @@ def with_value(file: Path, name: str, value: float, row: int) -> None:
     x = load_file(file)[name]
     x[row] = value
     change(file, **{name: x})
+
+
+def edit_manifest(folder: Path, edit: Callable[[dict], object]) -> None:
+    content = json.loads((folder / "latents.json").read_text())
+    edit(content)
+    (folder / "latents.json").write_text(json.dumps(content))
 
 
 VERIFY_FAULTS: dict[str, tuple[tuple[str, ...], Callable[[Path], object]]] = {
@@ -566,6 +723,34 @@ VERIFY_FAULTS: dict[str, tuple[tuple[str, ...], Callable[[Path], object]]] = {
         lambda f: torch.save({"mean": torch.zeros(1, 3, 1, 1), "std": torch.ones(1, 3, 1, 1)}, f / "latents_stats.pt"),
     ),
     "wrong statistics": (("differs from the statistics of the latents by 1.0e-03",), scaled_statistics),
+    "type": (
+        ("latents are F32, expected F16 by latents.json",),
+        lambda f: edit_manifest(f, lambda m: m.update(dtype="F16")),
+    ),
+    "classes": (
+        ("latents.json: num_classes = 4, expected 3 as classes",),
+        lambda f: edit_manifest(f, lambda m: m.update(num_classes=4)),
+    ),
+    "sum": (
+        (f"{SECOND}: sum and squares of the latents are not those in latents.json",),
+        lambda f: edit_manifest(f, lambda m: scale_up(m["shards"][1]["sum"])),
+    ),
+    "squares": (
+        (f"{SECOND}: sum and squares of the latents are not those in latents.json",),
+        lambda f: edit_manifest(f, lambda m: scale_up(m["shards"][1]["squares"])),
+    ),
+    "channels of sums": (
+        (f"{FIRST}: sum and squares of the latents are not those in latents.json",),
+        lambda f: edit_manifest(f, lambda m: (m["shards"][0]["sum"].pop(), m["shards"][0]["squares"].pop())),
+    ),
+    "record twice": (
+        (f"latents.json: names {FIRST} twice",),
+        lambda f: edit_manifest(f, lambda m: m["shards"].append(m["shards"][0])),
+    ),
+    "not finished": (
+        ("preparation not finished (12 of 12 samples): run facm prepare again",),
+        lambda f: (f / "latents.json").unlink(),
+    ),
     "nothing": (
         ("expected latents_*.safetensors", "3 shards missing"),
         lambda f: [p.unlink() for p in f.glob("*.safetensors")],

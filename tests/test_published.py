@@ -369,7 +369,7 @@ def test_what_dit_and_sit_share_must_be_said(tmp_path):
         (lambda: torch.zeros(3), {}, "holds a Tensor"),
         (lambda: {"opt": {}, "steps": 3}, {}, "expected ema, emas or model; it has: opt, steps$"),
         (lambda: {**{str(i): i for i in range(9)}}, {}, r"it has: 0, 1, 2, 3, 4, 5, 6, 7, \.\.\. \(9 in all\)"),
-        (lambda: {"ema": {"a": 3}, "step": 1}, {}, r"ema is no state dict \(a is a int\)"),
+        (lambda: {"ema": {"a": 3}, "step": 1}, {}, r"ema is no state dict \('a' is a int\)"),
         (lambda: {"model": {}, "step": 1}, {}, r"model is no state dict \(it is empty\)"),
         (lambda: {"emas": {"first.a": torch.zeros(1)}, "step": 1}, {}, "emas has the key first.a, expected ema_models"),
     ],

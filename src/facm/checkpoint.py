@@ -47,12 +47,17 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
+UMASK = os.umask(0)  # which can only be read by setting it
+os.umask(UMASK)
+
+
 @contextlib.contextmanager
 def atomically(path: Path) -> Iterator[Path]:
     """Write to the yielded path; ``path`` then has either its old content or all of the new, whatever happens."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         yield partial
+        partial.chmod(0o666 & ~UMASK)  # some writers make files that only their owner can read
         sync(partial)
         os.replace(partial, path)
         sync(path.parent)  # the rename itself must survive a power cut

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +46,7 @@ def decoder_of(dataset: Any, device: torch.device, autoencoder: AutoencoderConfi
     statistics: Statistics | None = getattr(dataset, "statistics", None)
     config = autoencoder or getattr(dataset, "autoencoder", None)
     if config is None and (recorded := getattr(dataset, "encoded_by", None)) is not None:
-        config = from_json(recorded)
+        config = _recorded(recorded)
     if config is None:
         return None
     if statistics is None:
@@ -54,4 +56,24 @@ def decoder_of(dataset: Any, device: torch.device, autoencoder: AutoencoderConfi
         raise ValueError(
             f"autoencoder = {config} decodes {built.channels} channels, the latents have {dataset.shape[0]}"
         )
+    made_by = getattr(dataset, "encoder_identity", None)
+    if made_by is not None and built.identity != made_by:
+        raise ValueError(
+            f"autoencoder = {config} is {built.identity}, but {made_by} made the latents: expected that one"
+        )
     return Decoder(built.to(device), statistics)
+
+
+def _recorded(said: Any) -> AutoencoderConfig:
+    """The autoencoder that a data set names. One that is not this package's would be imported from wherever the data
+    set says, which may come from anywhere."""
+    types = set(re.findall(r'"type": "([^"]*)"', json.dumps(said)))
+    if not isinstance(said, dict) or not all(re.fullmatch(r"facm\.autoencoders\.\w+:\w+", name) for name in types):
+        raise ValueError(
+            f"the latents were made by {said!r}, which is none of facm.autoencoders: expected --autoencoder, or "
+            "Latents(..., autoencoder=...) in the recipe"
+        )
+    config = from_json(said)
+    if not isinstance(config, AutoencoderConfig):
+        raise ValueError(f"the latents were made by {said!r}, expected an autoencoder's configuration")
+    return config

@@ -49,6 +49,7 @@ class State:
     """All that moves during a run; a checkpoint is this and nothing else.
 
     wrapped: what losses are computed through, the network itself unless data parallelism wraps it. world: the ranks.
+    data: the data set's fingerprint, where it has one.
     """
 
     network: torch.nn.Module
@@ -57,6 +58,7 @@ class State:
     wrapped: torch.nn.Module
     world: World = ALONE
     images: int = 0
+    data: str | None = None
     steps: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
@@ -80,6 +82,7 @@ def checkpoint(state: State, run: Run, folder: RunFolder, teacher: dict[str, str
         "loader": {"position": state.images, "seed": run.seed},
         "run": fingerprint(run),
         "teacher": teacher,
+        "data": state.data,
         "rng": rng_meta,
     }
     file = folder.checkpoint(state.images)
@@ -124,6 +127,11 @@ def restore(state: State, run: Run, folder: RunFolder, teacher: dict[str, str] |
         raise CheckpointError(
             f"{source} was trained with the teacher {saved.meta['teacher']}, and the teacher is now {teacher}: "
             "a student cannot change its teacher halfway; restore the teacher's files, or start a new run"
+        )
+    if saved.meta.get("data") not in (None, state.data):
+        raise CheckpointError(
+            f"{source} was trained on data with the fingerprint {saved.meta['data']}, and the data are now "
+            f"{state.data}: restore them, or start a new run"
         )
     check_fits(state.network, {name: saved.shapes[f"network/{name}"][0] for name in saved.names("network")}, source)
     with torch.no_grad():

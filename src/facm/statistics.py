@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,15 +67,26 @@ def scaled(channels: int, multiplier: float) -> Statistics:
 
 def load_statistics(path: Path, multiplier: float = 1.0) -> Statistics:
     """The file that the reference keeps beside its latents: ``{'mean', 'std'}``, each (1, C, 1, 1); read without
-    executing anything in it. Raises ValueError for a missing file and another content."""
+    executing anything in it. Raises ValueError naming the file that is missing or holds anything else."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # advice on other pickles; the error says enough
+            content = torch.load(path, map_location="cpu", weights_only=True)
         mean, std = content["mean"], content["std"]
         if not (mean.ndim == 4 and mean.numel() == mean.shape[1] and std.shape == mean.shape):
             raise ValueError(f"mean {tuple(mean.shape)} and std {tuple(std.shape)}")
     except Exception as error:  # a broken or foreign file can fail in nearly any way
-        reason = "there is no such file" if not path.exists() else f"{type(error).__name__}: {error}"
+        reason = "there is no such file" if not path.exists() else f"{type(error).__name__}: {_first(error)}"
         raise ValueError(
             f"{path}: {reason}; expected latent statistics, {{'mean', 'std'}} of shape (1, C, 1, 1)"
         ) from error
-    return Statistics(mean.flatten().float(), std.flatten().float(), multiplier)
+    try:
+        return Statistics(mean.flatten().float(), std.flatten().float(), multiplier)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _first(error: Exception) -> str:
+    """The first sentence of what went wrong: PyTorch puts advice around it on how to read the file unsafely."""
+    text = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
+    return text.strip().partition("\n")[0].partition(". ")[0][:200]

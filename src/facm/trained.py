@@ -157,11 +157,16 @@ def load_file(
         found.shape,
         found.num_classes,
         found.statistics,
+        found.family in SCALED,
         autoencoder=autoencoder,
         statistics=statistics,
         scale=scale,
     )
     return Trained(built(found), found.network, objective, space, path, found.which, None, None, found.sha256)
+
+
+SCALED = ("sit", "repa", "dit")
+"""Families that learnt latents which are scaled and not shifted."""
 
 
 def pretrained(path: str, family: str | None = None, sigma_rel: float | None = None) -> Pretrained:
@@ -176,7 +181,7 @@ def export(trained: Trained, out: Path, statistics: Statistics | None = None) ->
     statistics: of its latents. Raises ValueError if the file exists, CheckpointError where it cannot be written.
     """
     said = {
-        "learns_shortcut": spelled(getattr(trained.objective, "learns_shortcut", None)),
+        "learns_shortcut": spelled(getattr(trained.objective, "learns_shortcut", False)),
         "sigma_rel": "raw" if trained.sigma_rel is None else str(trained.sigma_rel),
         "images": str(trained.images_seen),
     }

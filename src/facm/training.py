@@ -95,6 +95,7 @@ def train(  # noqa: PLR0912, PLR0915 (one loop, read top to bottom)
         teacher, teacher_record = _load_teacher(run, engine, world, device)
         wrapped = spread(network.train(), engine, world, device, resolved_precision(run, device) == "bf16")
         state = State(network, run.optimizer.build(network), EMA(run.ema, network), wrapped, world)
+        state.data = getattr(stream.dataset, "fingerprint", None)
         restore(state, run, folder, teacher_record)
         if world.first:
             logs.rewind(folder.log, state.images)
@@ -200,13 +201,15 @@ def _backward(
 
     The parts of a loss come one after the other, each freed by its backward pass before the next begins.
     """
+    at = getattr(run.objective, "at", None)  # of an objective with a schedule of its own
+    objective = run.objective if at is None else at(state.images)
     parts = getattr(run.objective, "parts", 1)
     same_draws = getattr(run.objective, "global_draws", False)  # for all of the step, whatever part of it is asked for
     total, terms = torch.zeros((), device=device), dict[str, list[torch.Tensor]]()
     for index, batch in enumerate(slices):
         own = () if same_draws or batch.of is None else (1 + batch.start,)
         rng.manual_seed(derive(run.seed, 1, state.images, *own))
-        pending = losses(run.objective, state.wrapped, batch, rng, teacher)
+        pending = losses(objective, state.wrapped, batch, rng, teacher)
         part = 0
         while True:
             last = index == len(slices) - 1 and part >= parts - 1
@@ -270,11 +273,19 @@ def check(run: Run) -> None:
         )
     if condition is not None:
         condition.check(dataset.read(np.arange(1)).cond, 1)
+    classes = _classes(run.network)
+    if isinstance(condition, Labels) and classes is not None and classes < condition.classes:
+        raise ValueError(
+            f"network = {run.network} has {classes} classes, condition = {condition}; expected num_classes = "
+            f"{condition.classes}"
+        )
     with torch.device("meta"):
         network = run.network.build()
     task = getattr(objective, "task", None)
     if task is not None:
         check_task(task, network)
+    if hasattr(objective, "check_network"):
+        objective.check_network(network)
     velocity = getattr(objective, "velocity", None)
     if getattr(velocity, "needs_teacher", False) and run.teacher is None:
         raise ValueError(
@@ -287,6 +298,14 @@ def check(run: Run) -> None:
             f"guidance scale = {guidance.scale}, and the teacher {run.teacher.path} was trained with label_dropout 0: "
             "its null condition means nothing; expected scale 1, or a teacher with label_dropout > 0"
         )
+
+
+def _classes(network: Any) -> int | None:
+    """Labels that a network takes besides the null, where its configuration says it."""
+    while hasattr(network, "network"):
+        network = network.network
+    classes = getattr(network, "num_classes", None)
+    return classes if isinstance(classes, int) else None
 
 
 def check_engine(run: Run, engine: Engine) -> None:

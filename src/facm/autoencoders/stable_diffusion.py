@@ -92,7 +92,8 @@ def _check_config(folder: Path) -> None:
         config = json.loads(file.read_text(encoding="utf-8"))
         kind = config["_class_name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file}: {type(error).__name__}: {error}; expected {WHAT}") from error
+        reason = "there is no such file" if not file.exists() else f"{type(error).__name__}: {error}"
+        raise ValueError(f"{file}: {reason}; expected {WHAT}") from error
     if kind != "AutoencoderKL" or config.get("in_channels", 3) != 3 or config.get("out_channels", 3) != 3:
         channels = f"{config.get('in_channels', 3)} to {config.get('out_channels', 3)}"
         raise ValueError(f"{file}: {kind} from {channels} channels, expected AutoencoderKL from 3 to 3")

@@ -27,7 +27,7 @@ class FileOptions:
     from_: Annotated[Path | None, tyro.conf.arg(name="from")] = None
     """A published checkpoint, or an exported or imported one, in place of a run."""
     family: str | None = None
-    """Whose file it is, where its content fits several: dit or sit."""
+    """Whose file it is, where its content fits several: facm, lightningdit, sit, repa or dit."""
     weights: str | None = None
     """Which weights in it, such as model; default: its EMA, the longest of several."""
     heads: int | None = None
@@ -38,7 +38,7 @@ class FileOptions:
     latent_stats: Path | None = None
     """Latent statistics of the file's training data; default: latents_stats.pt beside it."""
     latent_scale: float | None = None
-    """Factor on latents that have no statistics; default: 0.18215 where they have 4 channels."""
+    """Factor on latents that have no statistics; default: 0.18215 for SiT, REPA and DiT."""
 
     def open(self, run: Path | None, sampling: SamplingOptions) -> Trained:
         """The network of the run, or in the file."""
@@ -82,13 +82,14 @@ class FileOptions:
         from facm.autoencoders import autoencoder_at
         from facm.decoding import decoder_of
         from facm.images import is_image
+        from facm.published.space import STABLE_DIFFUSION, VAVAE
 
         dataset: Any = trained.data.open()
         decoder = decoder_of(dataset, device, autoencoder_at(self.autoencoder) if self.autoencoder else None)
         if decoder is None and hasattr(dataset, "statistics") and not is_image(dataset.shape):
             raise ValueError(
                 f"{trained.path} makes latents of shape {tuple(dataset.shape)}: expected --autoencoder, to make "
-                "images of them"
+                f"images of them, or one of {', '.join((*VAVAE, *STABLE_DIFFUSION))} beside a published file"
             )
         return decoder
 

@@ -76,6 +76,17 @@ def evaluate(
         from facm.show import evaluation_table
 
         evaluation_table(rows)
+        _warn(n, judged.reference.n, judged.extractor.num_features)
+
+
+def _warn(n: int, n_reference: int | None, num_features: int) -> None:
+    fewest = n if n_reference is None else min(n, n_reference)
+    if fewest <= num_features:
+        print(
+            f"warning: {fewest} images for {num_features} features: a covariance is singular and the distance means "
+            "little",
+            file=sys.stderr,
+        )
 
 
 def _progress(done: int, n: int) -> None:

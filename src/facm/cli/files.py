@@ -33,7 +33,7 @@ def export(run: Annotated[Path, tyro.conf.Positional], out: Path, ema: float | N
         raise ValueError(f"--out {out} exists and is not overwritten; choose another name")
     trained = load_trained(run, ema, raw)
     if out.suffix == ".pt":
-        export_reference(trained.network, trained.config, out, getattr(trained.objective, "learns_shortcut", None))
+        export_reference(trained.network, trained.config, out, getattr(trained.objective, "learns_shortcut", False))
     else:
         write(trained, out, _statistics(trained))
     which = "raw weights" if trained.sigma_rel is None else f"EMA {trained.sigma_rel}"
@@ -61,7 +61,7 @@ def import_weights(
     Args:
         file: a checkpoint of DiT, SiT, REPA, LightningDiT or FACM, of a training or released.
         out: the file to write, NAME.safetensors. A file that exists is not overwritten.
-        family: whose file it is, where its content fits several: dit or sit.
+        family: whose file it is, where its content fits several: facm, lightningdit, sit, repa or dit.
         weights: which weights in it, such as model; default: its EMA, the longest of several.
         heads: attention heads, where the network has no published size and its weights do not tell.
     """

@@ -78,10 +78,10 @@ class JudgeOptions(FeatureOptions):
 
 
 def folder_of_images(path: Path, size: int) -> Any:
-    """All images below ``path``, (3, size, size), without classes."""
-    from facm.data import ImageFolder
+    """All images below ``path``, (3, size, size), without classes, cropped as facm prepare does."""
+    from facm.data.pictures import CroppedPictures
 
-    return ImageFolder(str(path), size, classes_from_folders=False).open()
+    return CroppedPictures(str(path), size).open()
 
 
 def _own(spec: str, *arguments: str) -> Any:
@@ -93,7 +93,10 @@ def _own(spec: str, *arguments: str) -> Any:
     made = getattr(load_module(Path(path), Path(path).stem), name, None)
     if made is None:
         raise ValueError(f"--features {spec}: {path} has no {name}")
-    features = made(*arguments)
+    try:
+        features = made(*arguments)
+    except TypeError as error:
+        raise ValueError(f"--features {' '.join((spec, *arguments))}: {error}") from error
     if not callable(getattr(features, "build", None)):
         raise ValueError(f"--features {spec}: {name} made {features!r}, expected an object with build(dataset, device)")
     return features

@@ -99,8 +99,11 @@ def _sample(
     if not world.first:
         return
     x = torch.cat(parts)
+    if bad := int((~x.isfinite()).flatten(1).any(1).sum()):
+        raise ValueError(f"{bad} of {n} samples are not finite: {trained.path} is damaged, or --latent-scale is wrong")
     save_grid(target, x)
     print(f"{n} samples, {type(method).__name__} with {nfe} evaluations: {target}")
+    print(f"{trained.which} of {trained.path}{'' if decode is None else f', decoded by {decode.identity}'}")
     if npz:
         import numpy as np
 

@@ -57,16 +57,8 @@ class ImageFolder:
         classes: tuple[str, ...] = ()
         labels = None
         if self.classes_from_folders:
-            loose = next((file for file in files if "/" not in file), None)
-            if loose is not None:
-                raise ValueError(
-                    f"ImageFolder: {root / loose} lies in no class folder, expected {root}/<class>/...; "
-                    "set classes_from_folders = False for images without classes"
-                )
-            folders = [file.split("/", 1)[0] for file in files]
-            classes = tuple(sorted(set(folders)))
-            numbers = {name: i for i, name in enumerate(classes)}
-            labels = np.array([numbers[name] for name in folders], np.int64)
+            remedy = "set classes_from_folders = False for images without classes"
+            labels, classes = class_folders("ImageFolder", root, files, remedy)
         shape = (self.channels, self.size, self.size)
         return ImageFiles(str(root), files, labels, classes, shape, self.flip, f"ImageFolder({self.path})")
 
@@ -100,15 +92,29 @@ class ImageFiles:
         return Batch(x, None if self.labels is None else torch.from_numpy(self.labels[indices]))
 
 
+def class_folders(owner: str, root: Path, files: tuple[str, ...], remedy: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The labels (N,) int64 of files relative to ``root`` and the classes' names by number. Raises ValueError naming
+    an image that lies in no class folder, and what to do about it."""
+    loose = next((file for file in files if "/" not in file), None)
+    if loose is not None:
+        raise ValueError(f"{owner}: {root / loose} lies in no class folder, expected {root}/<class>/...; {remedy}")
+    folders = [file.split("/", 1)[0] for file in files]
+    classes = tuple(sorted(set(folders)))
+    numbers = {name: i for i, name in enumerate(classes)}
+    return np.array([numbers[name] for name in folders], np.int64), classes
+
+
 def picture(content: str | IO[bytes], name: str) -> Image:
     """A path or an open file as an RGB image of 8 bits a channel: turned upright (EXIF), on black where transparent.
     Raises ValueError naming ``name`` where it cannot be decoded, or has over 8 bits a channel."""
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(content) as file:
             image = ImageOps.exif_transpose(file)
             image.load()
+    except UnidentifiedImageError as error:  # its message names the open file's object
+        raise ValueError(f"{name}: unreadable image (of no format that Pillow knows)") from error
     except Exception as error:  # Pillow's decoders fail in many ways
         raise ValueError(f"{name}: unreadable image ({type(error).__name__}: {error})") from error
     if image.mode[0] in "IF":  # Pillow would clip these to 255 rather than scale them

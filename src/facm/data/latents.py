@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -75,6 +76,8 @@ class Latents:
             self.autoencoder,
             name=f"Latents({self.path})",
             encoded_by=None if manifest is None else manifest.autoencoder,
+            encoder_identity=None if manifest is None else manifest.identity,
+            fingerprint=_fingerprint(shards, statistics, manifest),
         )
 
     def _check(self, shards: tuple[Shard, ...]) -> None:
@@ -111,7 +114,9 @@ class Latents:
 @dataclass(frozen=True, eq=False)
 class LatentShards:
     """Opened :class:`Latents`. statistics: what standardises them, and restores them for ``autoencoder``.
-    encoded_by: the autoencoder that made them, as JSON, where ``latents.json`` says which."""
+    encoded_by: the autoencoder that made them, as JSON, encoder_identity: its weights', where ``latents.json`` says
+    which. fingerprint: 16 hex digits over what identifies the standardised samples, wherever the folder lies: the
+    shards' sha256 by ``latents.json``, else their names, sizes and samples; and the statistics."""
 
     shards: tuple[Shard, ...]
     statistics: Statistics
@@ -120,6 +125,8 @@ class LatentShards:
     autoencoder: AutoencoderConfig | None
     name: str
     encoded_by: Any = None
+    encoder_identity: str | None = None
+    fingerprint: str = ""
 
     @cached_property
     def _starts(self) -> np.ndarray:
@@ -164,3 +171,12 @@ class LatentShards:
         """Where sample ``index`` lies, for error messages."""
         k = int(np.searchsorted(self._starts, index, side="right")) - 1
         return f"{self.shards[k].path.name}, row {index - int(self._starts[k])}"
+
+
+def _fingerprint(shards: tuple[Shard, ...], statistics: Statistics, manifest: Manifest | None) -> str:
+    if manifest is None:
+        parts = [f"{shard.path.name} {shard.path.stat().st_size} {shard.n}" for shard in shards]
+    else:
+        recorded = {record.file: record.sha256 for record in manifest.shards}
+        parts = [recorded[shard.path.name] for shard in shards]
+    return hashlib.sha256("\n".join([*parts, statistics.fingerprint]).encode(errors="surrogateescape")).hexdigest()[:16]

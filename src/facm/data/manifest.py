@@ -12,6 +12,8 @@ from facm.autoencoders.types import AutoencoderConfig
 
 MANIFEST = "latents.json"
 STATISTICS = "latents_stats.pt"
+RECORDS = "records"  # of finished shards, and the settings: what an interrupted preparation goes on from
+SETTINGS = "settings.json"
 FORMAT = "facm-latents-1"
 
 
@@ -56,25 +58,76 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest in ``folder``, or None where it has none. Raises ValueError for a damaged or foreign one."""
+    """The manifest in ``folder``, or None where it has none. Raises ValueError for a damaged or foreign one, and for a
+    preparation that was interrupted before it wrote its own."""
     path = folder / MANIFEST
     if not path.exists():
+        _check_not_interrupted(folder)
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         content["shards"] = tuple(shard_record(record) for record in content["shards"])
         content |= {name: tuple(content[name]) for name in ("shape", "classes")}
         manifest = Manifest(**content)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        _check_types(manifest)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: not the manifest of prepared latents ({type(error).__name__}: {error})") from error
     if manifest.format != FORMAT:
         raise ValueError(f"{path}: format = {manifest.format!r}, expected {FORMAT!r}")
+    if manifest.classes and len(manifest.classes) != manifest.num_classes:
+        raise ValueError(f"{path}: num_classes = {manifest.num_classes}, expected {len(manifest.classes)} as classes")
+    files = [record.file for record in manifest.shards]
+    twice = sorted({file for file in files if files.count(file) > 1}) if len(set(files)) < len(files) else []
+    if twice:
+        raise ValueError(f"{path}: names {_some(twice)} twice, expected each shard once")
     return manifest
 
 
 def shard_record(content: Any) -> ShardRecord:
     """A record from its JSON. Raises KeyError or TypeError for something else."""
-    return ShardRecord(**{**content, "sum": tuple(content["sum"]), "squares": tuple(content["squares"])})
+    record = ShardRecord(**{**content, "sum": tuple(content["sum"]), "squares": tuple(content["squares"])})
+    _check_kinds(record, {str: ("file", "sha256"), int: ("n", "bytes")})
+    if len(record.sum) != len(record.squares) or {type(x) for x in record.sum + record.squares} - {float, int}:
+        raise TypeError(f"sum = {record.sum!r:.40}, squares = {record.squares!r:.40}, expected numbers (C,) twice")
+    return record
+
+
+def _check_types(manifest: Manifest) -> None:
+    text = ("dtype", "identity", "source", "source_fingerprint", "statistics", "format")
+    numbers = ("n", "num_classes", "size", "seed", "shard_size")
+    _check_kinds(manifest, {str: text, int: numbers, bool: ("sample",), dict: ("autoencoder",)})
+    if {type(side) for side in manifest.shape} != {int} or {type(name) for name in manifest.classes} - {str}:
+        raise TypeError(
+            f"shape = {manifest.shape!r:.40}, classes = {manifest.classes!r:.40}, expected numbers and text"
+        )
+
+
+def _check_kinds(record: Any, kinds: dict[type, tuple[str, ...]]) -> None:
+    """JSON's own types, to which no annotation holds what is read."""
+    for kind, names in kinds.items():
+        for name in names:
+            if type(getattr(record, name)) is not kind:
+                expected = {str: "text", int: "a number", bool: "true or false", dict: "an object"}[kind]
+                raise TypeError(f"{name} = {getattr(record, name)!r:.40}, expected {expected}")
+
+
+def _check_not_interrupted(folder: Path) -> None:
+    """Raise ValueError where a preparation has begun in ``folder``: its shards are some of the samples, not all."""
+    settings = folder / RECORDS / SETTINGS
+    if settings.exists():
+        done = sum(_n(path) or 0 for path in settings.parent.glob("latents_*.json"))
+        raise ValueError(
+            f"{folder}: preparation not finished ({done} of {_n(settings) or 'an unknown number of'} samples): run "
+            "facm prepare again"
+        )
+
+
+def _n(path: Path) -> int | None:
+    try:
+        n = json.loads(path.read_text(encoding="utf-8"))["n"]
+        return n if isinstance(n, int) else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def faults_in_files(manifest: Manifest, folder: Path, files: list[Path]) -> list[str]:

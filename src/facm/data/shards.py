@@ -99,8 +99,8 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
             raise ValueError("its header is cut short")
         entries = json.loads(text)
         entries.pop("__metadata__", None)
-        spans = [(*entry["data_offsets"], entry["dtype"], math.prod(entry["shape"])) for entry in entries.values()]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        spans = [_span(entry) for entry in entries.values()]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: not a whole safetensors file ({error})") from error
     for begin, end, dtype, count in spans:
         if end - begin != count * {"F32": 4, "F16": 2, "BF16": 2, "I64": 8}.get(dtype, (end - begin) / max(count, 1)):
@@ -113,3 +113,13 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
             f"{path}: {path.stat().st_size} bytes, expected {expected} by its header: truncated or damaged"
         )
     return entries, 8 + length
+
+
+def _span(entry: dict[str, Any]) -> tuple[int, int, str, int]:
+    """Where the data of a header's entry begin and end, their type and number of values."""
+    (begin, end), dtype, shape = entry["data_offsets"], entry["dtype"], entry["shape"]
+    if not isinstance(dtype, str):
+        raise TypeError(f"dtype = {dtype!r:.40}, expected text")
+    if any(type(number) is not int or number < 0 for number in (begin, end, *shape)):
+        raise TypeError(f"data_offsets = {[begin, end]!r:.40}, shape = {shape!r:.40}, expected numbers from 0")
+    return begin, end, dtype, math.prod(shape)

@@ -16,15 +16,20 @@ import numpy as np
 from facm.data.folder import SUFFIXES
 from facm.data.pictures import Pictures
 
+HIGHEST = 2**31 - 1  # of labels: beyond, a number is no class
+END = 2 * tarfile.BLOCKSIZE  # zeros that end an archive
+
 
 @dataclass(frozen=True)
 class TarPictures:
     """The images in the tar file ``path``, or in the ``*.tar`` in that folder, sorted by name; within one in its order.
 
     A sample is an image ``key.jpg`` (or png, jpeg, webp, bmp) and its label: ``key.cls``, a number as text, or
-    ``key.json`` with a number ``label``. Members of a sample lie beside each other; others are left out.
+    ``key.json`` with a number ``label``; both, where they agree. Members of a sample lie beside each other; others are
+    left out.
     One pass over the tars' headers finds them, later each image is read where it lies.
-    ``open`` raises ValueError naming the tar, and the sample that is incomplete, occurs twice or has no such label."""
+    ``open`` raises ValueError naming the tar that is damaged or cut short, and the sample that is incomplete, occurs
+    twice, or has no such label or two."""
 
     path: str
 
@@ -59,13 +64,15 @@ def tar_files(path: Path) -> list[Path]:
 
 @dataclass
 class _Sample:
-    """The image's member and the label, as far as they have been met."""
+    """The image's member and the label, as far as they have been met. fault: what a .json without a label holds."""
 
     key: str
     name: str = ""
     offset: int = 0
     size: int = 0
     label: int = -1
+    labelled: str = ""
+    fault: str = ""
 
 
 def _samples(path: Path) -> Iterator[_Sample]:
@@ -90,8 +97,8 @@ def _samples(path: Path) -> Iterator[_Sample]:
             if current.name:
                 raise ValueError(f"{path}: sample {key} has two images, {current.name} and {member.name}")
             current.name, current.offset, current.size = member.name, member.offset_data, member.size
-        elif current.label < 0:
-            current.label = _label(path, member.name, content)
+        else:
+            _add_label(path, current, member.name, content)
     if current is not None:
         yield _complete(path, current)
 
@@ -106,23 +113,55 @@ def _members(path: Path) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
                     continue
                 file = tar.extractfile(member) if member.name.lower().endswith((".cls", ".json")) else None
                 yield member, file.read() if file is not None else b""
-    except (tarfile.TarError, EOFError) as error:
-        raise ValueError(f"{path}: not a whole tar file, uncompressed ({error})") from error
+            _check_end(path, tar.offset)
+    except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:
+        raise ValueError(f"{path}: not a whole tar archive, uncompressed ({error})") from error
 
 
-def _label(path: Path, name: str, content: bytes) -> int:
+def _check_end(path: Path, offset: int) -> None:
+    """Raise unless nothing but zeros, and enough of them, follow ``offset``, where ``tarfile`` has ended: it ends
+    without a word at a damaged header as well, and would leave out all behind it."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        found = 0
+        while part := file.read(1 << 20):
+            if part.count(0) != len(part):
+                raise tarfile.ReadError(f"no header at byte {offset}, where data follow")
+            found += len(part)
+    if found < END:
+        raise tarfile.ReadError(f"it ends at byte {offset + found} without the {END} zeros that end an archive")
+
+
+def _add_label(path: Path, sample: _Sample, name: str, content: bytes) -> None:
+    """The label that the member ``name`` holds. A .json without one may lie beside a .cls."""
+    is_json = name.lower().endswith(".json")
+    value = _number(content, is_json)
+    if value is None:
+        fault = f"{path}: {name} holds {content[:40]!r}, expected a label, a number from 0 to {HIGHEST}"
+        if not is_json:
+            raise ValueError(fault)
+        sample.fault = fault
+    elif sample.label >= 0 and (sample.label != value or name.lower() == sample.labelled.lower()):
+        raise ValueError(
+            f"{path}: sample {sample.key} has two labels, {sample.label} in {sample.labelled} and {value} in {name}"
+        )
+    else:
+        sample.label, sample.labelled = value, name
+
+
+def _number(content: bytes, is_json: bool) -> int | None:
     try:
         value = json.loads(content)
-        if name.lower().endswith(".json"):
+        if is_json:
             value = value["label"]
-    except (ValueError, KeyError, TypeError):
-        value = None
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{path}: {name} holds {content[:40]!r}, expected a label, a number from 0")
-    return value
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return value if type(value) is int and 0 <= value <= HIGHEST else None
 
 
 def _complete(path: Path, sample: _Sample) -> _Sample:
+    if sample.fault and sample.label < 0:
+        raise ValueError(sample.fault)
     missing = "image" if not sample.name else "label (.cls, or .json with label)" if sample.label < 0 else ""
     if missing:
         raise ValueError(f"{path}: sample {sample.key} has no {missing}")

@@ -146,7 +146,7 @@ def evaluate(
     device = device or world.device
     began = time.monotonic()
     source = source_of(trained, shape or _shape_of_data(judged, decode), device)
-    labelled = isinstance(source.condition, Labels) and (judged.data is None or judged.data.num_classes is not None)
+    labelled = isinstance(source.condition, Labels) and judged.data is not None and judged.data.num_classes is not None
     measure = Measure(
         judged.extractor,
         judged.reference,

@@ -147,6 +147,7 @@ def _downloaded(port: Any) -> Path:
             torch.hub.download_url_to_file(url, str(path), hash_prefix=_SHA256, progress=False)
         except (OSError, RuntimeError) as error:
             raise ValueError(
-                f"could not download {url} to {path} ({error}): put the file there, or give its path as weights"
+                f"could not download {url} to {path} ({error}): put the file there, or give its path, with --inception "
+                "FILE"
             ) from error
     return path

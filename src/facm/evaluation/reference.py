@@ -144,19 +144,21 @@ def load_reference(
         )
     rows = torch.zeros(0, extractor.num_features)
     if "rows" in content:
-        rows = torch.from_numpy(content["rows"]).float()
+        rows = _array(content, "rows", path).float()
         if rows.ndim != 2 or rows.shape[1] != len(mean) or not rows.isfinite().all():
             raise ValueError(f"{path}: rows {tuple(rows.shape)}, expected finite ones of shape (N, {len(mean)})")
     if images:
         rows = _rows_of_images(content, extractor, path, keep, batch_size)
-    n = int(content["n"]) if "n" in content and content["n"].ndim == 0 else None
+    n, shape = _integers(content, "n", path), _integers(content, "shape", path)
+    if n is not None and (len(n) != 1 or n[0] < 2):
+        raise ValueError(f"{path}: n = {n}, expected one number of images, at least 2")
     own = hashlib.sha256(mean.numpy().tobytes() + covariance.numpy().tobytes()).hexdigest()
     return Reference(
         mean,
         covariance,
         rows,
-        n,
-        tuple(int(size) for size in content["shape"]) if "shape" in content else None,
+        None if n is None else n[0],
+        shape,
         _text(content, "fingerprint") or own,
         extractor.identity,
         str(path),
@@ -194,6 +196,15 @@ def _array(content: dict[str, np.ndarray], name: str, path: Path) -> Tensor:
     return torch.from_numpy(value.astype(np.float64))
 
 
+def _integers(content: dict[str, np.ndarray], name: str, path: Path) -> tuple[int, ...] | None:
+    if name not in content:
+        return None
+    value = content[name]
+    if value.dtype.kind not in "iu" or value.ndim > 1:
+        raise ValueError(f"{path}: {name} is {value.dtype} {value.shape}, expected whole numbers")
+    return tuple(int(item) for item in value.reshape(-1))
+
+
 def _text(content: dict[str, np.ndarray], name: str) -> str | None:
     return str(content[name]) if name in content else None
 
@@ -211,8 +222,9 @@ def _check_moments(mean: Tensor, covariance: Tensor, extractor: FeatureExtractor
     skew = float((covariance - covariance.T).abs().max())
     if skew > 1e-6 * float(covariance.abs().max()):
         raise ValueError(f"{path}: sigma is not symmetric (by up to {skew:g}), expected a covariance")
-    if float(covariance.diagonal().min()) < 0:
-        raise ValueError(f"{path}: sigma has a negative variance, expected a covariance")
+    lowest, highest = (float(value) for value in torch.linalg.eigvalsh(covariance)[[0, -1]])
+    if lowest < -1e-6 * highest:  # single precision in the program that wrote it
+        raise ValueError(f"{path}: sigma has a negative variance ({lowest:g}), expected a covariance")
 
 
 def _rows_of_images(

@@ -69,12 +69,15 @@ def prepare(
 
     The latents do not depend on the number of ranks, which share the shards and must see one folder. Called again
     after an interruption it goes on with the shards that are not whole.
-    Raises ValueError for a folder with another preparation or foreign latents, a broken image, non-finite latents."""
+    Raises ValueError for a folder with another preparation, foreign latents or damaged records, a broken image,
+    non-finite latents."""
     began = time.monotonic()
     for name, value, least in (("size", size, 1), ("shard_size", shard_size, 1), ("batch_size", batch_size, 1)):
         check_at_least("prepare", name, value, least)
     check_at_least("prepare", "seed", seed, 0)
     check_at_least("prepare", "threads", threads, 1)
+    if any(path.exists() and not path.is_dir() for path in (out, *out.parents)):
+        raise ValueError(f"prepare: out = {str(out)!r} is a file or lies below one, expected a folder")
     encoder = autoencoder.build().to(world.device)
     if size % encoder.factor:
         raise ValueError(f"prepare: size = {size}, expected a multiple of {encoder.factor} for {encoder.identity}")

@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from facm.checkpoint import write_text
-from facm.data.manifest import MANIFEST, STATISTICS
+from facm.data.manifest import MANIFEST, RECORDS, SETTINGS, STATISTICS
 from facm.data.shards import shard_files
-
-RECORDS = "records"  # of finished shards, and the settings: what an interrupted preparation goes on from
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ def held(out: Path) -> Iterator[None]:
 def begin(out: Path, settings: Settings) -> None:
     """Write the settings into ``out``, or check that the preparation there has the same. Raises ValueError naming
     those that differ, and for latents that come from something else."""
-    path = out / RECORDS / "settings.json"
+    path = out / RECORDS / SETTINGS
     now = json.loads(json.dumps(dataclasses.asdict(settings)))
     latents = {file.name for file in shard_files(out)}
     if not path.exists():
@@ -73,7 +71,7 @@ def begin(out: Path, settings: Settings) -> None:
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
         differing = [f"{key} = {before.get(key)!r}, now {now[key]!r}" for key in now if before.get(key) != now[key]]
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: not the settings of a preparation ({error})") from error
     if differing:
         raise ValueError(f"{out} holds another preparation: {'; '.join(differing)}; choose another folder")

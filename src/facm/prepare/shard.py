@@ -6,15 +6,15 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from facm.checkpoint import atomically, write_text
-from facm.data.manifest import ShardRecord, shard_record
+from facm.data.manifest import RECORDS, ShardRecord, shard_record
 from facm.prepare.moments import Moments, sums
-from facm.prepare.settings import RECORDS
 
 
 def write_shard(path: Path, latents: Tensor, latents_flip: Tensor, labels: np.ndarray) -> ShardRecord:
@@ -31,17 +31,33 @@ def write_shard(path: Path, latents: Tensor, latents_flip: Tensor, labels: np.nd
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     total, squares = tuple(moments.sum.tolist()), tuple(moments.squares.tolist())
     record = ShardRecord(path.name, len(latents), path.stat().st_size, sha256, total, squares)
-    write_text(_record_path(path), json.dumps(dataclasses.asdict(record)) + "\n")
+    content = dataclasses.asdict(record)
+    write_text(_record_path(path), json.dumps({**content, "digest": _digest(content)}) + "\n")
     return record
 
 
 def finished(path: Path, n: int) -> ShardRecord | None:
-    """The record of ``path`` if the shard is there with n samples and the size that it had when it was written."""
-    try:
-        record = shard_record(json.loads(_record_path(path).read_text(encoding="utf-8")))
-        return record if (record.file, record.n, record.bytes) == (path.name, n, path.stat().st_size) else None
-    except (OSError, ValueError, KeyError, TypeError):
+    """The record of ``path`` if the shard is there with n samples and the size that it had when it was written. Raises
+    ValueError for a damaged record: the statistics of all latents are made of what the records say."""
+    recorded = _record_path(path)
+    if not path.exists() or not recorded.exists():
         return None
+    try:
+        content = json.loads(recorded.read_text(encoding="utf-8"))
+        digest = content.pop("digest")
+        record = shard_record(content)
+        if digest != _digest(content):
+            raise ValueError("changed since it was written")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{recorded}: not the record of a shard ({type(error).__name__}: {error}); delete it to encode "
+            "the shard again"
+        ) from error
+    return record if (record.file, record.n, record.bytes) == (path.name, n, path.stat().st_size) else None
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _record_path(path: Path) -> Path:

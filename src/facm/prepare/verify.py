@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from facm.data.manifest import MANIFEST, STATISTICS, Manifest, faults_in_files, read_manifest
+from facm.data.manifest import MANIFEST, STATISTICS, Manifest, ShardRecord, faults_in_files, read_manifest
 from facm.data.shards import PATTERN, Shard, as_float32, mapped, read_shard, shard_files
 from facm.prepare.moments import Moments, sums
 from facm.statistics import load_statistics
 
+SAME = 1e-9  # of sums in float64 in another order, relative to the largest that they can be
 CLOSE = 1e-4  # of statistics, relative to the standard deviation: float32 and sums in another order
 
 
@@ -35,10 +36,10 @@ class Report:
 def verify(path: Path) -> Report:
     """Read all of a folder of latents: shards whole, alike, without NaN or infinity, labels from 0, statistics that
     fit; and as ``latents.json`` says, where there is one: names, sizes and sha256 of the shards, number and shape of
-    the samples, range of the labels, and the statistics, which are computed again. (Without it they may be of a part
-    of the latents only, as the reference's are.)
+    the samples, their type, range of the labels, and sums and statistics, which are computed again. (Without it they
+    may be of a part of the latents only, as the reference's are.)
 
-    Raises ValueError that lists all that is wrong, a line for each."""
+    Raises ValueError that lists all that is wrong, a line for each; or says that the preparation is not finished."""
     if not path.is_dir():
         raise ValueError(f"verify: {path}, expected an existing folder")
     manifest = read_manifest(path)
@@ -59,7 +60,7 @@ def verify(path: Path) -> Report:
         moments.append(found)
         faults += non_finite
     if manifest is not None:
-        faults += _against(manifest, shards, path)
+        faults += _against(manifest, shards, moments, path)
     faults += _statistics(path, shards, None if faults else Moments.of_all(moments), manifest)
     if faults:
         raise ValueError("\n".join(faults))
@@ -105,11 +106,11 @@ def _scan(shard: Shard) -> tuple[Moments, list[str]]:
     return Moments.of_all(found), faults
 
 
-def _against(manifest: Manifest, shards: list[Shard], path: Path) -> list[str]:
+def _against(manifest: Manifest, shards: list[Shard], moments: list[Moments], path: Path) -> list[str]:
     """What differs from the manifest beyond names and sizes."""
     faults = []
     recorded = {record.file: record for record in manifest.shards}
-    for shard in shards:
+    for shard, found in zip(shards, moments, strict=True):
         record = recorded.get(shard.path.name)
         with shard.path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -118,11 +119,23 @@ def _against(manifest: Manifest, shards: list[Shard], path: Path) -> list[str]:
                 f"{shard.path}: {shard.n} samples, sha256 {sha256[:16]}..., expected {record.n} and "
                 f"{record.sha256[:16]}... by {MANIFEST}"
             )
+        elif record is not None and not _fits(record, found):
+            faults.append(f"{shard.path}: sum and squares of the latents are not those in {MANIFEST}")
     n, shapes = sum(shard.n for shard in shards), sorted({shard.shape for shard in shards})
     if n != manifest.n or shapes != [manifest.shape]:
         kinds = " and ".join(map(str, shapes))
         faults.append(f"{path}: {n} samples of {kinds}, expected {manifest.n} of {manifest.shape} by {MANIFEST}")
+    if shards and shards[0].dtype != manifest.dtype:
+        faults.append(f"{path}: latents are {shards[0].dtype}, expected {manifest.dtype} by {MANIFEST}")
     return faults
+
+
+def _fits(record: ShardRecord, found: Moments) -> bool:
+    if len(record.sum) != len(found.sum):
+        return False
+    largest = np.sqrt(found.count * found.squares)  # that the sum can be, by Cauchy and Schwarz
+    close = np.abs(np.array(record.sum) - found.sum) <= SAME * largest
+    return bool((close & (np.abs(np.array(record.squares) - found.squares) <= SAME * found.squares)).all())
 
 
 def _statistics(path: Path, shards: list[Shard], total: Moments | None, manifest: Manifest | None) -> list[str]:

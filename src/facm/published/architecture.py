@@ -19,6 +19,8 @@ def architecture(shapes: Shapes, heads: int | None, path: Path) -> LightningDiT:
     heads: where the weights do not tell and the size is not a published one. path: for messages.
     Raises ValueError where these are no weights of this family, or the number of heads stays open.
     """
+    if heads is not None and heads < 1:
+        raise ValueError(f"heads = {heads}, expected at least 1")
     hidden, channels, patch, width = _shape(shapes, "x_embedder.proj.weight", 4, path)
     _, tokens, _ = _shape(shapes, "pos_embed", 3, path)
     side = math.isqrt(tokens)
@@ -41,6 +43,8 @@ def architecture(shapes: Shapes, heads: int | None, path: Path) -> LightningDiT:
         if not right:
             raise ValueError(f"{path}: {what}")
     labels = "y_embedder.embedding_table.weight"
+    if labels in shapes and _shape(shapes, labels, 2, path)[0] < 2:
+        raise ValueError(f"{path}: {labels} has {shapes[labels][0]} rows, expected one a class and one for none")
     swiglu = f"{BLOCK}mlp.w12.weight" in shapes
     return LightningDiT(
         input_size=side * patch,

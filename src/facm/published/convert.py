@@ -10,7 +10,7 @@ from facm.checkpoint import CheckpointError, atomically, check_fits
 from facm.networks.lightning_dit import LightningDiT
 from facm.networks.variance_preserving import VariancePreserving
 from facm.published.opened import Published, open_published
-from facm.published.own import spelled, write_own
+from facm.published.own import said_of, spelled, write_own
 from facm.types import NetworkConfig
 
 ORIGIN = {True: "PostHocEMA, by facm", False: "Standard EMA, by facm", None: "facm"}
@@ -33,6 +33,8 @@ def import_file(
         "source": path.name,
         "source_sha256": published.sha256,
     }
+    if published.statistics is not None:
+        said["statistics"] = said_of(published.statistics)
     write_own(out, published.network, published.state, said)
     return published
 
@@ -44,13 +46,21 @@ def export_reference(
 
     FACM's, LightningDiT's, SiT's and DiT's scripts all take "ema". For a LightningDiT, also as plain as SiT's, or one
     that predicts noise (DiT). Not REPA's: its script insists on projectors that a network here has not.
-    Raises ValueError for another network or if ``out`` exists, CheckpointError where it cannot be written.
+    Raises ValueError for another network, for a student in DiT's convention, or if ``out`` exists; CheckpointError
+    where it cannot be written.
     """
+    if isinstance(config, VariancePreserving) and learns_shortcut:
+        raise ValueError(
+            f"network = {config!r} learned the shortcut, which no public layout has for DiT's convention: export it to "
+            "NAME.safetensors"
+        )
     inner = config.network if isinstance(config, VariancePreserving) else config
     if not isinstance(inner, LightningDiT):
         raise ValueError(
             f"network = {config!r} has no public layout: expected a LightningDiT, or a VariancePreserving of one"
         )
+    if inner.pixel_norm or inner.weight_head:
+        raise ValueError(f"network = {inner!r} has sCM's pixel_norm or weight_head, which no public layout has")
     if out.exists():
         raise ValueError(f"{out} exists and is not overwritten: expected the name of a new file")
     state = {name: value.detach().cpu().contiguous().clone() for name, value in network.state_dict().items()}
@@ -65,6 +75,6 @@ def export_reference(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with atomically(out) as partial:
-            torch.save({"ema": bare, "_extracted_from": ORIGIN[learns_shortcut]}, partial)
+            torch.save({"ema": bare, "_extracted_from": ORIGIN[None if prefix else learns_shortcut]}, partial)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"could not write {out}: {error}") from error

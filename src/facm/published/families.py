@@ -50,8 +50,11 @@ def decide(
             raise ValueError(
                 f"{path}: family = {family!r}, but it says itself that it is a {settings['model']}; expected {said!r}"
             )
+        if trained_by is not None and family not in ("facm", "lightningdit"):
+            raise ValueError(f"{path}: family = {family!r}, but its layout is {NAMES[trained_by]}'s")
     found = family or (trained_by if trained_by in fits else None) or said
     if found is None and fits[0] == "lightningdit":
+        _check_convention("lightningdit", settings, path)
         return "lightningdit", None  # a teacher and a student have the same keys
     if found is None and fits == ("repa",):
         found = "repa"

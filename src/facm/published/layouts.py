@@ -53,8 +53,10 @@ def layout_of(content: Any, path: Path) -> Layout:
     """The layout of what a file holds. Raises ValueError where there are no weights in it."""
     if not isinstance(content, Mapping) or not content:
         raise ValueError(f"{path} holds {_kind(content)}, expected a state dict or a training checkpoint")
+    if not all(isinstance(name, str) for name in content):
+        raise ValueError(f"{path} has keys that are no text, expected a state dict or a training checkpoint")
     if all(isinstance(value, Tensor) for value in content.values()):
-        return _bare(content)
+        return _bare(content, path)
     parts: dict[str, Part] = {}
     origin = str(content.get("_extracted_from", ""))
     if isinstance(content.get("ema"), Mapping):
@@ -70,21 +72,22 @@ def layout_of(content: Any, path: Path) -> Layout:
     return Layout(parts, _settings(content), _trained_by(content, origin))
 
 
-def _bare(content: Mapping[str, Any]) -> Layout:
+def _bare(content: Mapping[str, Any], path: Path) -> Layout:
     if any(name.startswith("ema_model.") for name in content):  # a snapshot of one EMA
         state = {name: value for name, value in content.items() if name.startswith("ema_model.")}
-        step = f" at step {int(content['step'].item())}" if "step" in content else ""
+        clock = content.get("step")
+        step = f" at step {int(clock.item())}" if clock is not None and clock.numel() == 1 else ""
         dropped = tuple(name for name in content if name not in state)
-        part = Part(reference_state_dict(state), f"EMA snapshot{step}", dropped)
+        part = Part(_weights(state, "ema_model", path), f"EMA snapshot{step}", dropped)
         return Layout({"ema_model": part}, trained_by="facm")
-    return Layout({"model": Part(reference_state_dict(dict(content)), "the only weights")})
+    return Layout({"model": Part(_weights(content, "the file", path), "the only weights")})
 
 
 def _emas(emas: Mapping[str, Any], path: Path) -> dict[str, Part]:
     found: dict[int, dict[str, Any]] = {}
     dropped: dict[int, list[str]] = {}
     for name, value in emas.items():
-        matched = re.fullmatch(r"ema_models\.(\d+)\.(ema_model\.)?(.+)", name)
+        matched = re.fullmatch(r"ema_models\.(\d+)\.(ema_model\.)?(.+)", str(name))
         if not matched:
             raise ValueError(f"{path}: emas has the key {name}, expected ema_models.<number>.ema_model.<weight>")
         index, weight = int(matched[1]), bool(matched[2])
@@ -101,11 +104,14 @@ def _emas(emas: Mapping[str, Any], path: Path) -> dict[str, Part]:
 
 
 def _weights(state: Mapping[str, Any], part: str, path: Path) -> dict[str, Tensor]:
-    foreign = [name for name, value in state.items() if not isinstance(value, Tensor)]
+    foreign = [name for name, value in state.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
     if foreign or not state:
-        what = f"{foreign[0]} is {_kind(state[foreign[0]])}" if foreign else "it is empty"
+        what = f"{foreign[0]!r} is {_kind(state[foreign[0]])}" if foreign else "it is empty"
         raise ValueError(f"{path}: {part} is no state dict ({what}); expected tensors by name")
-    return reference_state_dict(dict(state))
+    bare = reference_state_dict(dict(state))
+    if len(bare) < len(state):
+        raise ValueError(f"{path}: {part} holds some weights twice, with a wrapper's prefix and without")
+    return bare
 
 
 def _settings(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,9 @@ from facm.types import NetworkConfig
 
 WHAT = "a checkpoint of DiT, SiT, REPA, LightningDiT or FACM, or a file that facm exported"
 
+OWN = ("facm", "lightningdit")
+"""What a user may say of a file that this package wrote and that does not say whether it learned the shortcut."""
+
 
 @dataclass(frozen=True, eq=False)
 class Published:
@@ -88,9 +91,12 @@ def _own(
     recorded = metadata.get("family")
     if family is not None and recorded not in (None, family):
         raise ValueError(f"{path}: family = {family!r}, but it says itself that it is {recorded!r}")
+    learns = SAID.get(metadata.get("learns_shortcut", "unknown"))
+    if family is not None and recorded is None and (family not in OWN or learns not in (None, family == "facm")):
+        known = {True: "a student", False: "a teacher", None: "a network of this package"}[learns]
+        raise ValueError(f"{path}: family = {family!r}, but it says itself that it is {known}")
     found = family or recorded or "facm"
     check_family(found)
-    learns = SAID.get(metadata.get("learns_shortcut", "unknown"))
     if learns is None and family is not None:
         learns = family == "facm"
     opened = _fitted(path, config_of(metadata, path), dict(state), found, learns, which_of(metadata), ())
@@ -106,8 +112,16 @@ def _fitted(
     which: str,
     dropped: tuple[str, ...],
 ) -> Published:
-    with torch.device("meta"):
-        empty = network.build()
+    odd = next((name for name, value in state.items() if not _usable(value)), None)
+    if odd is not None:
+        raise ValueError(
+            f"{path}: {odd} is {state[odd].dtype} {state[odd].layout}, expected dense floating-point weights"
+        )
+    try:
+        with torch.device("meta"):
+            empty = network.build()
+    except (RuntimeError, AttributeError, TypeError, OverflowError) as error:
+        raise ValueError(f"{path}: its network {network} cannot be built ({error})") from error
     try:
         check_fits(empty, {name: value.shape for name, value in state.items()}, str(path))
     except CheckpointError as error:
@@ -127,6 +141,11 @@ def _renumbered(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return re.sub(r"^decoder_blocks\.(\d+)\.", lambda found: f"blocks.{int(found[1]) + encoder}.", name)
 
     return {renamed(name): value for name, value in state.items()}
+
+
+def _usable(value: Tensor) -> bool:
+    dense = value.layout == torch.strided and not value.is_quantized and not value.is_meta
+    return dense and value.is_floating_point()
 
 
 def _float32(value: Tensor) -> Tensor:

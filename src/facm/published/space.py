@@ -7,13 +7,13 @@ from pathlib import Path
 from facm.autoencoders.find import autoencoder_at
 from facm.autoencoders.types import AutoencoderConfig
 from facm.data.latent_space import LatentSpace
-from facm.statistics import Statistics
+from facm.statistics import Statistics, load_statistics
 
 STATISTICS = "latents_stats.pt"
 VAVAE = ("vavae-imagenet256-f16d32-dinov2.pt",)
 STABLE_DIFFUSION = ("sd-vae-ft-ema", "sd-vae-ft-mse")
 SCALE = 0.18215
-"""Factor on Stable Diffusion's latents, for every network of 4 channels here (Rombach et al. 2022)."""
+"""Factor on Stable Diffusion's latents (Rombach et al. 2022), on which SiT, REPA and DiT were trained."""
 
 
 def space_of(
@@ -21,6 +21,7 @@ def space_of(
     shape: tuple[int, ...],
     num_classes: int | None,
     own: Statistics | None = None,
+    scaled: bool = False,
     *,
     autoencoder: AutoencoderConfig | None = None,
     statistics: Path | None = None,
@@ -28,9 +29,9 @@ def space_of(
 ) -> LatentSpace:
     """The space that the network in the file ``path`` makes samples of ``shape`` (C, H, W) in.
 
-    own: the statistics in the file itself. What is not given is looked for beside the file, under the names it was
-    published with. Samples of 1 or 3 channels are images themselves. An autoencoder that cannot be found is left out:
-    only making images needs it.
+    own: the statistics in the file itself. scaled: it is of a family that learnt Stable Diffusion's latents. What is
+    not given is looked for beside the file, under the names it was published with. Samples of 1 or 3 channels are
+    images themselves. An autoencoder that cannot be found is left out: only making images needs it.
     Raises ValueError where there are neither statistics nor a scale, or both are given.
     """
     if shape[0] in (1, 3) and autoencoder is None:
@@ -42,9 +43,10 @@ def space_of(
     if statistics is None and scale is None and own is not None:
         return LatentSpace(shape, num_classes, autoencoder, own)
     if statistics is None and scale is None:
-        scale = SCALE if shape[0] == 4 else None
-        statistics = path.parent / STATISTICS if scale is None else None
-        if statistics is not None and not statistics.exists():
+        statistics = path.parent / STATISTICS
+        if scaled and not (statistics.exists() and load_statistics(statistics).channels == shape[0]):
+            statistics, scale = None, SCALE
+        elif not statistics.exists():
             raise ValueError(
                 f"{path} makes latents of {shape[0]} channels, and there is no {STATISTICS} beside it: expected "
                 "--latent-stats FILE, or --latent-scale NUMBER for latents that were only scaled"
