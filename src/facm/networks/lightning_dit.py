@@ -29,6 +29,9 @@ class LightningDiT:
     shift: adaptive norm with shift, scale and gate (False: "no-shift", scale and gate only).
     learn_sigma: the head has twice the channels, of which the second half is dropped.
     auxiliary_time: a second, zero-initialised embedder for r.
+    pixel_norm: shift and scale of every adaptive norm are themselves normalised (sCM's adaptive double normalisation);
+        a network must be trained with it from the start.
+    weight_head: a method log_weight(t), which sCM learns its loss's weight with; no part of F.
     """
 
     input_size: int = 16
@@ -46,6 +49,8 @@ class LightningDiT:
     rmsnorm: bool = True
     shift: bool = True
     auxiliary_time: bool = False
+    pixel_norm: bool = False
+    weight_head: bool = False
 
     def __post_init__(self) -> None:
         if self.input_size % self.patch_size:
@@ -203,11 +208,24 @@ def modulate(x: Tensor, shift: Tensor | None, scale: Tensor) -> Tensor:
     return x if shift is None else x + shift[:, None]
 
 
+def modulate_normalised(x: Tensor, shift: Tensor | None, scale: Tensor) -> Tensor:
+    """As ``modulate``, with shift and scale of unit mean square: norm(x) * pnorm(scale) + pnorm(shift) of sCM (arXiv
+    2410.11081, Sec. 4.1), around DiT's scale of 1."""
+    return modulate(x, None if shift is None else pixel_norm(shift), pixel_norm(scale))
+
+
+def pixel_norm(x: Tensor) -> Tensor:
+    """x (B, dim), divided by its root mean square."""
+    h = at_least_float32(x)
+    return (h * torch.rsqrt(h.square().mean(1, keepdim=True) + 1e-8)).type_as(x)
+
+
 class Block(nn.Module):
     def __init__(self, config: LightningDiT) -> None:
         super().__init__()
         dim, hidden = config.hidden_size, int(config.hidden_size * config.mlp_ratio)
         self.shift = config.shift
+        self.modulate = modulate_normalised if config.pixel_norm else modulate
         self.norm1 = _norm(dim, config.rmsnorm, affine=False)
         self.norm2 = _norm(dim, config.rmsnorm, affine=False)
         self.attn = Attention(config)
@@ -220,8 +238,8 @@ class Block(nn.Module):
             shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = parts
         else:
             (scale_1, gate_1, scale_2, gate_2), shift_1, shift_2 = parts, None, None
-        x = x + gate_1[:, None] * self.attn(modulate(self.norm1(x), shift_1, scale_1), rope)
-        return x + gate_2[:, None] * self.mlp(modulate(self.norm2(x), shift_2, scale_2))
+        x = x + gate_1[:, None] * self.attn(self.modulate(self.norm1(x), shift_1, scale_1), rope)
+        return x + gate_2[:, None] * self.mlp(self.modulate(self.norm2(x), shift_2, scale_2))
 
 
 class TimeEmbedding(nn.Module):
@@ -266,25 +284,37 @@ class FinalLayer(nn.Module):
     def __init__(self, config: LightningDiT) -> None:
         super().__init__()
         dim, channels = config.hidden_size, config.in_channels * (2 if config.learn_sigma else 1)
+        self.modulate = modulate_normalised if config.pixel_norm else modulate
         self.norm_final = _norm(dim, config.rmsnorm, affine=False)
         self.linear = nn.Linear(dim, config.patch_size**2 * channels)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 2 * dim))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
-        return self.linear(modulate(self.norm_final(x), shift, scale))
+        return self.linear(self.modulate(self.norm_final(x), shift, scale))
+
+
+class WeightHead(nn.Module):
+    """w(t) = -(log variance of the loss at t); named as in the reference, which learns the log variance."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.logvar = nn.Sequential(TimeEmbedding(dim), nn.Linear(dim, 1))
+
+    def forward(self, t: Tensor) -> Tensor:
+        return -self.logvar(t).squeeze(1)
 
 
 class LightningDiTNetwork(nn.Module):
     """F(x, t, cond[, r]) -> velocity; see :class:`LightningDiT`."""
 
     draws = False  # no dropout, nor anything else that is random
-    no_effect_as_initialised = ("r_embedder.",)  # may be absent from the weights a run starts from
+    no_effect_as_initialised = ("r_embedder.", "AdaLoss.")  # may be absent from the weights a run starts from
 
     def __init__(self, config: LightningDiT) -> None:
         super().__init__()
         self.config = config
-        self.auxiliary_time = config.auxiliary_time
+        self.auxiliary_time, self.weight_head = config.auxiliary_time, config.weight_head
         side, dim = config.input_size // config.patch_size, config.hidden_size
         self.pos_embed = nn.Parameter(grid_positions(dim, side)[None], requires_grad=False)
         self.x_embedder = PatchEmbedding(config)
@@ -294,10 +324,12 @@ class LightningDiTNetwork(nn.Module):
         self.feat_rope = RotaryPositions(dim // config.num_heads, side) if config.rope else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.final_layer = FinalLayer(config)
+        self.AdaLoss = WeightHead(dim) if config.weight_head else None
         self._initialise()
 
     def _initialise(self) -> None:
-        """DiT's initialisation: Xavier for linear maps, every block the identity, output 0, r without effect."""
+        """DiT's initialisation: Xavier for linear maps, every block the identity, output 0, r without effect; and
+        every loss weighted equally."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -313,6 +345,8 @@ class LightningDiTNetwork(nn.Module):
         zeroed += [self.final_layer.adaLN_modulation[1], self.final_layer.linear]
         if self.r_embedder is not None:
             zeroed.append(self.r_embedder.mlp[2])
+        if self.AdaLoss is not None:
+            zeroed.append(self.AdaLoss.logvar[1])
         for linear in zeroed:
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
@@ -340,6 +374,12 @@ class LightningDiTNetwork(nn.Module):
     def leave(self, h: Tensor, c: Tensor) -> Tensor:
         """The velocity (B, C, H, W) from the last block's tokens."""
         return self._to_image(self.final_layer(h, c))
+
+    def log_weight(self, t: Tensor) -> Tensor:
+        """w(t) (B,) of t (B,), 0 as initialised. Raises ValueError without the head."""
+        if self.AdaLoss is None:
+            raise ValueError("log_weight(t) of a network with weight_head = False, expected weight_head = True")
+        return self.AdaLoss(t)
 
     def _check(self, x: Tensor, cond: Tensor | None, r: Tensor | None) -> None:
         config = self.config

@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class MLP:
-    """F(x, t, cond[, r]): x (B, dim), t (B,), cond (B,) int64 or None -> (B, dim). num_classes = 0 is unconditional."""
+    """F(x, t, cond[, r]): x (B, dim), t (B,), cond (B,) int64 or None -> (B, dim). num_classes = 0 is unconditional.
+
+    weight_head: a method log_weight(t), which sCM learns its loss's weight with; no part of F.
+    """
 
     dim: int = 2
     width: int = 128
@@ -18,15 +21,18 @@ class MLP:
     num_classes: int = 0
     dropout: float = 0.0
     auxiliary_time: bool = False
+    weight_head: bool = False
 
     def build(self) -> MLPNetwork:
         return MLPNetwork(self)
 
 
 class MLPNetwork(nn.Module):
+    no_effect_as_initialised = ("head.",)  # may be absent from the weights a run starts from
+
     def __init__(self, config: MLP) -> None:
         super().__init__()
-        self.config, self.auxiliary_time = config, config.auxiliary_time
+        self.config, self.auxiliary_time, self.weight_head = config, config.auxiliary_time, config.weight_head
         times = 2 if config.auxiliary_time else 1
         self.inward = nn.Linear(config.dim + 5 * times, config.width)
         self.labels = nn.Embedding(config.num_classes + 1, config.width) if config.num_classes else None
@@ -40,6 +46,11 @@ class MLPNetwork(nn.Module):
             for _ in range(config.depth)
         )
         self.outward = nn.Linear(config.width, config.dim)
+        self.head: nn.Sequential | None = None
+        if config.weight_head:
+            self.head = nn.Sequential(nn.Linear(5, config.width), nn.SiLU(), nn.Linear(config.width, 1))
+            nn.init.zeros_(self.head[2].weight)  # type: ignore[arg-type]
+            nn.init.zeros_(self.head[2].bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None, r: Tensor | None = None) -> Tensor:
         if x.shape[1:] != (self.config.dim,):
@@ -48,11 +59,21 @@ class MLPNetwork(nn.Module):
             raise ValueError(
                 f"cond is {'missing' if cond is None else 'given'}, num_classes = {self.config.num_classes}"
             )
-        times = [t] if r is None else [t, r]
-        waves = [f(k * c) for c in times for k in (1.5, 3.0) for f in (torch.sin, torch.cos)]
-        h = self.inward(torch.cat([x, torch.stack([*times, *waves], dim=1)], dim=1))
+        h = self.inward(torch.cat([x, embedded(t) if r is None else embedded(t, r)], dim=1))
         if self.labels is not None:
             h = h + self.labels(cond)
         for layer in self.layers:
             h = h + layer(nn.functional.silu(h))
         return self.outward(nn.functional.silu(h))
+
+    def log_weight(self, t: Tensor) -> Tensor:
+        """w(t) (B,) of t (B,), 0 as initialised. Raises ValueError without the head."""
+        if self.head is None:
+            raise ValueError("log_weight(t) of a network with weight_head = False, expected weight_head = True")
+        return self.head(embedded(t)).squeeze(1)
+
+
+def embedded(*times: Tensor) -> Tensor:
+    """Times (B,) -> (B, 5 each): themselves, then waves of them."""
+    waves = [f(k * c) for c in times for k in (1.5, 3.0) for f in (torch.sin, torch.cos)]
+    return torch.stack([*times, *waves], dim=1)
