@@ -38,6 +38,8 @@ FIRST = {
     "data/crop.py": ["latents", "prepare"],
     "data/manifest.py": ["latents", "prepare"],
     "data/stream.py": ["data_stream", "latents"],
+    "data/webdataset.py": ["prepare"],
+    "data/pictures.py": ["prepare"],
     "prepare": ["prepare"],
     "networks/variance_preserving.py": ["vp"],
     "networks/published_sizes.py": ["vp", "published"],
@@ -67,6 +69,9 @@ FIRST = {
     "generate.py": ["samplers", "evaluate"],
     "ema.py": ["ema"],
     "optim.py": ["ema"],
+    "objectives/mean_flow.py": ["mean_flow"],
+    "objectives/scm.py": ["scm"],
+    "training.py": ["scm"],
     "objectives": ["objectives"],
     "networks": ["networks", "golden"],
 }
@@ -885,7 +890,7 @@ MUTANTS = [
     M("samplers.py", "x_1_hat = x + (1 - t) * _at", "x_1_hat = x - (1 - t) * _at", "sign of the jump"),
     M("samplers.py", "x_1_hat = x + (1 - t) * _at", "x_1_hat = x + t * _at", "length of the jump"),
     M("samplers.py", "        x = x + (t_next - t) * _at", "        x = x + (t - t_next) * _at", "Euler: sign"),
-    M("samplers.py", "/ 2\n", "\n", "Heun: mean of the slopes"),
+    M("samplers.py", "x_0.dtype)) / 2\n", "x_0.dtype))\n", "Heun: mean of the slopes"),
     M(
         "samplers.py",
         "_at(F, x_next, t_next, x_0.dtype))",
@@ -1074,7 +1079,7 @@ MUTANTS = [
         "r has an effect at the start",
     ),
     M("networks/lightning_dit.py", "[None], requires_grad=False)", "[None])", "positions are trained"),
-    M("networks/mlp.py", "times = [t] if r is None else [t, r]", "times = [t] if r is None else [t, t]", "r -> t"),
+    M("networks/mlp.py", "else embedded(t, r)], dim=1", "else embedded(t, t)], dim=1", "r -> t"),
     M("networks/mlp.py", "            h = h + self.labels(cond)", "            pass", "label without effect"),
     # EMA and optimiser
     M("ema.py", "np.roots([1, 7, 16 - s, 12 - s])", "np.roots([1, 7, 16 + s, 12 - s])", "gamma of sigma_rel"),
@@ -1301,6 +1306,26 @@ MUTANTS = [
     M("decoding.py", "self.statistics.restore(part.float())", "part.float()", "latents are not restored"),
     M("decoding.py", ".clamp(-1, 1)", "", "images are not clamped"),
     M("decoding.py", "built.channels != dataset.shape[0]", "False", "channels are not compared"),
+    # rivals
+    M("objectives/mean_flow.py", "expand(r - t, v) * dF", "expand(t - r, v) * dF", "sign of the tangent's term"),
+    M("objectives/mean_flow.py", "expand(r - t, v) * dF", "expand(1 - t, v) * dF", "interval ends at r"),
+    M("objectives/mean_flow.py", "NormL2(self.p, self.c)", "NormL2(self.p)", "c of the weight"),
+    M("objectives/scm.py", "ramp * (1 - expand(t, v)) * dF", "(1 - expand(t, v)) * dF", "warm-up of the tangent"),
+    M("objectives/scm.py", "ramp * (1 - expand(t, v)) * dF", "ramp * expand(t, v) * dF", "factor of the tangent"),
+    M("objectives/scm.py", "g.square().flatten(1).mean(1).sqrt(), g) +", "g.square().flatten(1).sum(1).sqrt(), g) +", "norm"),
+    M("objectives/scm.py", "w.exp() * error - w", "w.exp() * error + w", "sign of the learned weight"),
+    M("objectives/scm.py", "w.exp() * error - w", "w.exp().mean() * error - w", "weight per sample"),
+    M("networks/lightning_dit.py", "return -self.logvar(t)", "return self.logvar(t)", "head: sign"),
+    M("training.py", "run.objective if at is None else at(state.images)", "run.objective", "the objective's clock"),
+    # files that are not what they say
+    M("data/webdataset.py", "_check_end(path, tar.offset)", "pass", "end of a tar"),
+    M("data/webdataset.py", "elif sample.label >= 0 and (", "elif False and (", "labels that contradict"),
+    M("data/manifest.py", "        _check_not_interrupted(folder)\n", "", "unfinished preparation"),
+    M("data/manifest.py", "    if twice:", "    if False:", "a shard named twice"),
+    M("data/latents.py", "[*parts, statistics.fingerprint]", "parts", "fingerprint: statistics"),
+    M("data/pictures.py", "if min(image.size) < size:", "if max(image.size) < size:", "small images"),
+    M("prepare/shard.py", "if digest != _digest(content):", "if False:", "damaged records"),
+    M("prepare/verify.py", "elif record is not None and not _fits(record, found):", "elif False:", "sums of a shard"),
 ]
 
 

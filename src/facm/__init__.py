@@ -9,8 +9,13 @@ if TYPE_CHECKING:
     from facm.engine import Engine
     from facm.guidance import DataVelocity, Guidance, TeacherVelocity
     from facm.objectives.consistency import ContinuousCM
+    from facm.objectives.discrete import DiscreteCM
     from facm.objectives.facm import FACM
     from facm.objectives.flow_matching import FlowMatching
+    from facm.objectives.imm import IMM
+    from facm.objectives.mean_flow import MeanFlow
+    from facm.objectives.scm import SCM
+    from facm.objectives.shortcut_models import ShortcutModel
     from facm.optim import AdamW
     from facm.run import Every, Run
     from facm.trained import FromRun, load_trained
@@ -23,17 +28,22 @@ _HOME = {
     "Batch": "types",
     "ContinuousCM": "objectives.consistency",
     "DataVelocity": "guidance",
+    "DiscreteCM": "objectives.discrete",
     "Engine": "engine",
     "Every": "run",
     "FACM": "objectives.facm",
     "FlowMatching": "objectives.flow_matching",
     "FromRun": "trained",
     "Guidance": "guidance",
+    "IMM": "objectives.imm",
     "InMemory": "data",
     "Labels": "conditions",
     "Loss": "types",
+    "MeanFlow": "objectives.mean_flow",
     "PowerEMA": "ema",
     "Run": "run",
+    "SCM": "objectives.scm",
+    "ShortcutModel": "objectives.shortcut_models",
     "TeacherVelocity": "guidance",
     "Unconditional": "conditions",
     "load_trained": "trained",
@@ -41,10 +51,13 @@ _HOME = {
 
 __all__ = [
     "FACM",
+    "IMM",
+    "SCM",
     "AdamW",
     "Batch",
     "ContinuousCM",
     "DataVelocity",
+    "DiscreteCM",
     "Engine",
     "Every",
     "FlowMatching",
@@ -53,8 +66,10 @@ __all__ = [
     "InMemory",
     "Labels",
     "Loss",
+    "MeanFlow",
     "PowerEMA",
     "Run",
+    "ShortcutModel",
     "TeacherVelocity",
     "Unconditional",
     "load_trained",

@@ -74,3 +74,20 @@ class NormL2:
     def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
         e = mean_square(prediction, target)
         return e / (e.detach() + self.c) ** self.p
+
+
+@dataclass(frozen=True)
+class PseudoHuber:
+    """sqrt(e + c^2) - c, e = mean square (arXiv 2310.14189): quadratic below c, the norm above.
+
+    The paper has the squared norm and 0.00054 sqrt(D), which is this times sqrt(D).
+    """
+
+    c: float = 0.00054
+
+    def __post_init__(self) -> None:
+        if not self.c > 0:
+            raise ValueError(f"PseudoHuber: c = {self.c}, expected a positive number")
+
+    def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return (mean_square(prediction, target) + self.c**2).sqrt() - self.c

@@ -34,12 +34,20 @@ class Consistency:
     times: tuple[float, ...] | None = None
 
     def schedule(self) -> list[float]:
-        if self.times is not None:
-            samplers.check_times(self.times)
-            if len(self.times) != self.nfe:
-                raise ValueError(f"times = {self.times} for nfe = {self.nfe}, expected {self.nfe} times")
-            return list(self.times)
-        return samplers.shifted_times(self.nfe, self.shift)
+        return _schedule(self.nfe, self.shift, self.times)
+
+
+@dataclass(frozen=True)
+class Jumps:
+    """From time to time by average velocities, on a network told both times (MeanFlow, Shortcut models, IMM); nfe
+    evaluations. times: as for Consistency."""
+
+    nfe: int = 1
+    shift: float = 1.0
+    times: tuple[float, ...] | None = None
+
+    def schedule(self) -> list[float]:
+        return _schedule(self.nfe, self.shift, self.times)
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,58 @@ class Heun:
             raise ValueError(f"nfe = {self.nfe} with Heun, expected an odd number: N steps spend 2 N - 1 evaluations")
 
 
-Method = Consistency | Euler | Heun
+@dataclass(frozen=True)
+class DPMSolverPP:
+    """DPM-Solver++(2M) on an instantaneous velocity; nfe evaluations."""
+
+    nfe: int = 20
+    head: Literal["native", "anchor"] = "native"
+    shift: float = 1.0
+
+
+@dataclass(frozen=True)
+class EDMHeun:
+    """Heun in the noise level on EDM's schedule, from t = 1/(1 + sigma_max) on; nfe = 2 N - 1 evaluations."""
+
+    nfe: int = 35
+    head: Literal["native", "anchor"] = "native"
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        if self.nfe % 2 == 0:
+            raise ValueError(
+                f"nfe = {self.nfe} with EDMHeun, expected an odd number: N steps spend 2 N - 1 evaluations"
+            )
+
+    def sigmas(self) -> list[float]:
+        return samplers.edm_sigmas((self.nfe + 1) // 2, self.sigma_min, self.sigma_max, self.rho)
+
+
+Method = Consistency | Jumps | Euler | Heun | DPMSolverPP | EDMHeun
+
+
+def _schedule(nfe: int, shift: float, times: tuple[float, ...] | None) -> list[float]:
+    if times is None:
+        return samplers.shifted_times(nfe, shift)
+    samplers.check_times(times)
+    if len(times) != nfe:
+        raise ValueError(f"times = {times} for nfe = {nfe}, expected {nfe} times")
+    return list(times)
+
+
+def check_method(objective: Any, method: Method) -> None:
+    """Raise ValueError where the method asks for what the objective never trained: average velocities to the end
+    (``learns_shortcut``) or to any time (``learns_jumps``), or more or other steps than its ``check_nfe`` allows."""
+    name = type(objective).__name__
+    if isinstance(method, Jumps) and not getattr(objective, "learns_jumps", False):
+        raise ValueError(f"{method} asks for average velocities to any time, which {name} does not train; try Euler")
+    if isinstance(method, Consistency) and not getattr(objective, "learns_shortcut", False):
+        raise ValueError(f"{method} asks for average velocities from any time to the end, which {name} does not train")
+    check = getattr(objective, "check_nfe", None)
+    if check is not None and isinstance(method, Consistency | Jumps):
+        check(method.nfe)
 
 
 @dataclass(frozen=True)
@@ -125,9 +184,19 @@ def sample(
     if isinstance(method, Consistency):
         fresh = partial(_fresh_noise, source, seed, indices)
         return samplers.consistency(field(source.task.shortcut), x_0, method.schedule(), fresh)
+    if isinstance(method, Jumps):
+        if not getattr(source.network, "auxiliary_time", False):
+            raise ValueError(
+                f"{method} asks a network that knows a second time r, and {type(source.network).__name__} has none"
+            )
+        return samplers.jumps(lambda x, t, r: field(lambda t: {"t": t, "r": r})(x, t), x_0, method.schedule())
     at = source.task.anchor if method.head == "anchor" else partial(native, source.network)
     if isinstance(method, Euler):
         return samplers.euler(field(at), x_0, samplers.shifted_times(method.nfe, method.shift))
+    if isinstance(method, DPMSolverPP):
+        return samplers.dpm_solver_pp(field(at), x_0, samplers.shifted_times(method.nfe, method.shift))
+    if isinstance(method, EDMHeun):
+        return samplers.edm_heun(field(at), x_0, method.sigmas())
     return samplers.heun(field(at), x_0, samplers.shifted_times((method.nfe + 1) // 2, method.shift))
 
 

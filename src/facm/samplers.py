@@ -6,6 +6,7 @@ the caller's ``fresh_noise``, and none after the last step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -84,3 +85,76 @@ def heun(F: VelocityField, x_0: Tensor, times: Sequence[float]) -> Tensor:
             x_next = x + (t_next - t) * (d + _at(F, x_next, t_next, x_0.dtype)) / 2
         x = x_next
     return x.to(x_0.dtype)
+
+
+@torch.no_grad()
+def jumps(F: Callable[[Tensor, Tensor, Tensor], Tensor], x_0: Tensor, times: Sequence[float]) -> Tensor:
+    """From each time to the next by an average velocity: x_r = x_t + (r - t) F(x_t, t, r), the last r being 1.
+
+    F(x, t, r): the average velocity from t to r (MeanFlow, Shortcut models, IMM's push-forward sampler). One evaluation
+    a step, and no noise but the first.
+    """
+    check_times(times)
+    x = x_0.double()
+    for t, r in zip(times, [*times[1:], 1.0], strict=True):
+        told = torch.full((len(x),), r, dtype=x_0.dtype, device=x.device)
+        x = x + (r - t) * _at(lambda x, t, r=told: F(x, t, r), x, t, x_0.dtype)
+    return x.to(x_0.dtype)
+
+
+@torch.no_grad()
+def dpm_solver_pp(F: VelocityField, x_0: Tensor, times: Sequence[float]) -> Tensor:
+    """DPM-Solver++(2M) (arXiv 2211.01095, Algorithm 2) from t = 0 to 1: one evaluation a step, second order.
+
+    F: instantaneous velocity, which predicts the data D = x + (1 - t) F. Each step goes straight towards a D that is
+    extrapolated, linearly in lambda = ln(t/(1 - t)), to the middle of the step. lambda is infinite at both ends: the
+    second step has nothing to extrapolate from, and the last is of first order, as the authors advise. Over even steps
+    of t the order is therefore 2 up to a logarithm.
+    """
+    check_times(times)
+    x, before = x_0.double(), x_0.double()
+    nodes = [*times, 1.0]
+    for i, (t, t_next) in enumerate(pairwise(nodes)):
+        D = x + (1 - t) * _at(F, x, t, x_0.dtype)
+        towards = D
+        if i > 1 and t_next < 1:
+            behind, here, ahead = (math.log(node / (1 - node)) for node in nodes[i - 1 : i + 2])
+            towards = D + (ahead - here) / (here - behind) / 2 * (D - before)
+        x, before = x + (t_next - t) / (1 - t) * (towards - x), D
+    return x.to(x_0.dtype)
+
+
+def edm_sigmas(n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> list[float]:
+    """EDM's n noise levels (arXiv 2206.00364, Eq. 5), falling from sigma_max to sigma_min; the step to 0 follows."""
+    if n < 1:
+        raise ValueError(f"{n} steps make no sample; expected at least 1")
+    if not (0 < sigma_min < sigma_max and rho > 0):
+        got = f"sigma_min = {sigma_min}, sigma_max = {sigma_max}, rho = {rho}"
+        raise ValueError(f"{got}, expected 0 < sigma_min < sigma_max and rho > 0")
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    return [(high + i / max(n - 1, 1) * (low - high)) ** rho for i in range(n)]
+
+
+@torch.no_grad()
+def edm_heun(F: VelocityField, x_0: Tensor, sigmas: Sequence[float]) -> Tensor:
+    """EDM's deterministic sampler (arXiv 2206.00364, Algorithm 1): Heun in the noise level, the last step to 0 by
+    Euler; 2N - 1 evaluations, second order.
+
+    F: instantaneous velocity. At t = 1/(1 + sigma), y = x/t is data plus sigma times noise; dy/dsigma = (y - D)/sigma
+    with D = x + (1 - t) F. sigmas: N falling noise levels above 0; at the first, y is taken for noise alone.
+    """
+    if not sigmas or any(a <= b for a, b in pairwise([*sigmas, 0.0])):
+        raise ValueError(f"sigmas = {list(sigmas)}, expected noise levels that fall strictly and stay above 0")
+
+    def slope(y: Tensor, sigma: float) -> Tensor:
+        t = 1 / (1 + sigma)
+        return (y - t * y - (1 - t) * _at(F, t * y, t, x_0.dtype)) / sigma
+
+    y = sigmas[0] * x_0.double()
+    for sigma, lower in pairwise([*sigmas, 0.0]):
+        d = slope(y, sigma)
+        y_next = y + (lower - sigma) * d
+        if lower > 0:
+            y_next = y + (lower - sigma) * (d + slope(y_next, lower)) / 2
+        y = y_next
+    return y.to(x_0.dtype)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from facm.guidance import Guidance
     from facm.trained import Trained
 
-Sampler = Literal["auto", "consistency", "euler", "heun"]
+Sampler = Literal["auto", "consistency", "jumps", "euler", "heun", "dpm", "edm"]
 Head = Literal["auto", "native", "anchor"]
 
 
@@ -99,13 +99,14 @@ class SamplingOptions:
     """How samples are made."""
 
     sampler: Sampler = "auto"
-    """auto: consistency for a network with a shortcut, Euler for a flow-matching one."""
+    """auto: consistency for a network with a shortcut to the end, jumps for one with shortcuts to any time, Euler for a
+    flow-matching one. dpm: DPM-Solver++ (2M); edm: Heun with EDM's noise levels."""
     head: Head = "auto"
-    """For Euler and Heun: the native time of a teacher, or the anchor of a FACM student."""
+    """For solvers of the flow: the native time of a teacher, or the anchor of a FACM student."""
     shift: float = 1.0
     """Schedule shift s t / (1 + (s - 1) t); above 1 spends more steps near data."""
     times: tuple[float, ...] = ()
-    """Consistency only: the schedule itself, from 0, one time per evaluation."""
+    """Consistency and jumps only: the schedule itself, from 0, one time per evaluation."""
     guidance_scale: float = 1.0
     """Guidance w >= 1. A student that was distilled with guidance is sampled with 1."""
     guidance_low: float = 0.125
@@ -130,24 +131,37 @@ class SamplingOptions:
 
     def method(self, trained: Trained, nfe: int) -> Method:
         from facm.evaluation.evaluate import default_method
-        from facm.generate import Consistency, Euler, Heun
+        from facm.generate import Consistency, DPMSolverPP, EDMHeun, Euler, Heun, Jumps, check_method
 
         if nfe < 1:
             raise ValueError(f"--nfe {nfe}: zero steps make no sample; expected at least 1")
-        if self.sampler == "auto":
-            default = default_method(trained.objective, nfe)
-            kind = "consistency" if isinstance(default, Consistency) else "euler"
-        else:
-            kind = self.sampler
-        if kind == "consistency":
-            method = Consistency(nfe, self.shift, self.times or None)
-            method.schedule()  # now, rather than after the work that comes before sampling
-            return method
-        if self.times:
-            raise ValueError(f"--times {self.times} with --sampler {kind}, expected them with consistency only")
+        kinds: dict[str, Any] = {
+            "consistency": Consistency,
+            "jumps": Jumps,
+            "euler": Euler,
+            "heun": Heun,
+            "dpm": DPMSolverPP,
+            "edm": EDMHeun,
+        }
+        default: Any = type(default_method(trained.objective, nfe))
+        kind = default if self.sampler == "auto" else kinds[self.sampler]
+        name = next(name for name, value in kinds.items() if value is kind)
+        if self.times and kind not in (Consistency, Jumps):
+            raise ValueError(
+                f"--times {self.times} with --sampler {name}, expected them with consistency or jumps only"
+            )
+        if self.shift != 1 and kind is EDMHeun:
+            raise ValueError(f"--shift {self.shift} with --sampler edm, which has a schedule of its own; expected none")
         learnt = getattr(trained.objective, "learns_shortcut", False)
         head = ("anchor" if learnt else "native") if self.head == "auto" else self.head
-        return (Euler if kind == "euler" else Heun)(nfe, head, self.shift)
+        method: Any
+        if kind in (Consistency, Jumps):
+            method = kind(nfe, self.shift, self.times or None)
+            method.schedule()  # now, rather than after the work that comes before sampling
+        else:
+            method = kind(nfe, head) if kind is EDMHeun else kind(nfe, head, self.shift)
+        check_method(trained.objective, method)
+        return method
 
 
 SAMPLING = SamplingOptions()

@@ -19,7 +19,7 @@ from facm.evaluation.extraction import Quantise, check_quantise
 from facm.evaluation.features import FeatureExtractor, Features, Identity, PretrainedFeatures
 from facm.evaluation.metrics import Measure, check_enough
 from facm.evaluation.reference import KEEP, Reference, build_reference, load_reference
-from facm.generate import Consistency, Euler, Method, Source, balanced_labels, blocks, random_labels, sample
+from facm.generate import Consistency, Euler, Jumps, Method, Source, balanced_labels, blocks, random_labels, sample
 from facm.guidance import NO_GUIDANCE, Guidance
 from facm.parallel.agree import by_first, check_same, in_order, meet
 from facm.parallel.world import ALONE, World
@@ -239,5 +239,8 @@ def _row(
 
 
 def default_method(objective: Objective, nfe: int) -> Method:
-    """Consistency for an objective that learns the shortcut (it says ``learns_shortcut = True``), else Euler."""
-    return Consistency(nfe) if getattr(objective, "learns_shortcut", False) else Euler(nfe)
+    """Consistency for an objective that learns the shortcut to the end (it says ``learns_shortcut = True``), jumps for
+    one that only learns those to any time (``learns_jumps = True``), else Euler."""
+    if getattr(objective, "learns_shortcut", False):
+        return Consistency(nfe)
+    return Jumps(nfe) if getattr(objective, "learns_jumps", False) else Euler(nfe)

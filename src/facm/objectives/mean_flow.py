@@ -69,6 +69,7 @@ class MeanFlow:
     derivative: Derivative = OpLevel()
     task = AuxiliaryTime()
     learns_shortcut = True
+    learns_jumps = True
     global_draws = True
 
     def __post_init__(self) -> None:

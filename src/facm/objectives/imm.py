@@ -1,0 +1,150 @@
+"""Inductive moment matching (arXiv 2503.07565) on the linear path: M particles a group, matched in distribution.
+
+In this package's time (noise at 0; the paper's is reversed) t < r <= s, all particles of a group sharing them:
+
+    y_t = x_t + (s - t) F(x_t, t, s)          jumped from t, with gradient
+    y_r = x_r + (s - r) F(x_r, r, s)          jumped from r, frozen; x_r has the noise and the data of x_t
+    L = w(t) mean_jk [k(y_t^j, y_t^k) + k(y_r^j, y_r^k) - 2 k(y_t^j, y_r^k)]
+    k(x, y) = exp(-max(|x - y|_2, 1e-8)/(D (s - t)))
+
+r is where eta = (1 - t)/t has fallen by a constant, at least ``gap`` ahead of t, at most s. With b and a,
+w = sigmoid(b - lambda) lambda'/2 t^a/(t^2 + (1 - t)^2), lambda = 2 ln(t/(1 - t)) the log signal-to-noise ratio.
+
+This is the paper's Euler-FM form in units of its sigma_data. Left out: its simple-EDM and identity forms (an adapter of
+the network), other kernels, and an EMA of the network for y_r (the paper has none).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from facm.conditions import Condition, check_label_dropout
+from facm.derivative import same_dropout
+from facm.objectives.draws import chosen, noise, rows, size
+from facm.paths import interpolate
+from facm.tasks import AuxiliaryTime, check_task
+from facm.times import TimeDistribution, Uniform
+from facm.types import Batch, Loss, at_least_float32, check_same_shape, check_time, expand
+
+
+def laplace(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
+    """k(x_j, y_k) within each group: x, y (G, M, D), scale (G,) -> (G, M, M)."""
+    # not torch.cdist: its gradient at a distance of 0, which every particle has to itself, must be 0
+    square = (x.unsqueeze(2) - y.unsqueeze(1)).square().sum(3)
+    return torch.exp(-square.clamp(min=1e-16).sqrt() / (x.shape[2] * scale[:, None, None]))
+
+
+@dataclass(frozen=True)
+class IMMTerms:
+    """The jumps y_t and y_r (B, ...), r (B,), and the loss of each sample's group (B,)."""
+
+    r: Tensor
+    y_t: Tensor
+    y_r: Tensor
+    L: Tensor
+
+    def loss(self) -> Loss:
+        return Loss(self.L.mean(), {"moments": self.L.detach()})
+
+
+@dataclass(frozen=True)
+class IMM:
+    """particles: M, neighbours in the batch. decrement: of eta, eta_max/2^k with the paper's 160 and k = 12.
+
+    gap: the least r - t. a, b: of the weight. time: of t; the paper's stops at 0.006 (its T = 0.994), Uniform() goes
+    on to 0, where the sampler starts. label_dropout: what guidance while sampling needs; in training there is none.
+    """
+
+    condition: Condition
+    time: TimeDistribution = Uniform(0.006, 1.0)
+    particles: int = 4
+    decrement: float = 160 / 2**12
+    gap: float = 1e-4
+    a: float = 1.0
+    b: float = 5.0
+    label_dropout: float = 0.1
+    task = AuxiliaryTime()
+    learns_shortcut = True
+    learns_jumps = True
+    global_draws = True
+
+    def __post_init__(self) -> None:
+        if self.particles < 1:
+            raise ValueError(f"particles = {self.particles}, expected at least 1")
+        if not (self.decrement >= 0 and self.gap > 0):
+            raise ValueError(f"decrement = {self.decrement}, gap = {self.gap}, expected 0 or more, and more than 0")
+        if not self.a >= 1:
+            raise ValueError(f"a = {self.a}, expected 1 or more: below, the weight is infinite at t = 0")
+        if not 0 <= self.label_dropout < 1:
+            raise ValueError(f"label_dropout = {self.label_dropout}, expected a probability in [0, 1)")
+        check_label_dropout(self.condition, self.label_dropout)
+
+    def ahead(self, t: Tensor, s: Tensor) -> Tensor:
+        """r (B,): where eta is ``decrement`` smaller than at t, in [t + gap, s], or s where that is nearer."""
+        r = t / (1 - self.decrement * t).clamp(min=1e-8)
+        return torch.minimum(s, torch.maximum(r, t + self.gap))
+
+    def weight(self, t: Tensor) -> Tensor:
+        """w(t) (B,), finite at both ends: written out, 1 - t cancels against sigmoid's."""
+        c = math.exp(self.b) * (1 - t)
+        return c * t ** (self.a - 1) / ((c * (1 - t) + t**2) * (t**2 + (1 - t) ** 2))
+
+    def evaluate(
+        self, network: Any, x_1: Tensor, x_0: Tensor, t: Tensor, s: Tensor, cond: Tensor | None = None
+    ) -> IMMTerms:
+        """One evaluation on given draws: x_1, x_0 (B, ...), t < s (B,), equal within each group of ``particles``
+        neighbours, cond (B,).
+
+        Raises ValueError on wrong shapes, times, groups or labels, or a network without a second time.
+        """
+        check_task(self.task, network)
+        self.condition.check(cond, len(x_1))
+        check_same_shape(t=t, s=s)
+        check_time(s, x_1, "s")
+        self._check_groups(len(x_1))
+        if s.device.type == "cpu":
+            self._check_times(t, s)
+        network, r = same_dropout(network), self.ahead(t, s)
+
+        def jump(start: Tensor) -> Tensor:
+            x = interpolate(x_0, x_1, start)
+            return x + expand(s - start, x) * at_least_float32(network(x, cond=cond, t=start, r=s))
+
+        with torch.no_grad():
+            y_r = jump(r)
+        y_t = jump(t)
+        a, b = (y.reshape(-1, self.particles, y[0].numel()) for y in (y_t, y_r))
+        scale = (s - t)[:: self.particles].clamp(min=1e-8)
+        kernels = laplace(a, a, scale) + laplace(b, b, scale) - 2 * laplace(a, b, scale)
+        L = kernels.mean((1, 2)).repeat_interleave(self.particles)
+        return IMMTerms(r, y_t, y_r, self.weight(t) * L)
+
+    def _check_groups(self, n: int, start: int = 0) -> None:
+        if n % self.particles or start % self.particles:
+            raise ValueError(
+                f"{n} samples at once from {start} on, expected whole groups of particles = {self.particles}: "
+                "the batch size, of each rank and micro-batch, is to be a multiple of it"
+            )
+
+    def _check_times(self, t: Tensor, s: Tensor) -> None:
+        if not bool((t <= s).all()):
+            raise ValueError("expected t < s: s is the time closer to data")
+        if any(bool((c.reshape(-1, self.particles) != c[:: self.particles, None]).any()) for c in (t, s)):
+            raise ValueError(f"expected one t and one s in each group of particles = {self.particles}")
+
+    def __call__(self, network: Any, batch: Batch, rng: torch.Generator, teacher: Any | None = None) -> Loss:
+        self._check_groups(len(batch.x_1), batch.start)
+        x_0 = noise(batch, rng)
+        groups = -(-size(batch) // self.particles)
+        t = self.time.sample(groups, rng)
+        s = t + (1 - t) * torch.rand(groups, generator=rng, device=rng.device)
+        t, s = (rows(c.repeat_interleave(self.particles), batch).to(x_0.dtype) for c in (t, s))
+        cond = batch.cond
+        if self.label_dropout:
+            cond = self.condition.drop(cond, chosen(batch, self.label_dropout, rng))
+        return self.evaluate(network, batch.x_1, x_0, t, s, cond).loss()
