@@ -553,7 +553,8 @@ def test_the_help_of_a_recipe_has_its_options_the_commands_and_the_runs(recipes,
 
 
 def test_a_misspelt_command_names_the_commands(capsys):
-    assert "prepare, verify, train, resume, plan, sample, evaluate, statistics, export, import, show, demo" in refused(capsys, "trian")
+    commands = "prepare, verify, train, resume, plan, sample, evaluate, statistics, export, import, show, demo"
+    assert commands in refused(capsys, "trian")
 
 
 TIMED_HELP = """

@@ -1312,7 +1312,12 @@ MUTANTS = [
     M("objectives/mean_flow.py", "NormL2(self.p, self.c)", "NormL2(self.p)", "c of the weight"),
     M("objectives/scm.py", "ramp * (1 - expand(t, v)) * dF", "(1 - expand(t, v)) * dF", "warm-up of the tangent"),
     M("objectives/scm.py", "ramp * (1 - expand(t, v)) * dF", "ramp * expand(t, v) * dF", "factor of the tangent"),
-    M("objectives/scm.py", "g.square().flatten(1).mean(1).sqrt(), g) +", "g.square().flatten(1).sum(1).sqrt(), g) +", "norm"),
+    M(
+        "objectives/scm.py",
+        "g.square().flatten(1).mean(1).sqrt(), g) +",
+        "g.square().flatten(1).sum(1).sqrt(), g) +",
+        "norm",
+    ),
     M("objectives/scm.py", "w.exp() * error - w", "w.exp() * error + w", "sign of the learned weight"),
     M("objectives/scm.py", "w.exp() * error - w", "w.exp().mean() * error - w", "weight per sample"),
     M("networks/lightning_dit.py", "return -self.logvar(t)", "return self.logvar(t)", "head: sign"),
