@@ -204,3 +204,16 @@ def test_errors_say_what_was_expected(tmp_path):
             quick(tmp_path).build(dataset, "cpu")
     with pytest.raises(FloatingPointError, match="the loss is nan"):
         quick(tmp_path).build(Labelled(x / 0, torch.zeros(24).long()), "cpu")
+
+
+def test_large_data_sets_are_passed_over_less_often():
+    class Many:
+        def __init__(self, n):
+            self.n = n
+
+        def __len__(self):
+            return self.n
+
+    for n, passes in ((1_797, 15), (10_000, 10), (60_000, 1), (1_000_000, 1)):
+        assert SmallClassifier()._passes(Many(n)) == passes
+    assert SmallClassifier(epochs=3)._passes(Many(60_000)) == 3
