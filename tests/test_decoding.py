@@ -1,11 +1,13 @@
 """From standardised latents to images: restored, decoded in blocks, clamped; and whose autoencoder it is."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from facm.autoencoders import VAVAE
 from facm.decoding import Decoder, decoder_of
 from facm.run import to_json
 from facm.statistics import Statistics
@@ -54,6 +56,7 @@ class Opened:
     statistics: Statistics | None = STATISTICS
     autoencoder: PoolingConfig | None = None
     encoded_by: object = None
+    encoder_identity: str | None = None
 
 
 def test_whose_autoencoder_it_is() -> None:
@@ -65,11 +68,27 @@ def test_whose_autoencoder_it_is() -> None:
 
     one, two, three = (PoolingConfig(gain) for gain in (1.0, 2.0, 3.0))
     recorded = Opened(encoded_by=to_json(one))
-    assert identity(recorded) == one.build().identity
     assert identity(replace(recorded, autoencoder=two)) == two.build().identity
     assert identity(replace(recorded, autoencoder=two), three) == three.build().identity
     assert decoder_of(Opened(), CPU) is None
     assert decoder_of(SimpleNamespace(shape=(3, 8, 8)), CPU) is None
+
+
+def test_the_autoencoder_that_a_data_set_names_is_one_of_this_packages(tmp_path: Path) -> None:
+    named = Opened(encoded_by=to_json(VAVAE(str(tmp_path / "gone.pt"))))
+    with pytest.raises(ValueError, match=r"gone\.pt: there is no such file"):  # it is the one that is built
+        decoder_of(named, CPU)
+    for said in (to_json(PoolingConfig()), 3, {"no": 1}, {"type": "facm.autoencoders.types:Nothing"}):
+        with pytest.raises(ValueError, match=r"none of facm\.autoencoders|expected an autoencoder|cannot find"):
+            decoder_of(Opened(encoded_by=said), CPU)
+
+
+def test_another_autoencoder_than_the_one_that_made_the_latents() -> None:
+    one, two = PoolingConfig(1.0), PoolingConfig(2.0)
+    made = Opened(autoencoder=one, encoder_identity=one.build().identity)
+    assert decoder_of(made, CPU) is not None
+    with pytest.raises(ValueError, match="made the latents: expected that one"):
+        decoder_of(made, CPU, two)
 
 
 def test_what_does_not_fit() -> None:
