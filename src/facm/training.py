@@ -23,6 +23,7 @@ from facm.derivative import Chain, WholeNetwork
 from facm.ema import EMA
 from facm.engine import Engine
 from facm.guidance import NO_GUIDANCE
+from facm.networks.adapters import inner_config
 from facm.parallel.agree import any_of, check_same, gathered, means
 from facm.parallel.gradients import check_gradients, check_parameters, clip, reducing
 from facm.parallel.memory import explained
@@ -302,9 +303,7 @@ def check(run: Run) -> None:
 
 def _classes(network: Any) -> int | None:
     """Labels that a network takes besides the null, where its configuration says it."""
-    while hasattr(network, "network"):
-        network = network.network
-    classes = getattr(network, "num_classes", None)
+    classes = getattr(inner_config(network), "num_classes", None)
     return classes if isinstance(classes, int) else None
 
 

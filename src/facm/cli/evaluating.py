@@ -10,6 +10,7 @@ import tyro
 
 from facm.cli.asking import FILE, SAMPLING, FileOptions, SamplingOptions
 from facm.cli.judging import FeatureOptions, JudgeOptions, folder_of_images
+from facm.cli.terminal import counting
 from facm.engine import Engine
 
 JUDGE = JudgeOptions()
@@ -51,6 +52,7 @@ def evaluate(
         trained = file.open(run, options)
         methods = [options.method(trained, k) for k in nfe]
         decoder = file.decoder(trained, world.device)
+        shape = tuple(trained.data.open().shape)
         judged = judging.judge(trained, decoder, world)
         rows = [
             measure(
@@ -66,9 +68,9 @@ def evaluate(
                 quantise=judging.quantise,
                 decode=decoder,
                 autoencoder=None if decoder is None else decoder.identity,
-                shape=tuple(trained.data.open().shape),
+                shape=shape,
                 small_n=judging.small_n,
-                progress=None if quiet else _progress,
+                progress=None if quiet else counting("samples"),
             )
             for method in methods
         ]
@@ -87,13 +89,6 @@ def _warn(n: int, n_reference: int | None, num_features: int) -> None:
             "little",
             file=sys.stderr,
         )
-
-
-def _progress(done: int, n: int) -> None:
-    """On a terminal only, where the line can be written over."""
-    if sys.stderr.isatty():
-        end = "\r\033[K" if done >= n else "\r"
-        print(f"{done} of {n} samples", end=end, file=sys.stderr, flush=True)
 
 
 def statistics(

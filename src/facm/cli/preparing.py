@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from facm.cli.terminal import counting
 from facm.engine import Engine
 
 
@@ -51,19 +51,13 @@ def prepare(
             seed=seed,
             sample=not means,
             world=world,
-            report=None if quiet else _progress,
+            report=None if quiet else counting("images"),
         )
     if world.first and not quiet:
         print(
             f"{summary.n} images of {summary.num_classes} classes as latents {summary.shape} in {summary.shards} "
             f"files, {summary.images_per_second:.1f} images/s: {out}"
         )
-
-
-def _progress(done: int, n: int) -> None:
-    """On a terminal only, where the line can be written over."""
-    if sys.stderr.isatty():
-        print(f"{done} of {n} images", end="\r\033[K" if done >= n else "\r", file=sys.stderr, flush=True)
 
 
 def verify(

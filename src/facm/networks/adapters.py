@@ -51,3 +51,10 @@ class ForeignNetwork(nn.Module):
             arguments[config.cond_name] = cond
         out = self.inner(x, **arguments)
         return -out if config.reversed_time else out
+
+
+def inner_config(config: Any) -> Any:
+    """The configuration of the network inside all adapters, or itself."""
+    while hasattr(config, "network"):
+        config = config.network
+    return config

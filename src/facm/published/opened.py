@@ -15,6 +15,7 @@ from torch import Tensor
 
 from facm.checkpoint import CheckpointError, check_fits
 from facm.foreign_weights import read_foreign
+from facm.networks.adapters import inner_config
 from facm.published.architecture import architecture
 from facm.published.families import NAMES, check_family, decide, fitting, network_of
 from facm.published.layouts import layout_of
@@ -154,8 +155,7 @@ def _float32(value: Tensor) -> Tensor:
 
 def _sample(config: Any) -> tuple[tuple[int, int, int] | None, int | None]:
     """(shape of a sample, number of classes), from the network inside the adapters."""
-    while hasattr(config, "network"):
-        config = config.network
+    config = inner_config(config)
     channels, size = getattr(config, "in_channels", None), getattr(config, "input_size", getattr(config, "size", None))
     shape = (channels, size, size) if isinstance(channels, int) and isinstance(size, int) else None
     return shape, getattr(config, "num_classes", None) or None
