@@ -91,3 +91,20 @@ class PseudoHuber:
 
     def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
         return (mean_square(prediction, target) + self.c**2).sqrt() - self.c
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """``weight`` times another distance: FACM(anchor=Scaled(L2Cosine(), 0.1)) is Eq. 8 with the anchor weighted 0.1."""
+
+    distance: Distance
+    weight: float
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise ValueError(
+                f"Scaled: weight = {self.weight}, expected a positive number; FACM without its anchor is ContinuousCM"
+            )
+
+    def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return self.weight * self.distance(prediction, target)

@@ -81,15 +81,18 @@ def open_newest(folder: RunFolder, world: World = ALONE) -> Stored:
         raise CheckpointError(f"{error}; {hint}") from error
 
 
-def load_trained(path: Path, sigma_rel: float | None = None, raw: bool = False) -> Trained:
-    """The newest network of the run at ``path``.
+def load_trained(path: Path, sigma_rel: float | None = None, raw: bool = False, images: int | None = None) -> Trained:
+    """The newest network of the run at ``path``, or the one at an earlier clock.
 
     sigma_rel: which EMA; one that the run did not track is synthesised from its snapshots; None: the run's first.
-    raw: the weights as they are, without EMA.
+    raw: the weights as they are, without EMA. images: the clock of a snapshot of a tracked EMA.
+    Raises ValueError for a combination or a snapshot that there is not.
     """
     if raw and sigma_rel is not None:
         raise ValueError(f"--raw with --ema {sigma_rel}: expected one of them, the raw weights or an EMA")
     folder, run = open_run(path)
+    if images is not None:
+        return _snapshot(folder, run, images, sigma_rel, raw)
     checkpoint = open_newest(folder)
     images_seen = int(checkpoint.meta["images"])
     if not raw:
@@ -102,6 +105,22 @@ def load_trained(path: Path, sigma_rel: float | None = None, raw: bool = False) 
     return Trained(
         network, run.network, run.objective, run.data, path, which, sigma_rel, images_seen, checkpoint.sha256
     )
+
+
+def _snapshot(folder: RunFolder, run: Run, images: int, sigma_rel: float | None, raw: bool) -> Trained:
+    sigma_rel = run.ema.sigma_rels[0] if sigma_rel is None else sigma_rel
+    kept = {clock: file for clock, length, file in folder.ema_snapshots() if length == sigma_rel}
+    if raw or images not in kept:
+        raise ValueError(
+            f"{folder.path} has no EMA {sigma_rel:g} snapshot at images = {images}{' and never raw ones' * raw}; "
+            f"expected one of {', '.join(map(str, kept)) or 'none: every.ema_snapshots = 0'}"
+        )
+    stored = load(kept[images])
+    network = run.network.build()
+    load_strictly(network, stored.tensors, str(kept[images]))
+    network.eval().requires_grad_(False)
+    which = f"EMA {sigma_rel:g} at {images} images"
+    return Trained(network, run.network, run.objective, run.data, folder.path, which, sigma_rel, images, stored.sha256)
 
 
 def _averaged(checkpoint: Stored, folder: RunFolder, run: Run, sigma_rel: float) -> dict[str, torch.Tensor]:

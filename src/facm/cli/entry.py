@@ -16,6 +16,7 @@ from facm.cli.files import export, import_weights
 from facm.cli.preparing import prepare, verify
 from facm.cli.sampling import sample
 from facm.cli.showing import demo, show
+from facm.cli.studying import study
 from facm.cli.training import plan, plan_recipe, resume, train, train_recipe
 from facm.memory import keep_freed_memory
 
@@ -46,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "import": import_weights,
             "show": show,
             "demo": demo,
+            "study": study,
         }
         tyro.extras.subcommand_cli_from_dict(
             commands,

@@ -1,0 +1,38 @@
+"""When consistency without an anchor collapses: guidance, interpolation and clamp, norm."""
+
+from __future__ import annotations
+
+from facm.distances import L2
+from facm.guidance import Guidance, TeacherVelocity
+from facm.objectives.consistency import ContinuousCM
+from facm.objectives.facm import FACM
+from facm.studies.entries import Bench
+from facm.studies.study import Entry, Study
+from facm.weights import One
+
+SCALES = (1.0, 1.75)
+
+
+def collapse(bench: Bench) -> Study:
+    """With and without the anchor, with and without guidance, with and without what bounds the target."""
+    condition, time = bench.setting.condition, bench.setting.time
+    entries: list[Entry] = []
+    for scale in SCALES:
+        suffix, said = ("", "") if scale == 1 else (f"-w{scale:g}", f", w = {scale:g}")
+        velocity = TeacherVelocity(Guidance(scale))
+        facm = FACM(condition, velocity, time=time, anchor=bench.setting.anchor)
+        bare = ContinuousCM(condition, velocity, time=time, alpha=One(), clamp=None)
+        least = ContinuousCM(condition, velocity, time=time, shortcut=L2(), alpha=One(), beta=One(), clamp=None)
+        entries += [
+            bench.facm(f"facm{suffix}", f"FACM{said}", objective=facm),
+            bench.plain(f"plain-cm{suffix}", f"without anchor{said}", ContinuousCM(condition, velocity, time=time)),
+            bench.plain(f"plain-cm-bare{suffix}", f"... nor interpolation, clamp{said}", bare),
+            bench.plain(f"plain-cm-l2{suffix}", f"... nor norm and beta: plain L2{said}", least),
+        ]
+    return Study(
+        title="Collapse",
+        source="Sec. 3.1.2",
+        question="What does consistency without an anchor need to collapse?",
+        teachers=(bench.teacher(),),
+        entries=tuple(entries),
+    )

@@ -1,0 +1,110 @@
+"""One network of a study: trained to its end, or what is left of it, and measured where it has not been yet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from facm import logs
+from facm.checkpoint import write_text
+from facm.evaluation.evaluate import Judge, default_method, evaluate
+from facm.generate import Euler, Method
+from facm.record import RunFolder, create_or_continue, open_run
+from facm.run import Run
+from facm.studies.study import Entry
+from facm.trained import load_trained
+from facm.training import NonFiniteError, Outcome, check, train
+
+SEED_OF_EVALUATION = 1
+STOPPED = "stopped.json"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One number of the table: a method, at a clock (None: the end of the run)."""
+
+    method: Method
+    nfe: int
+    images: int | None
+
+
+def wanted(entry: Entry) -> Iterator[Wanted]:
+    """All that is measured of an entry, at its end first."""
+    teaches = not (getattr(entry.run.objective, "learns_shortcut", False) or _jumps(entry))
+    for images in (None, *entry.at):
+        for nfe in entry.nfe:
+            yield Wanted(Euler(nfe) if teaches else default_method(entry.run.objective, nfe), nfe, images)
+
+
+def _jumps(entry: Entry) -> bool:
+    return getattr(entry.run.objective, "learns_jumps", False)
+
+
+def measured(path: Path, want: Wanted, run: Run, n: int, features: str) -> dict[str, Any] | None:
+    """The newest row of the run at ``path`` with this number; None if there is none yet."""
+    images = _end(path, run) if want.images is None else want.images
+    sampler = type(want.method).__name__.lower()
+    found = None
+    for row in logs.read(path / "evaluations.jsonl"):
+        here = (row.get("nfe"), row.get("sampler"), row.get("images"), row.get("n"), row.get("seed"))
+        if here == (want.nfe, sampler, images, n, SEED_OF_EVALUATION) and row.get("features") == features:
+            found = row
+    return found
+
+
+def _end(path: Path, run: Run) -> int:
+    """The clock of the run's last checkpoint: the first multiple of the batch from ``run.images`` on."""
+    checkpoints = RunFolder(path).checkpoints()
+    return int(checkpoints[-1].stem) if checkpoints else run.images
+
+
+def stopped(path: Path) -> dict[str, Any] | None:
+    """What stopped the run at ``path`` for good, if something did: {"error": ..., "images": ...}."""
+    file = path / STOPPED
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def trained_whole(path: Path) -> bool:
+    """Whether the run at ``path`` came to its end."""
+    if not (path / "run.json").exists():
+        return False
+    folder, run = open_run(path)
+    checkpoints = folder.checkpoints()
+    return bool(checkpoints) and int(checkpoints[-1].stem) >= run.images
+
+
+def finished(entry: Entry, path: Path, n: int, features: str) -> bool:
+    """Whether nothing is left to do; what the folder holds must be this very run."""
+    if not (path / "run.json").exists():
+        return False
+    create_or_continue(path, entry.run)
+    if stopped(path):
+        return True
+    return trained_whole(path) and all(measured(path, want, entry.run, n, features) for want in wanted(entry))
+
+
+def fulfil(entry: Entry, path: Path, judged: Judge, n: int) -> Outcome:
+    """Train and measure; what is there already is not done again.
+
+    A run that meets too many non-finite gradients has collapsed: that is written down, and it is not measured.
+    Raises RunFolderError where ``path`` holds another run, ValueError where the run cannot work.
+    """
+    check(entry.run)
+    folder, run = create_or_continue(path, entry.run)
+    outcome = Outcome(run.images, True)
+    if stopped(path) is None and not trained_whole(path):
+        try:
+            outcome = train(run, folder)
+        except NonFiniteError as error:
+            images = (logs.read(folder.log) or [{"images": 0}])[-1]["images"]
+            write_text(path / STOPPED, json.dumps({"error": str(error), "images": images}))
+    if stopped(path) or not outcome.finished:
+        return outcome
+    for want in wanted(entry):
+        if measured(path, want, run, n, judged.extractor.identity) is None:
+            trained = load_trained(path, images=want.images)
+            evaluate(trained, want.method, judged, n=n, seed=SEED_OF_EVALUATION)
+    return outcome

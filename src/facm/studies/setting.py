@@ -1,0 +1,159 @@
+"""The size that a study is done at: the same questions in miniature on two cores, or on CIFAR-10 with a GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from facm.conditions import Condition, Labels
+from facm.distances import Distance, L2Cosine
+from facm.ema import PowerEMA
+from facm.objectives.flow_matching import FlowMatching
+from facm.optim import AdamW, CosineDecay
+from facm.run import Every, Run
+from facm.times import ArctanLogNormal, TimeDistribution
+from facm.trained import FromRun
+from facm.types import Data, NetworkConfig, Objective
+
+TEACHER_EMA = 0.05
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Everything that the networks of a study share.
+
+    teacher_images, images, scratch_images: lengths of the runs: teachers, students, and from scratch. label_dropout: of
+    teachers, and of students from scratch. time: of the objectives that draw ArctanLogNormal times. teacher_nfe: steps
+    that the teachers are measured at beside 1 and 2. n: samples measured.
+    """
+
+    name: str
+    network: NetworkConfig
+    data: Data
+    condition: Condition
+    time: TimeDistribution
+    teacher_images: int
+    images: int
+    scratch_images: int
+    teacher_optimizer: AdamW
+    optimizer: AdamW
+    scratch_optimizer: AdamW
+    every: Every
+    label_dropout: float
+    batch_size: int
+    teacher_nfe: int
+    n: int
+    anchor: Distance = L2Cosine()
+
+    def altered(self, **fields: Any) -> NetworkConfig:
+        """The network with other settings, such as auxiliary_time, pixel_norm or weight_head."""
+        return altered(self.network, **fields)
+
+    def teacher(
+        self,
+        seed: int,
+        *,
+        images: int | None = None,
+        network: NetworkConfig | None = None,
+        mixed: float = 0.5,
+    ) -> Run:
+        """Flow matching; mixed: the fraction conditioned on c_FM (App. A.3 a)."""
+        return Run(
+            network=network or self.network,
+            data=self.data,
+            objective=FlowMatching(self.condition, mixed=mixed, label_dropout=self.label_dropout),
+            images=images or self.teacher_images,
+            batch_size=self.batch_size,
+            optimizer=self.teacher_optimizer,
+            ema=PowerEMA((TEACHER_EMA, 0.1)),
+            every=self.every,
+            seed=seed,
+        )
+
+    def student(
+        self,
+        objective: Objective,
+        teacher: Path,
+        seed: int,
+        *,
+        images: int | None = None,
+        network: NetworkConfig | None = None,
+    ) -> Run:
+        """From a teacher's weights; whether the objective asks the teacher is its own affair."""
+        source = FromRun(str(teacher), sigma_rel=TEACHER_EMA)
+        return Run(
+            network=network or self.network,
+            data=self.data,
+            objective=objective,
+            images=images or self.images,
+            batch_size=self.batch_size,
+            optimizer=self.optimizer,
+            ema=PowerEMA((0.05, 0.2)),
+            teacher=source,
+            initial=source,
+            every=self.every,
+            seed=seed,
+        )
+
+    def scratch(
+        self, objective: Objective, seed: int, *, images: int | None = None, network: NetworkConfig | None = None
+    ) -> Run:
+        return Run(
+            network=network or self.network,
+            data=self.data,
+            objective=objective,
+            images=images or self.scratch_images,
+            batch_size=self.batch_size,
+            optimizer=self.scratch_optimizer,
+            ema=PowerEMA((0.05, 0.2)),
+            every=self.every,
+            seed=seed,
+        )
+
+
+def altered(network: NetworkConfig, **fields: Any) -> NetworkConfig:
+    """``network`` with fields replaced in the innermost one, inside its adapters. Raises ValueError where it has not
+    got them."""
+    value: Any = network
+    if hasattr(value, "network"):
+        return replace(value, network=altered(value.network, **fields))
+    if missing := fields.keys() - {field.name for field in dataclasses.fields(value)}:
+        raise ValueError(f"network = {network!r} has no {', '.join(sorted(missing))}, which this study needs")
+    return replace(value, **fields)
+
+
+def digits() -> Setting:
+    """Scikit-learn's 1,797 handwritten digits, 8 x 8: five minutes a network on one core, half that on two."""
+    from facm.recipes.digits import CLASSES, NETWORK, Digits
+
+    return Setting(
+        name="digits",
+        network=NETWORK,
+        data=Digits(),
+        condition=Labels(CLASSES),
+        time=ArctanLogNormal(-0.8, 1.6),
+        teacher_images=128_000,
+        images=38_400,
+        scratch_images=102_400,
+        teacher_optimizer=AdamW(lr=2e-3, warmup_images=6_400, decay=CosineDecay(0.02)),
+        optimizer=AdamW(lr=2e-3, warmup_images=2_560, decay=CosineDecay(0.05)),
+        scratch_optimizer=AdamW(lr=1e-3, warmup_images=6_400, decay=CosineDecay(0.05)),
+        every=Every(log=640, checkpoint=38_400, ema_snapshots=12_800),
+        label_dropout=0.1,
+        batch_size=128,
+        teacher_nfe=32,
+        n=2_000,
+    )
+
+
+SETTINGS: dict[str, Callable[[], Setting]] = {"digits": digits}
+
+
+def find_setting(name: str) -> Setting:
+    """Raises ValueError for a name that is none of them."""
+    if name not in SETTINGS:
+        raise ValueError(f"--at {name}, expected one of {', '.join(SETTINGS)}")
+    return SETTINGS[name]()

@@ -1,0 +1,116 @@
+"""What a study is: networks that are trained alike but for the one thing that is studied."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from facm.record import open_run
+from facm.run import Run
+from facm.trained import FromRun
+
+Freedom = Literal["teacher", "budget"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One trained network.
+
+    name: of its folder; the same name is the same run in every study. label: what the table calls it.
+    nfe: the numbers of steps it is measured at. at: clocks (images seen) at which it is measured beside its end; it
+    must keep EMA snapshots there. series, x: where it stands in the study's figure. published: number of steps -> FID
+    that the paper has for this row; on other data, for comparison of the order only.
+    """
+
+    name: str
+    label: str
+    run: Run
+    nfe: tuple[int, ...] = (1, 2)
+    at: tuple[int, ...] = ()
+    series: str = ""
+    x: float | None = None
+    published: dict[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A question, the networks that answer it, and what they are allowed to differ in.
+
+    entries: what is compared; teachers: what they need first, measured as well. free: what the rows may differ in
+    beside the objective: "teacher" where the teacher is what is studied, "budget" where the images are.
+    source: the table or figure of the paper.
+    """
+
+    title: str
+    question: str
+    entries: tuple[Entry, ...]
+    teachers: tuple[Entry, ...]
+    source: str = ""
+    free: tuple[Freedom, ...] = ()
+    x_label: str = ""
+
+    @property
+    def parts(self) -> Iterator[Entry]:
+        """Teachers first: in the order of training."""
+        yield from self.teachers
+        yield from self.entries
+
+
+def check_study(study: Study, folder: Path) -> None:
+    """Rows that are compared share data, seed and teacher. Raises ValueError naming two rows that do not.
+
+    Two teachers count as the same where they differ in the network alone (sCM's has pixel norm from the start).
+    folder: where the study's runs are; a teacher elsewhere is a finished run of the user's.
+    """
+    names = [entry.name for entry in study.parts]
+    if double := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"study {study.title!r} has two entries named {sorted(double)}: expected one run for a name")
+    if not study.entries:
+        raise ValueError(f"study {study.title!r} has no entries, expected at least one network to train")
+    first = study.entries[0]
+    known = {str(folder / entry.name): entry.run for entry in study.teachers}
+    for entry in study.entries:
+        for what, ours, theirs in (
+            ("data", first.run.data, entry.run.data),
+            ("seed", first.run.seed, entry.run.seed),
+            ("batch_size", first.run.batch_size, entry.run.batch_size),
+        ):
+            if ours != theirs:
+                raise ValueError(
+                    f"study {study.title!r}: {first.name!r} has {what} = {ours}, {entry.name!r} has {theirs}: rows that "
+                    f"disagree in {what} cannot be compared"
+                )
+    _check_teachers(study, known)
+
+
+def _check_teachers(study: Study, known: dict[str, Run]) -> None:
+    seen: tuple[str, Run] | None = None
+    for entry in study.entries:
+        if not isinstance(entry.run.teacher, FromRun):
+            continue
+        path = entry.run.teacher.path
+        teacher = known.get(path) or (open_run(Path(path))[1] if (Path(path) / "run.json").exists() else None)
+        if teacher is None:
+            raise ValueError(
+                f"study {study.title!r}: the teacher of {entry.name!r} is {path}, expected one of the study's "
+                f"({', '.join(known) or 'none'}) or a run folder"
+            )
+        if teacher.data != entry.run.data:
+            raise ValueError(
+                f"study {study.title!r}: {entry.name!r} has data = {entry.run.data}, its teacher {path} was trained on "
+                f"{teacher.data}: expected the same"
+            )
+        if seen is None:
+            seen = (entry.name, teacher)
+        elif "teacher" not in study.free and (differ := _unequal(teacher, seen[1])):
+            raise ValueError(
+                f"study {study.title!r}: the teachers of {seen[0]!r} and {entry.name!r} differ in {', '.join(differ)}: "
+                'rows with unequal teachers cannot be compared, unless the study says free = ("teacher",)'
+            )
+
+
+def _unequal(one: Run, other: Run) -> list[str]:
+    names = ("data", "objective", "images", "batch_size", "optimizer", "ema", "seed")
+    return [name for name in names if getattr(one, name) != getattr(other, name)]
