@@ -6,29 +6,30 @@ from collections.abc import Sequence
 
 from torch import nn
 
+HOLDERS = (nn.ModuleList, nn.ModuleDict)
+
 
 def blocks_of(network: nn.Module, names: Sequence[str] = ()) -> dict[str, nn.Module]:
     """The blocks in order, by their full name in ``network``.
 
-    names: modules, or ModuleLists standing for all their entries. Without them: the entries of the outermost
-    ModuleLists, which is where transformers and U-Nets keep their blocks; none where a network has no ModuleList.
+    names: modules, or ModuleLists and ModuleDicts standing for all their entries. Without them: the entries of the
+    outermost ModuleLists, which is where transformers and U-Nets keep their blocks; where a network has none, those of
+    its outermost ModuleDicts; none where it has neither.
     Raises ValueError for a name that is no module, given twice, or inside another block.
     """
-    lists = names or [
-        name for name, m in network.named_modules() if isinstance(m, nn.ModuleList) and _outermost(name, network)
-    ]
+    lists = names or _outermost(nn.ModuleList, network) or _outermost(nn.ModuleDict, network)
     modules = dict(network.named_modules())
     found: dict[str, nn.Module] = {}
     for name in lists:
         if name not in modules:
-            known = ", ".join(n for n, m in modules.items() if isinstance(m, nn.ModuleList)) or "no ModuleList"
+            known = ", ".join(n for n, m in modules.items() if n and isinstance(m, HOLDERS)) or "no ModuleList"
             raise ValueError(
                 f"blocks = {tuple(names)}: {type(network).__name__} has no module {name!r}; it has {known}"
             )
         module = modules[name]
         entries = (
             {f"{name}.{key}": m for key, m in module.named_children()}
-            if isinstance(module, nn.ModuleList)
+            if isinstance(module, HOLDERS)
             else {name: module}
         )
         for full, entry in entries.items():
@@ -41,7 +42,7 @@ def blocks_of(network: nn.Module, names: Sequence[str] = ()) -> dict[str, nn.Mod
     return {full: m for full, m in found.items() if any(True for _ in m.parameters())}
 
 
-def _outermost(name: str, network: nn.Module) -> bool:
-    parents = name.split(".")[:-1]
-    modules = dict(network.named_modules())
-    return not any(isinstance(modules[".".join(parents[:k])], nn.ModuleList) for k in range(1, len(parents) + 1))
+def _outermost(kind: type[nn.Module], network: nn.Module) -> list[str]:
+    """Names of the modules of a kind that are in no other of that kind."""
+    found = [name for name, m in network.named_modules() if name and isinstance(m, kind)]
+    return [name for name in found if not any(name.startswith(other + ".") for other in found)]

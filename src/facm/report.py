@@ -2,36 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import io
-import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from facm.checkpoint import write_text
 from facm.images import grid_png
-
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
-table { border-collapse: collapse } td, th { padding: .25rem .9rem; text-align: right; border-bottom: 1px solid #ddd }
-td:first-child, th:first-child { text-align: left } tr.student { background: #eef6ee }
-.grids { display: flex; flex-wrap: wrap; gap: 1.4rem } figure { margin: 0 } figcaption { font-size: .9rem; color: #555 }
-img { max-width: 100% } .grids img { image-rendering: pixelated; width: 17rem }
-pre { background: #f6f6f6; padding: .8rem; overflow: auto; font-size: 12px } p.note { color: #555 }
-"""
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One grid: a caption and samples (B, C, H, W) in [-1, 1]."""
-
-    caption: str
-    samples: Tensor
+from facm.page import Panel, folded_json, grid, image, page, png_of
 
 
 def write_report(
@@ -50,18 +28,15 @@ def write_report(
         "a row; it is not an FID and compares only with itself. One half of the real digits against the other: "
         f"{summary['reference_floor']:.3f}. Accuracy, precision and recall in the same features.</p>",
         "<h2>The same noise, the same labels</h2><div class=grids>",
-        *(_figure(panel) for panel in panels),
+        *(grid(panel) for panel in panels),
         "</div><h2>Training</h2>",
-        _image(_curves(histories), "curves"),
+        image(_curves(histories), "curves"),
         "<h2>Seconds</h2>",
         "<p>" + ", ".join(f"{name} {value:.0f}" for name, value in summary["seconds"].items()) + "</p>",
-        *(f"<h2>Configuration: {name}</h2>{_json(text)}" for name, text in configurations.items()),
-        f"<h2>Environment</h2>{_json(environment)}",
+        *(f"<h2>Configuration: {name}</h2>{folded_json(text)}" for name, text in configurations.items()),
+        f"<h2>Environment</h2>{folded_json(environment)}",
     ]
-    body = "\n".join(parts)
-    head = "<meta charset=utf-8><meta name=viewport content='width=device-width'><title>FACM demo</title>"
-    head += f"<style>{STYLE}</style>"
-    write_text(path, f"<!doctype html><html lang=en><head>{head}</head><body>{body}</body></html>")
+    write_text(path, page("FACM demo", parts))
 
 
 def _table(summary: dict[str, Any]) -> str:
@@ -76,45 +51,26 @@ def _table(summary: dict[str, Any]) -> str:
     return f"<table>{''.join(rows)}</table>"
 
 
-def _figure(panel: Panel) -> str:
-    picture = _image(grid_png(panel.samples, scale=4), panel.caption)
-    return f"<figure>{picture}<figcaption>{panel.caption}</figcaption></figure>"
-
-
-def _image(png: bytes, alt: str) -> str:
-    return f"<img alt='{html.escape(alt)}' src='data:image/png;base64,{base64.b64encode(png).decode()}'>"
-
-
-def _json(text: str) -> str:
-    return f"<details><summary>show</summary><pre>{html.escape(json.dumps(json.loads(text), indent=2))}</pre></details>"
-
-
 def contact_sheet(panels: list[Panel], columns: int = 10) -> bytes:
     """A PNG with all grids and their captions, for a README or a slide."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from PIL import Image
 
     figure = Figure(figsize=(12, 3.1), layout="constrained")
-    FigureCanvasAgg(figure)
     half = (len(panels) + 1) // 2
     for axis, panel in zip(figure.subplots(2, half).flat, panels, strict=False):
         axis.imshow(Image.open(io.BytesIO(grid_png(panel.samples, columns, scale=4))))
         axis.set_title(panel.caption, fontsize=10)
     for axis in figure.axes:
         axis.axis("off")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    return buffer.getvalue()
+    return png_of(figure, dpi=100)
 
 
 def _curves(histories: dict[str, list[dict[str, Any]]]) -> bytes:
     """Losses and the gradient's norm over images seen, one column a run."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 5.5), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(2, len(histories), squeeze=False, sharex="col")
     hidden = {"images", "lr", "skipped", "images_per_s", "grad_norm", "tangent_rms", "clamped"}
     for column, (name, records) in enumerate(histories.items()):
@@ -131,6 +87,4 @@ def _curves(histories: dict[str, list[dict[str, Any]]]) -> bytes:
         for row in axes:
             row[column].legend()
             row[column].grid(alpha=0.3)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+    return png_of(figure)

@@ -27,7 +27,7 @@ class FileOptions:
     from_: Annotated[Path | None, tyro.conf.arg(name="from")] = None
     """A published checkpoint, or an exported or imported one, in place of a run."""
     family: str | None = None
-    """Whose file it is, where its content fits several: facm, lightningdit, sit, repa or dit."""
+    """Whose file it is, where its content fits several: facm, lightningdit, sit, repa, dit or edm."""
     weights: str | None = None
     """Which weights in it, such as model; default: its EMA, the longest of several."""
     heads: int | None = None

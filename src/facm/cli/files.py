@@ -59,9 +59,9 @@ def import_weights(
     """Convert a published checkpoint into one safetensors file, without executing anything in it.
 
     Args:
-        file: a checkpoint of DiT, SiT, REPA, LightningDiT or FACM, of a training or released.
+        file: a checkpoint of DiT, SiT, REPA, LightningDiT, FACM or EDM, of a training or released.
         out: the file to write, NAME.safetensors. A file that exists is not overwritten.
-        family: whose file it is, where its content fits several: facm, lightningdit, sit, repa or dit.
+        family: whose file it is, where its content fits several: facm, lightningdit, sit, repa, dit or edm.
         weights: which weights in it, such as model; default: its EMA, the longest of several.
         heads: attention heads, where the network has no published size and its weights do not tell.
     """

@@ -9,11 +9,18 @@ import tyro
 
 
 def show(what: Annotated[str, tyro.conf.Positional]) -> None:
-    """Say what a recipe or a run is; 'recipes' lists the package's recipes.
+    """Say what a recipe or a run is; 'recipes' lists the package's recipes, 'studies' its studies.
 
     Args:
-        what: a recipe's name, mine.py:run, a run folder, or the word recipes.
+        what: a recipe's name, mine.py:run, a run folder, or one of the words recipes and studies.
     """
+    if what == "studies":
+        from facm.studies.find import built_in
+
+        for name, summary in built_in().items():
+            print(f"{name}\n    {summary}")
+        print("facm study NAME; its options: facm study --help")
+        return
     from facm.show import show_anything
 
     show_anything(what)

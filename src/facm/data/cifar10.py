@@ -36,12 +36,14 @@ class Cifar10:
     - the tar archive of either, compressed or not;
     - a zip of lossless sheets ``train/003_cat_07.webp``: class 3, sheet 7, 10 x 10 images of 32 x 32. Its images come
       sorted by class.
+    labels: False leaves them out, for Unconditional().
     ``open`` raises ValueError naming the file that is missing, cut short or of another form.
     Source: Krizhevsky, Learning Multiple Layers of Features from Tiny Images (2009)."""
 
     path: str
     split: Literal["train", "test"] = "train"
     flip: bool = True
+    labels: bool = True
 
     def __post_init__(self) -> None:
         check_choice("Cifar10", "split", self.split, tuple(COUNTS))
@@ -61,7 +63,10 @@ class Cifar10:
             )
         if len(images) != COUNTS[self.split]:
             raise ValueError(f"{path}: {len(images)} {self.split} images, expected {COUNTS[self.split]}")
-        return InMemory(images, labels, num_classes=10, flip=self.flip, name=f"Cifar10({self.path}, {self.split})")
+        name = f"Cifar10({self.path}, {self.split})"
+        if not self.labels:
+            return InMemory(images, flip=self.flip, name=name)
+        return InMemory(images, labels, num_classes=10, flip=self.flip, name=name)
 
 
 def _files_in_folder(path: Path, split: str) -> dict[str, bytes]:

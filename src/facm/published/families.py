@@ -11,7 +11,7 @@ from facm.networks.lightning_dit import LightningDiT
 from facm.networks.variance_preserving import VariancePreserving
 from facm.types import NetworkConfig
 
-NAMES = {"facm": "FACM", "lightningdit": "LightningDiT", "sit": "SiT", "dit": "DiT", "repa": "REPA"}
+NAMES = {"facm": "FACM", "lightningdit": "LightningDiT", "sit": "SiT", "dit": "DiT", "repa": "REPA", "edm": "EDM"}
 
 
 def check_family(family: str | None) -> None:

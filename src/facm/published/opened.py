@@ -17,13 +17,15 @@ from facm.checkpoint import CheckpointError, check_fits
 from facm.foreign_weights import read_foreign
 from facm.networks.adapters import inner_config
 from facm.published.architecture import architecture
+from facm.published.edm_pickle import edm_network
 from facm.published.families import NAMES, check_family, decide, fitting, network_of
 from facm.published.layouts import layout_of
 from facm.published.own import SAID, config_of, metadata_of, statistics_of, which_of
+from facm.published.persistence import is_persistent
 from facm.statistics import Statistics
 from facm.types import NetworkConfig
 
-WHAT = "a checkpoint of DiT, SiT, REPA, LightningDiT or FACM, or a file that facm exported"
+WHAT = "a checkpoint of DiT, SiT, REPA, LightningDiT, FACM or EDM, or a file that facm exported"
 
 OWN = ("facm", "lightningdit")
 """What a user may say of a file that this package wrote and that does not say whether it learned the shortcut."""
@@ -35,7 +37,7 @@ class Published:
 
     network: its configuration, adapters included; what it builds takes ``state`` strictly.
     state: weights by this package's names, float32, on the CPU, mapped from the file where its format allows it.
-    family: "facm", "lightningdit", "sit", "dit" or "repa".
+    family: "facm", "lightningdit", "sit", "dit", "repa" or "edm".
     learns_shortcut: True for a FACM student, False for a teacher of velocities, None where the file does not say.
     which: which of the file's weights, in words.
     shape: (C, H, W) of a sample, num_classes: without the null label; None where the network's configuration does not
@@ -68,6 +70,8 @@ def open_published(
     Raises ValueError: not there, damaged, holding code, of no known family or of several, with other keys or shapes.
     """
     check_family(family)
+    if is_persistent(path):
+        return _edm(path, family, weights, heads)
     content = read_foreign(path, WHAT)
     metadata = metadata_of(path)
     if "config" in metadata:
@@ -82,6 +86,17 @@ def open_published(
     kept = {prefix + name: value for name, value in state.items() if name not in projectors}
     dropped = part.dropped + projectors
     return _fitted(path, network, kept, found, learns, part.which, dropped)
+
+
+def _edm(path: Path, family: str | None, weights: str | None, heads: int | None) -> Published:
+    if family not in (None, "edm"):
+        raise ValueError(f"{path}: family = {family!r}, but it is a pickle of torch_utils.persistence, as EDM's are")
+    if weights not in (None, "ema"):
+        raise ValueError(f"{path} has no weights {weights!r}, expected one of: ema")
+    if heads not in (None, 1):
+        raise ValueError(f"{path}: heads = {heads}, expected 1 or none: EDM's DDPM++ attends with one head")
+    network, state = edm_network(path)
+    return _fitted(path, network, state, "edm", False, "ema", ())
 
 
 def _own(

@@ -18,6 +18,7 @@ from facm.types import Objective
 from facm.weights import Cosine, OneMinusPower, Weight
 
 UNGUIDED = TeacherVelocity(Guidance(1.0))
+ALPHA, BETA = OneMinusPower(0.5), Cosine()  # Table 4's best
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class Bench:
         label: str = "FACM",
         *,
         teacher: str = "teacher",
-        alpha: Weight = OneMinusPower(0.5),
-        beta: Weight = Cosine(),
+        alpha: Weight = ALPHA,
+        beta: Weight = BETA,
         anchor_weight: float = 1.0,
         objective: FACM | None = None,
         images: int | None = None,

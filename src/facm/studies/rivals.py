@@ -22,7 +22,6 @@ def rivals(bench: Bench) -> Study:
     condition, drop = setting.condition, setting.label_dropout
     grid = DoublingSteps(setting.images)
     shrinking = ShrinkingGap(stage=setting.images // STAGES)
-    jumps = {"auxiliary_time": True}
     from_data = DataVelocity()
     return Study(
         title="Rivals",
@@ -53,8 +52,10 @@ def rivals(bench: Bench) -> Study:
                 "shortcut",
                 "Shortcut model",
                 ShortcutModel(condition, UNGUIDED, label_dropout=0.0),
-                **jumps,
+                auxiliary_time=True,
             ),
-            published(bench.distilled("imm", "IMM", IMM(condition, label_dropout=drop), **jumps), {1: 3.20}),
+            published(
+                bench.distilled("imm", "IMM", IMM(condition, label_dropout=drop), auxiliary_time=True), {1: 3.20}
+            ),
         ),
     )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from facm.derivative import Chain, FiniteDifference, NoGraph, OpLevel, WholeNetwork
+from facm.derivative import Chain, Derivative, FiniteDifference, NoGraph, OpLevel, WholeNetwork
 from facm.objectives.facm import FACM
 from facm.studies.entries import UNGUIDED, Bench
 from facm.studies.study import Study
 
 PART = 3
-STRATEGIES = {
+STRATEGIES: dict[str, Derivative] = {
     "op-level": OpLevel(),
     "whole": WholeNetwork(),
     "no-graph": NoGraph(),

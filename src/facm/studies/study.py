@@ -72,15 +72,14 @@ def check_study(study: Study, folder: Path) -> None:
     first = study.entries[0]
     known = {str(folder / entry.name): entry.run for entry in study.teachers}
     for entry in study.entries:
-        for what, ours, theirs in (
-            ("data", first.run.data, entry.run.data),
-            ("seed", first.run.seed, entry.run.seed),
-            ("batch_size", first.run.batch_size, entry.run.batch_size),
-        ):
+        for what in ("data", "seed", "batch_size", *(() if "budget" in study.free else ("images",))):
+            ours, theirs = getattr(first.run, what), getattr(entry.run, what)
             if ours != theirs:
                 raise ValueError(
-                    f"study {study.title!r}: {first.name!r} has {what} = {ours}, {entry.name!r} has {theirs}: rows that "
-                    f"disagree in {what} cannot be compared"
+                    f"study {study.title!r}: {first.name!r} has {what} = {ours}, {entry.name!r} has {theirs}: rows "
+                    f"that disagree in {what} cannot be compared"
+                    + ', unless the study says free = ("budget",)'
+                    * (what == "images")
                 )
     _check_teachers(study, known)
 

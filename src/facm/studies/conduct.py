@@ -1,0 +1,145 @@
+"""All networks of a study in their order, one after the other or side by side."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from facm import logs
+from facm.evaluation.evaluate import Judge
+from facm.studies.execute import finished, fulfil, stopped, trained_whole
+from facm.studies.study import Entry, Study
+from facm.trained import FromRun
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The study for each seed, the folder with its runs, and how many samples are measured."""
+
+    home: Path
+    studies: dict[int, Study]
+    n: int
+
+    @property
+    def tasks(self) -> dict[str, Entry]:
+        """SEED/NAME -> entry, all teachers before all students."""
+        teachers = {f"{seed}/{e.name}": e for seed, study in self.studies.items() for e in study.teachers}
+        return teachers | {f"{seed}/{e.name}": e for seed, study in self.studies.items() for e in study.entries}
+
+    def path(self, task: str) -> Path:
+        return self.home / f"seed-{task}"
+
+    def done(self, task: str, judged: Judge) -> bool:
+        return finished(self.tasks[task], self.path(task), self.n, judged.extractor.identity)
+
+    def ready(self, task: str) -> bool:
+        """Whether its teacher is there."""
+        source = self.tasks[task].run.teacher
+        return not isinstance(source, FromRun) or trained_whole(Path(source.path))
+
+    def do(self, task: str, judged: Judge) -> bool:
+        """Train and measure one network; False if it was interrupted. Raises ValueError for a task that is none."""
+        if task not in self.tasks:
+            raise ValueError(f"--only {task}, expected SEED/NAME, one of {', '.join(self.tasks)}")
+        if not self.ready(task):
+            raise ValueError(f"--only {task}: its teacher {self.tasks[task].run.teacher} is not trained yet")
+        began = time.monotonic()
+        outcome = fulfil(self.tasks[task], self.path(task), judged, self.n)
+        if outcome.finished:
+            print(f"seed {task}: {_state(self.path(task))} ({time.monotonic() - began:.0f} s)", flush=True)
+        return outcome.finished
+
+
+def _state(path: Path) -> str:
+    if failed := stopped(path):
+        return f"collapsed after {failed['images']} images"
+    rows = {row["nfe"]: row for row in logs.read(path / "evaluations.jsonl")}
+    return ", ".join(f"{nfe} step{'s' * (nfe > 1)}: {row['frechet_distance']:.3f}" for nfe, row in rows.items())
+
+
+def in_turn(plan: Plan, judged: Judge) -> bool:
+    """Everything that is left, in this process; False if it was interrupted."""
+    return all(plan.done(task, judged) or plan.do(task, judged) for task in plan.tasks)
+
+
+def side_by_side(plan: Plan, judged: Judge, jobs: int, command: Sequence[str]) -> bool:
+    """Everything that is left, ``jobs`` networks at a time, each by ``command`` with ``--only SEED/NAME``.
+
+    A network waits for its teacher. False if it was interrupted; raises RuntimeError where one failed.
+    """
+    left = [task for task in plan.tasks if not plan.done(task, judged)]
+    running: dict[Future[int], str] = {}
+    children = Children(command, jobs)
+    with children.forwarding_signals(), ThreadPoolExecutor(jobs) as pool:
+        while True:
+            ready = [task for task in left if plan.ready(task)]
+            while ready and len(running) < jobs and not children.stopping:
+                task = ready.pop(0)
+                left.remove(task)
+                running[pool.submit(children.run, task)] = task
+            if not running:
+                return not children.stopping
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                task = running.pop(future)
+                if future.result() and not children.stopping:
+                    children.stop()
+                    raise RuntimeError(f"seed {task} failed with status {future.result()}; its message is above")
+
+
+class Children:
+    """Processes of which ``jobs`` run at a time, each with its share of the cores, or a GPU of its own."""
+
+    def __init__(self, command: Sequence[str], jobs: int) -> None:
+        self.command, self.jobs, self.stopping = list(command), jobs, False
+        self._alive: set[subprocess.Popen[bytes]] = set()
+        self._free = list(range(jobs))
+        self._lock = threading.Lock()
+
+    def run(self, task: str) -> int:
+        """Wait for the command with ``--only task``; its exit status."""
+        with self._lock:
+            if self.stopping:
+                return 0
+            slot = self._free.pop(0)
+            environment = os.environ | _share(slot, self.jobs)
+            # a group of its own: Ctrl-C reaches it through this process alone, once
+            child = subprocess.Popen([*self.command, "--only", task], env=environment, start_new_session=True)
+            self._alive.add(child)
+        status = child.wait()
+        with self._lock:
+            self._alive.discard(child)
+            self._free.append(slot)
+        return status
+
+    def stop(self) -> None:
+        """Ask all children to save and end."""
+        self.stopping = True
+        for child in list(self._alive):
+            child.send_signal(signal.SIGTERM)
+
+    @contextlib.contextmanager
+    def forwarding_signals(self) -> Iterator[None]:
+        """Inside, what would end this process ends the children first."""
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        before = {number: signal.signal(number, lambda *_: self.stop()) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _share(slot: int, jobs: int) -> dict[str, str]:
+    share = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return share | ({"CUDA_VISIBLE_DEVICES": str(slot % count)} if count > 1 else {})

@@ -1,0 +1,58 @@
+"""What a step costs, counted: the products of a training step over those of one forward pass, per image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from facm.conditions import Labels
+from facm.counting import Flops
+from facm.record import open_run
+from facm.run import Run
+from facm.state import borrowed_generators
+from facm.trained import FromRun
+from facm.types import Batch, losses
+
+BATCH = 8
+
+
+def forward_passes(run: Run) -> float:
+    """Forward passes of ``run``'s network that one image costs in training: teacher, objective, derivative, backward.
+
+    Multiply-adds of matrix products, convolutions and attention, counted in one step of ``run`` on the CPU with fresh
+    weights. Objectives with a schedule are taken at half of the run.
+    """
+    objective: Any = run.objective
+    at = getattr(objective, "at", None)
+    if at is not None:
+        objective = at(run.images // 2)
+    dataset = run.data.open()
+    with borrowed_generators(0), sdpa_kernel(SDPBackend.MATH):
+        network, teacher = run.network.build(), _teacher(run)
+        read = dataset.read(np.arange(BATCH) % len(dataset))
+        batch = Batch(read.x_1, read.cond)
+        with Flops() as forward, torch.no_grad():
+            _ask(network, batch, run.objective)
+        with Flops() as step:
+            for loss in losses(objective, network, batch, torch.Generator().manual_seed(0), teacher):
+                loss.total.backward()
+    return step.total / forward.total
+
+
+def _ask(network: Any, batch: Batch, objective: Any) -> None:
+    t = torch.full((len(batch.x_1),), 0.5)
+    cond = batch.cond if isinstance(getattr(objective, "condition", None), Labels) else None
+    more = {"r": t} if getattr(network, "auxiliary_time", False) else {}
+    network(batch.x_1, t, cond=cond, **more)
+
+
+def _teacher(run: Run) -> torch.nn.Module | None:
+    if run.teacher is None:
+        return None
+    if isinstance(run.teacher, FromRun):  # its weights do not matter here
+        return open_run(Path(run.teacher.path))[1].network.build().requires_grad_(False)
+    return run.teacher.load().requires_grad_(False)

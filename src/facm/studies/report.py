@@ -1,0 +1,77 @@
+"""What a finished study leaves in its folder: table.md, results.jsonl, the figures, and one page with all of it."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from facm.checkpoint import atomically, write_text
+from facm.evaluation.evaluate import Judge, source_of
+from facm.generate import balanced_labels, sample
+from facm.images import is_image
+from facm.page import Panel, folded_json, grid, image, page
+from facm.record import RunFolder
+from facm.studies.execute import SEED_OF_EVALUATION, stopped, wanted
+from facm.studies.figures import numbers, over_training
+from facm.studies.summary import Summary
+from facm.studies.table import jsonl, markdown, rows, said
+from facm.trained import load_trained
+
+SHOWN = 40
+
+
+def write(summary: Summary, judged: Judge, home: Path, folder: Path, command: str, device: torch.device) -> Path:
+    """Write everything below ``folder``; the page's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {"numbers.png": numbers(summary), "training.png": over_training(summary, home)}
+    for name, png in found.items():
+        with atomically(folder / name) as partial:
+            partial.write_bytes(png)
+    write_text(folder / "table.md", markdown(summary))
+    write_text(folder / "results.jsonl", jsonl(summary, command))
+    first = home / f"seed-{summary.seeds[0]}"
+    parts = [
+        f"<h1>{html.escape(summary.study.title)}</h1>",
+        f"<p>{html.escape(said(summary))}</p>",
+        _table(summary),
+        image(found["numbers.png"], "distances"),
+        f"<h2>Training</h2>{image(found['training.png'], 'gradient norm and tangent over training')}",
+        f"<h2>The same noise, the same labels: seed {summary.seeds[0]}</h2><div class=grids>",
+        *(grid(panel) for panel in panels(summary, judged, first, device)),
+        "</div><h2>Configurations</h2>",
+        *(
+            f"<h3>{html.escape(line.entry.label)}</h3>{folded_json((first / line.entry.name / 'run.json').read_text())}"
+            for line in (*summary.teachers, *summary.lines)
+        ),
+        f"<h2>Environment</h2>{folded_json((first / summary.lines[0].entry.name / 'environment.json').read_text())}",
+    ]
+    write_text(folder / "report.html", page(f"facm study: {summary.study.title}", parts))
+    return folder / "report.html"
+
+
+def panels(summary: Summary, judged: Judge, folder: Path, device: torch.device) -> Iterator[Panel]:
+    """Samples of every entry, teachers at their most steps, the others at one; nothing for data that are no images."""
+    dataset = judged.dataset
+    if not is_image(dataset.shape):
+        return
+    for line in (*summary.teachers, *summary.lines):
+        path = RunFolder(folder / line.entry.name).path
+        if stopped(path):
+            continue
+        trained = load_trained(path)
+        ends = [want for want in wanted(line.entry) if want.images is None]
+        want = max(ends, key=lambda w: w.nfe) if line.teaches else min(ends, key=lambda w: w.nfe)
+        source = source_of(trained, dataset.shape, device)
+        labels = balanced_labels(source.condition, range(SHOWN))
+        x = sample(source, want.method, range(SHOWN), labels, seed=SEED_OF_EVALUATION)
+        yield Panel(f"{line.entry.label}, {want.nfe} step{'s' * (want.nfe > 1)}", x.cpu())
+
+
+def _table(summary: Summary) -> str:
+    header, body = rows(summary)
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+    lines = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in body]
+    return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"

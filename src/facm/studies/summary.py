@@ -1,0 +1,159 @@
+"""A study's numbers over its seeds: means with their spread, paired differences, what collapsed, what it cost."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from facm import logs
+from facm.record import RunFolder
+from facm.studies.cost import forward_passes
+from facm.studies.execute import measured, stopped, wanted
+from facm.studies.study import Entry, Study
+from facm.trained import FromRun
+
+STEADY = 0.1
+"""Gradient norms before this fraction of a run are warm-up."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of the table over the seeds: its values in their order, None where a run has collapsed."""
+
+    values: tuple[float | None, ...]
+
+    @property
+    def known(self) -> list[float]:
+        return [value for value in self.values if value is not None]
+
+    @property
+    def mean(self) -> float | None:
+        """None unless every seed has a value: a mean over the survivors would flatter."""
+        return statistics.fmean(self.known) if self.known and len(self.known) == len(self.values) else None
+
+    @property
+    def sd(self) -> float | None:
+        """Standard deviation over the seeds (n - 1); None below two of them."""
+        return statistics.stdev(self.known) if self.mean is not None and len(self.known) > 1 else None
+
+    def minus(self, other: Cell) -> Cell:
+        """Differences seed by seed: what the seeds share, teacher and noise, cancels."""
+        pairs = zip(self.values, other.values, strict=True)
+        return Cell(tuple(None if a is None or b is None else a - b for a, b in pairs))
+
+
+@dataclass(frozen=True)
+class Line:
+    """One entry over the seeds.
+
+    cells: (steps, clock) -> numbers; a clock of None is the end. accuracy: steps -> numbers at the end. cost: forward
+    passes an image. stable: seeds that ended, without a skipped step, better with one step than the teacher does with
+    one. grad_norm: the largest of the logged means after warm-up, seed by seed; tangent_rms: at the end.
+    """
+
+    entry: Entry
+    teaches: bool
+    cells: Mapping[tuple[int, int | None], Cell]
+    accuracy: Mapping[int, Cell]
+    cost: float
+    stable: int
+    collapsed_at: tuple[int | None, ...]
+    grad_norm: Cell
+    tangent_rms: Cell
+
+    @property
+    def total_cost(self) -> float:
+        """Forward passes of the whole run."""
+        return self.cost * self.entry.run.images
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A study with its numbers. seeds: in the order of all values; n: samples a number; features: their identity;
+    floor: the distance of one half of the real data from the other."""
+
+    study: Study
+    seeds: tuple[int, ...]
+    n: int
+    features: str
+    floor: float
+    teachers: tuple[Line, ...]
+    lines: tuple[Line, ...]
+
+
+def summarise(studies: Mapping[int, Study], home: Path, n: int, features: str, floor: float) -> Summary:
+    """All numbers of finished runs. Raises ValueError where one is missing."""
+    seeds = tuple(studies)
+    first = studies[seeds[0]]
+
+    def line(index: int, kind: str) -> Line:
+        entries = {seed: getattr(studies[seed], kind)[index] for seed in seeds}
+        cost = forward_passes(entries[seeds[0]].run)
+        return _line(entries, kind == "teachers", home, n, features, cost)
+
+    return Summary(
+        first,
+        seeds,
+        n,
+        features,
+        floor,
+        tuple(line(i, "teachers") for i in range(len(first.teachers))),
+        tuple(line(i, "entries") for i in range(len(first.entries))),
+    )
+
+
+def _line(entries: Mapping[int, Entry], teaches: bool, home: Path, n: int, features: str, cost: float) -> Line:
+    entry = next(iter(entries.values()))
+    paths = {seed: home / f"seed-{seed}" / e.name for seed, e in entries.items()}
+    cells: dict[tuple[int, int | None], Cell] = {}
+    accuracy: dict[int, Cell] = {}
+    for want in wanted(entry):
+        rows = [_row(paths[seed], e, want, n, features) for seed, e in entries.items()]
+        cells[want.nfe, want.images] = Cell(tuple(None if row is None else row["frechet_distance"] for row in rows))
+        if want.images is None:
+            accuracy[want.nfe] = Cell(tuple(None if row is None else row.get("accuracy") for row in rows))
+    histories = [logs.read(RunFolder(path).log) for path in paths.values()]
+    ends = [cells[1, None].values[i] if (1, None) in cells else None for i in range(len(entries))]
+    starts = [_start(e, n, features) for e in entries.values()]
+    return Line(
+        entry,
+        teaches,
+        cells,
+        accuracy,
+        cost,
+        sum(_stable(*state) for state in zip(ends, starts, histories, strict=True)),
+        tuple((stopped(path) or {}).get("images") for path in paths.values()),
+        Cell(tuple(_largest(history, e.run.images) for history, e in zip(histories, entries.values(), strict=True))),
+        Cell(tuple(history[-1].get("tangent_rms") if history else None for history in histories)),
+    )
+
+
+def _row(path: Path, entry: Entry, want: Any, n: int, features: str) -> dict[str, Any] | None:
+    if stopped(path):
+        return None
+    row = measured(path, want, entry.run, n, features)
+    if row is None:
+        raise ValueError(f"{path} has no row with {want.nfe} steps, n = {n} and {features}: train and measure it first")
+    return row
+
+
+def _start(entry: Entry, n: int, features: str) -> float | None:
+    """The one-step distance of the network that a student started from."""
+    if not isinstance(entry.run.initial, FromRun):
+        return None
+    for row in logs.read(Path(entry.run.initial.path) / "evaluations.jsonl"):
+        if (row.get("nfe"), row.get("n"), row.get("features")) == (1, n, features):
+            return row["frechet_distance"]
+    return None
+
+
+def _stable(end: float | None, start: float | None, history: list[dict[str, Any]]) -> bool:
+    skipped = bool(history) and history[-1]["skipped"] > 0
+    return end is not None and not skipped and (start is None or end < start)
+
+
+def _largest(history: list[dict[str, Any]], images: int) -> float | None:
+    return max((record["grad_norm"] for record in history if record["images"] > STEADY * images), default=None)

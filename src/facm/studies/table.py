@@ -1,0 +1,157 @@
+"""A summary as a table, in Markdown and on the terminal, and as rows of JSON."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from facm.record import environment
+from facm.studies.execute import SEED_OF_EVALUATION
+from facm.studies.summary import Cell, Line, Summary
+
+Row = tuple[str, ...]
+
+GRADIENT, IMAGES, PUBLISHED = "largest gradient norm", "images", "published FID"
+ON_PAGE_ONLY = (GRADIENT, IMAGES, PUBLISHED)
+
+
+def rows(summary: Summary) -> tuple[Row, list[Row]]:
+    """The header and the lines, as text."""
+    nfes = sorted({nfe for line in summary.lines for nfe, _ in line.cells})
+    published = any(line.entry.published for line in summary.lines)
+    header = (
+        "",
+        *(f"{nfe} step{'s' * (nfe > 1)}" for nfe in nfes),
+        f"{nfes[0]} step, minus the first row's",
+        "stable",
+        GRADIENT,
+        IMAGES,
+        "forward passes / 1000",
+        *((PUBLISHED,) if published else ()),
+    )
+    first = summary.lines[0]
+    found = []
+    for line in (*summary.teachers, *summary.lines):
+        found.append(
+            (
+                line.entry.label,
+                *(_text(line, line.cells.get((nfe, None))) for nfe in nfes),
+                "" if line is first or line.teaches else _difference(line, first, nfes[0]),
+                "" if line.teaches else f"{line.stable}/{len(summary.seeds)}",
+                _spread(line.grad_norm, "{:.2g}"),
+                f"{line.entry.run.images:,}",
+                f"{line.total_cost / 1000:,.0f}",
+                *((_published(line),) if published else ()),
+            )
+        )
+    return header, found
+
+
+def _text(line: Line, cell: Cell | None) -> str:
+    if cell is None:
+        return ""
+    if cell.mean is None:
+        return f"collapsed ({cell.values.count(None)} of {len(cell.values)})"
+    return _spread(cell, "{:.3f}")
+
+
+def _spread(cell: Cell, form: str) -> str:
+    if cell.mean is None:
+        return "-"
+    return form.format(cell.mean) + ("" if cell.sd is None else " ± " + form.format(cell.sd))
+
+
+def _difference(line: Line, first: Line, nfe: int) -> str:
+    """Paired by seed, and in how many seeds the row is worse."""
+    own, theirs = line.cells.get((nfe, None)), first.cells.get((nfe, None))
+    if own is None or theirs is None:
+        return ""
+    difference = own.minus(theirs)
+    if difference.mean is None:
+        return "-"
+    worse = sum(value > 0 for value in difference.known)
+    return f"{_spread(difference, '{:+.3f}').replace('± +', '± ')} (worse in {worse}/{len(difference.values)})"
+
+
+def _published(line: Line) -> str:
+    return ", ".join(f"{fid:.2f} ({nfe} step{'s' * (nfe > 1)})" for nfe, fid in line.entry.published.items())
+
+
+def markdown(summary: Summary) -> str:
+    """The table with what it says and what it was measured with."""
+    header, body = rows(summary)
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines += ["| " + " | ".join(row) + " |" for row in body]
+    return f"# {summary.study.title} ({summary.study.source})\n\n{said(summary)}\n\n" + "\n".join(lines) + "\n"
+
+
+def said(summary: Summary) -> str:
+    """One paragraph: the question, the seeds, the measure and what it is relative to."""
+    seeds = ", ".join(map(str, summary.seeds))
+    return (
+        f"{summary.study.question} Mean ± standard deviation over the seeds {seeds}, Fréchet distance of "
+        f"{summary.n:,} samples in the features {summary.features}: no FID, and to be compared within this table only; "
+        f"one half of the real data against the other: {summary.floor:.3f}. Differences are paired by seed. Stable: "
+        "ended without a skipped step, and better with one step than the network it started from. Forward passes are "
+        "counted, of the whole run."
+    )
+
+
+def records(summary: Summary, command: str) -> Iterator[dict[str, Any]]:
+    """One row of JSON for each number."""
+    where = environment()
+    for line in (*summary.teachers, *summary.lines):
+        for (nfe, images), cell in line.cells.items():
+            yield {
+                "study": summary.study.title,
+                "source": summary.study.source,
+                "entry": line.entry.name,
+                "label": line.entry.label,
+                "nfe": nfe,
+                "at_images": images,
+                "frechet_distance": list(cell.values),
+                "mean": cell.mean,
+                "sd": cell.sd,
+                "accuracy": list(line.accuracy[nfe].values) if images is None else None,
+                "seeds": list(summary.seeds),
+                "evaluation_seed": SEED_OF_EVALUATION,
+                "n": summary.n,
+                "features": summary.features,
+                "floor": summary.floor,
+                "images": line.entry.run.images,
+                "forward_passes_per_image": line.cost,
+                "stable": None if line.teaches else line.stable,
+                "collapsed_at": list(line.collapsed_at),
+                "largest_grad_norm": list(line.grad_norm.values),
+                "last_tangent_rms": list(line.tangent_rms.values),
+                "published": line.entry.published.get(nfe),
+                "command": command,
+                "date": time.strftime("%Y-%m-%d"),
+                "device": where["device"],
+                "cores": where["cores"],
+                "versions": where["versions"],
+                "commit": (where["git"] or {}).get("commit"),
+            }
+
+
+def jsonl(summary: Summary, command: str) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records(summary, command))
+
+
+def print_table(summary: Summary) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    header, body = rows(summary)
+    shown = [k for k, name in enumerate(header) if name not in ON_PAGE_ONLY]  # the others do not fit into 80 characters
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), title=f"{summary.study.title} ({summary.study.source})")
+    for k in shown:
+        table.add_column(header[k], justify="right" if k else "left")
+    for row in body:
+        table.add_row(*(row[k] for k in shown))
+    console = Console()
+    console.print(table)
+    console.print(said(summary), style="dim")
