@@ -164,8 +164,8 @@ def open_run(path: Path) -> tuple[RunFolder, Run]:
         raise RunFolderError(f"{folder.run_json} does not describe a run: {error}") from error
     if not isinstance(run, Run) or fingerprint(run) != record["fingerprint"]:
         raise RunFolderError(
-            f"{folder.run_json} was changed since the run started: resuming with another recipe would be another run; "
-            "restore the file, or start a new run with 'facm train'"
+            f"{folder.run_json}, or a default in this version, was changed since the run started: resuming with "
+            "another recipe would be another run; restore the file, or start a new run with 'facm train'"
         )
     return folder, run
 

@@ -142,5 +142,26 @@ def _find(name: str) -> type:
 
 
 def fingerprint(value: Any) -> str:
-    """sha256 of a component's JSON: two runs with the same one would give the same numbers."""
-    return hashlib.sha256(json.dumps(to_json(value), sort_keys=True).encode()).hexdigest()
+    """sha256 of a component's JSON: two runs with the same one would give the same numbers.
+
+    Fields at their defaults are left out, so that a run made before a component got a new field is still itself.
+    """
+    return hashlib.sha256(json.dumps(_told(value), sort_keys=True).encode()).hexdigest()
+
+
+def _told(value: Any) -> Any:
+    """As :func:`to_json`, of a component only what differs from its defaults."""
+    if isinstance(value, tuple | list):
+        return [_told(item) for item in value]
+    if isinstance(value, dict):
+        return to_json(value) and {key: _told(item) for key, item in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        told = [f for f in dataclasses.fields(value) if f.init and getattr(value, f.name) != _default(f)]
+        return {"type": to_json(value)["type"], **{f.name: _told(getattr(value, f.name)) for f in told}}
+    return to_json(value)
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default

@@ -62,7 +62,8 @@ def study(
     home = out or Path("runs/studies") / at
     plan = Plan(home, {seed: _made(found, setting, home, seed) for seed in seeds}, n or setting.n)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    judged = judge(setting.data.open(), device, features.chosen())
+    data = next(iter(plan.studies.values())).entries[0].run.data  # a study may have others than its size's
+    judged = judge(data.open(), device, features.chosen())
     if only is not None:
         plan.do(only, judged)
         return

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -47,12 +48,19 @@ class Plan:
         source = self.tasks[task].run.teacher
         return not isinstance(source, FromRun) or trained_whole(Path(source.path))
 
+    def why_not(self, task: str) -> str:
+        """What to say of a task that is not ready."""
+        source: Any = self.tasks[task].run.teacher
+        failed = stopped(Path(source.path))
+        state = f"collapsed after {failed['images']} images" if failed else "is not trained to its end yet"
+        return f"cannot train {task}: its teacher {source.path} {state}"
+
     def do(self, task: str, judged: Judge) -> bool:
         """Train and measure one network; False if it was interrupted. Raises ValueError for a task that is none."""
         if task not in self.tasks:
             raise ValueError(f"--only {task}, expected SEED/NAME, one of {', '.join(self.tasks)}")
         if not self.ready(task):
-            raise ValueError(f"--only {task}: its teacher {self.tasks[task].run.teacher} is not trained yet")
+            raise ValueError(self.why_not(task))
         began = time.monotonic()
         outcome = fulfil(self.tasks[task], self.path(task), judged, self.n)
         if outcome.finished:
@@ -75,12 +83,13 @@ def in_turn(plan: Plan, judged: Judge) -> bool:
 def side_by_side(plan: Plan, judged: Judge, jobs: int, command: Sequence[str]) -> bool:
     """Everything that is left, ``jobs`` networks at a time, each by ``command`` with ``--only SEED/NAME``.
 
-    A network waits for its teacher. False if it was interrupted; raises RuntimeError where one failed.
+    A network waits for its teacher. False if it was interrupted; raises RuntimeError where one failed, ValueError for
+    one whose teacher has collapsed.
     """
     left = [task for task in plan.tasks if not plan.done(task, judged)]
     running: dict[Future[int], str] = {}
     children = Children(command, jobs)
-    with children.forwarding_signals(), ThreadPoolExecutor(jobs) as pool:
+    with children.forwarding_signals(), ThreadPoolExecutor(jobs) as pool, children.stopped_by_errors():
         while True:
             ready = [task for task in left if plan.ready(task)]
             while ready and len(running) < jobs and not children.stopping:
@@ -88,12 +97,16 @@ def side_by_side(plan: Plan, judged: Judge, jobs: int, command: Sequence[str]) -
                 left.remove(task)
                 running[pool.submit(children.run, task)] = task
             if not running:
-                return not children.stopping
+                break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 task = running.pop(future)
                 if future.result() and not children.stopping:
-                    children.stop()
                     raise RuntimeError(f"seed {task} failed with status {future.result()}; its message is above")
+    if children.stopping or not all(plan.done(task, judged) for task in plan.tasks if task not in left):
+        return False  # or a child alone was interrupted
+    if left:
+        raise ValueError(plan.why_not(left[0]))
+    return True
 
 
 class Children:
@@ -103,7 +116,7 @@ class Children:
         self.command, self.jobs, self.stopping = list(command), jobs, False
         self._alive: set[subprocess.Popen[bytes]] = set()
         self._free = list(range(jobs))
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a second Ctrl-C interrupts stop()
 
     def run(self, task: str) -> int:
         """Wait for the command with ``--only task``; its exit status."""
@@ -122,10 +135,20 @@ class Children:
         return status
 
     def stop(self) -> None:
-        """Ask all children to save and end."""
-        self.stopping = True
-        for child in list(self._alive):
-            child.send_signal(signal.SIGTERM)
+        """Ask all children to save and end, and start no more."""
+        with self._lock:
+            self.stopping = True
+            for child in self._alive:
+                child.send_signal(signal.SIGTERM)
+
+    @contextlib.contextmanager
+    def stopped_by_errors(self) -> Iterator[None]:
+        """An error inside stops the children, which would otherwise be waited for to their ends."""
+        try:
+            yield
+        except BaseException:
+            self.stop()
+            raise
 
     @contextlib.contextmanager
     def forwarding_signals(self) -> Iterator[None]:

@@ -11,9 +11,10 @@ from typing import Any
 from facm import logs
 from facm.checkpoint import write_text
 from facm.evaluation.evaluate import Judge, default_method, evaluate
-from facm.generate import Euler, Method
+from facm.generate import Method
+from facm.guidance import NO_GUIDANCE
 from facm.record import RunFolder, create_or_continue, open_run
-from facm.run import Run
+from facm.run import Run, to_json
 from facm.studies.study import Entry
 from facm.trained import load_trained
 from facm.training import NonFiniteError, Outcome, check, train
@@ -33,26 +34,27 @@ class Wanted:
 
 def wanted(entry: Entry) -> Iterator[Wanted]:
     """All that is measured of an entry, at its end first."""
-    teaches = not (getattr(entry.run.objective, "learns_shortcut", False) or _jumps(entry))
     for images in (None, *entry.at):
         for nfe in entry.nfe:
-            yield Wanted(Euler(nfe) if teaches else default_method(entry.run.objective, nfe), nfe, images)
-
-
-def _jumps(entry: Entry) -> bool:
-    return getattr(entry.run.objective, "learns_jumps", False)
+            yield Wanted(default_method(entry.run.objective, nfe), nfe, images)
 
 
 def measured(path: Path, want: Wanted, run: Run, n: int, features: str) -> dict[str, Any] | None:
-    """The newest row of the run at ``path`` with this number; None if there is none yet."""
-    images = _end(path, run) if want.images is None else want.images
-    sampler = type(want.method).__name__.lower()
-    found = None
-    for row in logs.read(path / "evaluations.jsonl"):
-        here = (row.get("nfe"), row.get("sampler"), row.get("images"), row.get("n"), row.get("seed"))
-        if here == (want.nfe, sampler, images, n, SEED_OF_EVALUATION) and row.get("features") == features:
-            found = row
-    return found
+    """The newest row of the run at ``path`` with this number; None if there is none yet.
+
+    Rows of the same folder that a user measured in another way (raw weights, guidance, a shifted schedule) are others.
+    """
+    expected = {
+        "method": to_json(want.method),
+        "guidance": to_json(NO_GUIDANCE),
+        "ema": run.ema.sigma_rels[0],
+        "images": _end(path, run) if want.images is None else want.images,
+        "n": n,
+        "seed": SEED_OF_EVALUATION,
+        "features": features,
+    }
+    rows = logs.read(path / "evaluations.jsonl")
+    return next((row for row in reversed(rows) if all(row.get(k) == value for k, value in expected.items())), None)
 
 
 def _end(path: Path, run: Run) -> int:

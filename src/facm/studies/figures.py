@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import defaultdict
 from pathlib import Path
@@ -96,7 +97,7 @@ def _band(axis: Any, line: Line, home: Path, seeds: tuple[int, ...], key: str) -
     values: dict[int, list[float]] = defaultdict(list)
     for seed in seeds:
         for record in logs.read(RunFolder(_folder(line.entry, home, seed)).log):
-            if key in record:
+            if math.isfinite(record.get(key, math.nan)):  # a window with a skipped step has none
                 values[record["images"]].append(record[key])
     if not values:
         return

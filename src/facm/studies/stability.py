@@ -8,8 +8,8 @@ from facm.studies.study import Study
 from facm.weights import One
 
 LONGER = 1.6
-"""A step of FACM costs 8.07 forward passes (teacher 1, anchor 3, shortcut with its tangent 4.07), one of a method
-without anchor 5.07: so many more images are the same compute."""
+"""A step of FACM costs 8 forward passes (teacher 1, anchor 3, shortcut with its tangent 4), one of a method without
+anchor 5: so many more images are the same compute."""
 
 
 def stability(bench: Bench) -> Study:

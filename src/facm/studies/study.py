@@ -59,7 +59,9 @@ class Study:
 
 
 def check_study(study: Study, folder: Path) -> None:
-    """Rows that are compared share data, seed and teacher. Raises ValueError naming two rows that do not.
+    """Rows that are compared share data, seed and teacher, and are measured where they keep weights.
+
+    Raises ValueError naming two rows that do not agree, or a row that cannot be measured.
 
     Two teachers count as the same where they differ in the network alone (sCM's has pixel norm from the start).
     folder: where the study's runs are; a teacher elsewhere is a finished run of the user's.
@@ -82,6 +84,22 @@ def check_study(study: Study, folder: Path) -> None:
                     * (what == "images")
                 )
     _check_teachers(study, known)
+    for entry in study.parts:
+        _check_clocks(study, entry)
+
+
+def _check_clocks(study: Study, entry: Entry) -> None:
+    run = entry.run
+    every, batch = run.every.ema_snapshots, run.batch_size
+    end = -(-run.images // batch) * batch
+    kept = [*range(every, end, every)] if every else []
+    kept = sorted({-(-clock // batch) * batch for clock in kept} | ({end} if every else set()))
+    if missing := sorted(set(entry.at) - set(kept)):
+        raise ValueError(
+            f"study {study.title!r}: {entry.name!r} is measured at images = {', '.join(map(str, missing))}, where its "
+            f"run keeps no EMA snapshot: every.ema_snapshots = {every}, expected clocks among "
+            f"{', '.join(map(str, kept)) or 'none'}"
+        )
 
 
 def _check_teachers(study: Study, known: dict[str, Run]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from facm import logs
-from facm.record import RunFolder
+from facm.evaluation.evaluate import default_method
+from facm.record import RunFolder, open_run
 from facm.studies.cost import forward_passes
-from facm.studies.execute import measured, stopped, wanted
+from facm.studies.execute import Wanted, measured, stopped, wanted
 from facm.studies.study import Entry, Study
 from facm.trained import FromRun
 
@@ -50,8 +52,9 @@ class Line:
     """One entry over the seeds.
 
     cells: (steps, clock) -> numbers; a clock of None is the end. accuracy: steps -> numbers at the end. cost: forward
-    passes an image. stable: seeds that ended, without a skipped step, better with one step than the teacher does with
-    one. grad_norm: the largest of the logged means after warm-up, seed by seed; tangent_rms: at the end.
+    passes an image. stable: seeds that ended, without a skipped step, better with the fewest steps than the network they
+    started from is with as many. grad_norm: the largest of the logged means after warm-up, seed by seed; tangent_rms:
+    at the end; None where they are not finite.
     """
 
     entry: Entry
@@ -116,18 +119,18 @@ def _line(entries: Mapping[int, Entry], teaches: bool, home: Path, n: int, featu
         if want.images is None:
             accuracy[want.nfe] = Cell(tuple(None if row is None else row.get("accuracy") for row in rows))
     histories = [logs.read(RunFolder(path).log) for path in paths.values()]
-    ends = [cells[1, None].values[i] if (1, None) in cells else None for i in range(len(entries))]
-    starts = [_start(e, n, features) for e in entries.values()]
+    fewest = min(entry.nfe)
+    starts = [_start(e, fewest, n, features) for e in entries.values()]
     return Line(
         entry,
         teaches,
         cells,
         accuracy,
         cost,
-        sum(_stable(*state) for state in zip(ends, starts, histories, strict=True)),
+        sum(_stable(*state) for state in zip(cells[fewest, None].values, starts, histories, strict=True)),
         tuple((stopped(path) or {}).get("images") for path in paths.values()),
         Cell(tuple(_largest(history, e.run.images) for history, e in zip(histories, entries.values(), strict=True))),
-        Cell(tuple(history[-1].get("tangent_rms") if history else None for history in histories)),
+        Cell(tuple(_finite(history[-1].get("tangent_rms")) if history else None for history in histories)),
     )
 
 
@@ -140,14 +143,14 @@ def _row(path: Path, entry: Entry, want: Any, n: int, features: str) -> dict[str
     return row
 
 
-def _start(entry: Entry, n: int, features: str) -> float | None:
-    """The one-step distance of the network that a student started from."""
+def _start(entry: Entry, nfe: int, n: int, features: str) -> float | None:
+    """The distance with ``nfe`` steps of the network that a student started from, where it was measured."""
     if not isinstance(entry.run.initial, FromRun):
         return None
-    for row in logs.read(Path(entry.run.initial.path) / "evaluations.jsonl"):
-        if (row.get("nfe"), row.get("n"), row.get("features")) == (1, n, features):
-            return row["frechet_distance"]
-    return None
+    path = Path(entry.run.initial.path)
+    run = open_run(path)[1]
+    row = measured(path, Wanted(default_method(run.objective, nfe), nfe, None), run, n, features)
+    return None if row is None else row["frechet_distance"]
 
 
 def _stable(end: float | None, start: float | None, history: list[dict[str, Any]]) -> bool:
@@ -156,4 +159,9 @@ def _stable(end: float | None, start: float | None, history: list[dict[str, Any]
 
 
 def _largest(history: list[dict[str, Any]], images: int) -> float | None:
-    return max((record["grad_norm"] for record in history if record["images"] > STEADY * images), default=None)
+    norms = [record["grad_norm"] for record in history if record["images"] > STEADY * images]
+    return max(norms) if norms and all(map(math.isfinite, norms)) else None
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -23,8 +23,8 @@ def rows(summary: Summary) -> tuple[Row, list[Row]]:
     published = any(line.entry.published for line in summary.lines)
     header = (
         "",
-        *(f"{nfe} step{'s' * (nfe > 1)}" for nfe in nfes),
-        f"{nfes[0]} step, minus the first row's",
+        *map(_steps, nfes),
+        f"{_steps(nfes[0])}, minus the first row's",
         "stable",
         GRADIENT,
         IMAGES,
@@ -76,7 +76,11 @@ def _difference(line: Line, first: Line, nfe: int) -> str:
 
 
 def _published(line: Line) -> str:
-    return ", ".join(f"{fid:.2f} ({nfe} step{'s' * (nfe > 1)})" for nfe, fid in line.entry.published.items())
+    return ", ".join(f"{fid:.2f} ({_steps(nfe)})" for nfe, fid in line.entry.published.items())
+
+
+def _steps(nfe: int) -> str:
+    return f"{nfe} step{'s' * (nfe > 1)}"
 
 
 def markdown(summary: Summary) -> str:
@@ -90,11 +94,12 @@ def markdown(summary: Summary) -> str:
 def said(summary: Summary) -> str:
     """One paragraph: the question, the seeds, the measure and what it is relative to."""
     seeds = ", ".join(map(str, summary.seeds))
+    fewest = _steps(min(nfe for line in summary.lines for nfe, _ in line.cells))
     return (
         f"{summary.study.question} Mean ± standard deviation over the seeds {seeds}, Fréchet distance of "
         f"{summary.n:,} samples in the features {summary.features}: no FID, and to be compared within this table only; "
         f"one half of the real data against the other: {summary.floor:.3f}. Differences are paired by seed. Stable: "
-        "ended without a skipped step, and better with one step than the network it started from. Forward passes are "
+        f"ended without a skipped step, and better with {fewest} than the network it started from. Forward passes are "
         "counted, of the whole run."
     )
 
