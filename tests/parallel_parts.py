@@ -111,6 +111,8 @@ class Awake:
     gradient is rounding, and Adam makes steps of that."""
 
     depth: int = 1
+    auxiliary_time: bool = False
+    weight_head: bool = False
 
     def build(self) -> Any:
         import torch
@@ -118,9 +120,10 @@ class Awake:
         from facm.networks.lightning_dit import LightningDiT
 
         fewer_operations: dict[str, Any] = dict.fromkeys(("swiglu", "rope"), False)
-        network = LightningDiT(8, 4, 1, 16, self.depth, 2, num_classes=10, **fewer_operations).build()
+        heads = {"auxiliary_time": self.auxiliary_time, "weight_head": self.weight_head}
+        network = LightningDiT(8, 4, 1, 16, self.depth, 2, num_classes=10, **fewer_operations, **heads).build()
         for name, p in network.named_parameters():
-            if "adaLN" in name or "final_layer" in name:
+            if any(part in name for part in ("adaLN", "final_layer", "r_embedder", "AdaLoss")):
                 p.data += 0.1 * torch.randn_like(p)
         return network
 

@@ -52,9 +52,9 @@ class Line:
     """One entry over the seeds.
 
     cells: (steps, clock) -> numbers; a clock of None is the end. accuracy: steps -> numbers at the end. cost: forward
-    passes an image. stable: seeds that ended, without a skipped step, better with the fewest steps than the network they
-    started from is with as many. grad_norm: the largest of the logged means after warm-up, seed by seed; tangent_rms:
-    at the end; None where they are not finite.
+    passes an image. stable: seeds that ended, without a skipped step, better with the fewest steps than the network
+    that they started from. grad_norm: the largest of the logged means after warm-up, seed by seed; tangent_rms: at the
+    end; None where they are not finite.
     """
 
     entry: Entry

@@ -1,0 +1,318 @@
+"""DDPM++ (Song et al., 2021), as EDM (Karras et al., 2022, arXiv 2206.00364) made it for CIFAR-10: the U-Net of the
+paper's pixel-space experiments.
+
+Names and shapes of the state dict are those of the networks that EDM published (NVlabs/edm, less the wrapper's
+``model.``), so that their weights load strictly.
+
+What :class:`facm.networks.unet.UNet` has otherwise: time frequencies of its own choice, a scale beside the shift of
+every block, labels by a table, attention over heads of 64 channels in all blocks of a level, strided convolutions
+between levels, no factor sqrt(1/2) on sums. No published weights fit it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor, nn
+
+from facm.networks.inputs import check_inputs
+from facm.networks.lightning_dit import pixel_norm
+from facm.types import at_least_float32
+
+Layer = TypeVar("Layer", bound=nn.Linear | nn.Conv2d)
+
+LOWEST_FREQUENCY = 1e-4
+GROUPS, LEAST_IN_A_GROUP = 32, 4
+EPS = 1e-6
+SUM = math.sqrt(0.5)
+"""Every sum of a branch and what it branched from is scaled back to the variance of one of them."""
+NEARLY_ZERO = 1e-5
+"""Gain of what each branch, and the network, ends in."""
+
+
+@dataclass(frozen=True)
+class DDPMpp:
+    """Configuration of the network F(x, t, cond[, r]): x (B, C, H, W), t (B,), cond (B,) int64, r (B,) -> (B, C, H, W).
+
+    size: height and width of x. channels: the unit of width; multipliers: one a level, each of half the size of the one
+    before. blocks: residual blocks a level. attention: the sizes at which all blocks attend on the way down, and the
+    last on the way up; the first block at the bottom always does. dropout: in every block, in train mode.
+    num_classes: labels 0 .. num_classes - 1 as one-hot vectors, the null label num_classes as zeros, which is what EDM
+    asks an unlabelled sample with; 0 is an unconditional network.
+    augment_dim: the size of EDM's augmentation labels; the network is only ever asked without augmentation (zeros), but
+    weights that were trained with it have the layer.
+    auxiliary_time: a second embedder for r, without effect as initialised.
+    pixel_norm: each block's modulation, here a shift, is divided by its root mean square as in sCM (arXiv 2410.11081,
+        Sec. 4.1); a network must be trained with it from the start.
+    weight_head: a method log_weight(t), which sCM learns its loss's weight with; no part of F.
+
+    t is embedded as it is, at frequencies from 1 down to 1e-4: right for EDM's log(sigma)/4 and for times in [0, 2].
+    The defaults are EDM's unconditional CIFAR-10 network of 55.7M parameters.
+    Raises ValueError where sizes or channels do not divide.
+    """
+
+    size: int = 32
+    in_channels: int = 3
+    channels: int = 128
+    multipliers: tuple[int, ...] = (2, 2, 2)
+    blocks: int = 4
+    attention: tuple[int, ...] = (16,)
+    dropout: float = 0.13
+    num_classes: int = 0
+    augment_dim: int = 0
+    auxiliary_time: bool = False
+    pixel_norm: bool = False
+    weight_head: bool = False
+
+    def __post_init__(self) -> None:
+        halvings = 2 ** (len(self.multipliers) - 1) if self.multipliers else 1
+        if not self.multipliers or self.size % halvings:
+            raise ValueError(
+                f"size = {self.size}, multipliers = {self.multipliers}, expected at least one, and a size that is a "
+                f"multiple of {halvings} to be halved between levels"
+            )
+        if self.channels < 4 or self.channels % 4:
+            raise ValueError(f"channels = {self.channels}, expected a multiple of 4 (groups of at least 4 channels)")
+        if self.blocks < 1:
+            raise ValueError(f"blocks = {self.blocks}, expected at least 1 a level")
+        for name in ("num_classes", "augment_dim"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} = {getattr(self, name)}, expected 0 or more")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout = {self.dropout}, expected a probability within [0, 1)")
+        if unknown := set(self.attention) - set(self.sizes):
+            raise ValueError(f"attention at {sorted(unknown)}, expected sizes among the levels' {list(self.sizes)}")
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Height and width at each level."""
+        return tuple(self.size // 2**level for level in range(len(self.multipliers)))
+
+    def build(self) -> DDPMppNetwork:
+        """The module, initialised from torch's global generator."""
+        return DDPMppNetwork(self)
+
+
+def positions(t: Tensor, dim: int) -> Tensor:
+    """t (B,) -> (B, dim): sines, then cosines, at frequencies 1 .. 1e-4. Never in half precision: the tangent would be
+    noise."""
+    t = at_least_float32(t)
+    steps = torch.linspace(0, math.log(LOWEST_FREQUENCY), dim // 2, dtype=t.dtype, device=t.device)
+    angle = t[:, None] * steps.exp()
+    return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    groups = min(GROUPS, channels // LEAST_IN_A_GROUP)
+    if channels % groups:
+        raise ValueError(
+            f"{channels} channels to be normalised in {groups} groups; expected channels and multipliers that give a "
+            f"multiple of {groups}, at joints with the way down as well"
+        )
+    return nn.GroupNorm(groups, channels, eps=EPS)
+
+
+def _initialised(layer: Layer, gain: float = 1.0) -> Layer:
+    """Xavier's uniform initialisation, without bias."""
+    nn.init.xavier_uniform_(layer.weight, gain)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+class Down(nn.Conv2d):
+    """Half the size by averaging 2 x 2 pixels, then the convolution."""
+
+    def __init__(self, inward: int, outward: int, kernel: int) -> None:
+        super().__init__(inward, outward, kernel, padding=kernel // 2)
+        _register_filter(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(nnf.avg_pool2d(x, 2))
+
+
+class Up(nn.Conv2d):
+    """Twice the size by repeating pixels, then the convolution."""
+
+    def __init__(self, inward: int, outward: int, kernel: int) -> None:
+        super().__init__(inward, outward, kernel, padding=kernel // 2)
+        _register_filter(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(nnf.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def _register_filter(layer: nn.Module) -> None:
+    """EDM's files have the filter that they resample with. A normalised one of 2 x 2 equal weights, DDPM++'s [1, 1], is
+    averaging and repeating; another one has another shape, and does not load."""
+    layer.register_buffer("resample_filter", torch.full((1, 1, 2, 2), 0.25))
+
+
+def _conv(inward: int, outward: int, kernel: int, resample: type[Down | Up] | None = None) -> nn.Conv2d:
+    if resample is None:
+        return nn.Conv2d(inward, outward, kernel, padding=kernel // 2)
+    return resample(inward, outward, kernel)
+
+
+class Block(nn.Module):
+    """h (B, inward, H, W), embedding (B, dim) -> (B, outward, H, W), of another height and width where it resamples.
+
+    joins: on the way up, inward counts the channels that are taken from the way down.
+    """
+
+    def __init__(
+        self,
+        config: DDPMpp,
+        inward: int,
+        outward: int,
+        attends: bool = False,
+        resample: type[Down | Up] | None = None,
+        joins: bool = False,
+    ) -> None:
+        super().__init__()
+        self.pixel_norm, self.joins = config.pixel_norm, joins
+        self.norm0 = _norm(inward)
+        self.conv0 = _initialised(_conv(inward, outward, 3, resample))
+        self.affine = _initialised(nn.Linear(4 * config.channels, outward))
+        self.norm1 = _norm(outward)
+        self.dropout = nn.Dropout(config.dropout)
+        self.conv1 = _initialised(_conv(outward, outward, 3), NEARLY_ZERO)
+        changes = inward != outward or resample is not None
+        self.skip = _initialised(_conv(inward, outward, 1, resample)) if changes else None
+        self.attends = attends
+        if attends:
+            self.norm2 = _norm(outward)
+            self.qkv = _initialised(_conv(outward, 3 * outward, 1), math.sqrt(0.2))
+            self.proj = _initialised(_conv(outward, outward, 1), NEARLY_ZERO)
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        shift = self.affine(embedding)
+        if self.pixel_norm:
+            shift = pixel_norm(shift)
+        branch = self.conv0(nnf.silu(self.norm0(h))) + shift[:, :, None, None]
+        branch = self.conv1(self.dropout(nnf.silu(self.norm1(branch))))
+        h = (branch + (h if self.skip is None else self.skip(h))) * SUM
+        return (self.proj(self._attended(h)) + h) * SUM if self.attends else h
+
+    def _attended(self, h: Tensor) -> Tensor:
+        """One head over all H * W positions; queries, keys and values take turns along the channels of ``qkv``."""
+        q, k, v = self.qkv(self.norm2(h)).unflatten(1, (-1, 3)).flatten(3).transpose(1, 3)[:, None].unbind(3)
+        attended = nnf.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2)
+        return attended.contiguous().view(h.shape)  # else all that follows would take over the transposed layout
+
+
+class TimeEmbedding(nn.Module):
+    """t (B,) -> (B, outward)."""
+
+    def __init__(self, channels: int, outward: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.inner = _initialised(nn.Linear(channels, 4 * channels))
+        self.outer = nn.Linear(4 * channels, outward)
+        nn.init.zeros_(self.outer.weight)
+        nn.init.zeros_(self.outer.bias)
+
+    def forward(self, t: Tensor) -> Tensor:
+        return self.outer(nnf.silu(self.inner(positions(t, self.channels).to(self.inner.weight.dtype))))
+
+
+class DDPMppNetwork(nn.Module):
+    """F(x, t, cond[, r]) -> velocity, or what an adapter makes of it; see :class:`DDPMpp`."""
+
+    no_effect_as_initialised = ("second_time.", "log_weights.")  # may be absent from the weights a run starts from
+
+    def __init__(self, config: DDPMpp) -> None:
+        super().__init__()
+        self.config, self.auxiliary_time, self.weight_head = config, config.auxiliary_time, config.weight_head
+        if config.dropout == 0:
+            self.draws = False  # nothing random is left
+        channels, dim = config.channels, 4 * config.channels
+        self.map_label = _initialised(nn.Linear(config.num_classes, channels)) if config.num_classes else None
+        self.map_augment = None
+        if config.augment_dim:
+            self.map_augment = _initialised(nn.Linear(config.augment_dim, channels, bias=False))
+        self.map_layer0 = _initialised(nn.Linear(channels, dim))
+        self.map_layer1 = _initialised(nn.Linear(dim, dim))
+        self.enc, kept = _way_down(config)
+        self.dec = _way_up(config, kept)
+        self.second_time = TimeEmbedding(channels, dim) if config.auxiliary_time else None
+        self.log_weights = TimeEmbedding(channels, 1) if config.weight_head else None
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None, r: Tensor | None = None) -> Tensor:
+        config = self.config
+        shape = (config.in_channels, config.size, config.size)
+        check_inputs(x, cond, r, shape=shape, num_classes=config.num_classes, auxiliary_time=config.auxiliary_time)
+        embedding = self._embedding(t, cond, r)
+        h, kept = x, []
+        for unit in self.enc.values():
+            h = unit(h, embedding) if isinstance(unit, Block) else unit(h)
+            kept.append(h)
+        for unit in self.dec.values():
+            if not isinstance(unit, Block):
+                h = unit(nnf.silu(h)) if isinstance(unit, nn.Conv2d) else unit(h)
+                continue
+            h = unit(torch.cat([h, kept.pop()], dim=1) if unit.joins else h, embedding)
+        return h
+
+    def log_weight(self, t: Tensor) -> Tensor:
+        """w(t) (B,) of t (B,), 0 as initialised. Raises ValueError without the head."""
+        if self.log_weights is None:
+            raise ValueError("log_weight(t) of a network with weight_head = False, expected weight_head = True")
+        return self.log_weights(t).squeeze(1)
+
+    def _embedding(self, t: Tensor, cond: Tensor | None, r: Tensor | None) -> Tensor:
+        config = self.config
+        c = positions(t, config.channels).to(self.map_layer0.weight.dtype)
+        if self.map_label is not None and cond is not None:
+            one_hot = nnf.one_hot(cond, config.num_classes + 1)[:, :-1].to(c.dtype)
+            c = c + self.map_label(one_hot * math.sqrt(config.num_classes))  # unit variance over the labels' places
+        if self.map_augment is not None:
+            c = c + self.map_augment(c.new_zeros(len(c), config.augment_dim))  # asked, for its gradient to exist
+        c = self.map_layer1(nnf.silu(self.map_layer0(c)))
+        if self.second_time is not None and r is not None:
+            c = c + self.second_time(r)
+        return nnf.silu(c)
+
+
+def _way_down(config: DDPMpp) -> tuple[nn.ModuleDict, list[int]]:
+    """Blocks by EDM's names in the order of their calls, and the channels of what each leaves for the way up."""
+    units: dict[str, nn.Module] = {}
+    channels, kept = config.channels, []
+    for level, (size, multiplier) in enumerate(zip(config.sizes, config.multipliers, strict=True)):
+        if level == 0:
+            units[f"{size}x{size}_conv"] = _initialised(_conv(config.in_channels, channels, 3))
+        else:
+            units[f"{size}x{size}_down"] = Block(config, channels, channels, resample=Down)
+        kept.append(channels)
+        for index in range(config.blocks):
+            outward = config.channels * multiplier
+            units[f"{size}x{size}_block{index}"] = Block(config, channels, outward, size in config.attention)
+            channels = outward
+            kept.append(channels)
+    return nn.ModuleDict(units), kept
+
+
+def _way_up(config: DDPMpp, kept: list[int]) -> nn.ModuleDict:
+    """The same in the other direction; kept: as :func:`_way_down` returns it."""
+    units: dict[str, nn.Module] = {}
+    channels = kept[-1]
+    levels = list(zip(config.sizes, config.multipliers, strict=True))
+    for level, (size, multiplier) in reversed(list(enumerate(levels))):
+        if level == len(levels) - 1:
+            units[f"{size}x{size}_in0"] = Block(config, channels, channels, attends=True)
+            units[f"{size}x{size}_in1"] = Block(config, channels, channels)
+        else:
+            units[f"{size}x{size}_up"] = Block(config, channels, channels, resample=Up)
+        for index in range(config.blocks + 1):
+            inward, outward = channels + kept.pop(), config.channels * multiplier
+            attends = index == config.blocks and size in config.attention
+            units[f"{size}x{size}_block{index}"] = Block(config, inward, outward, attends, joins=True)
+            channels = outward
+    size = config.size
+    units[f"{size}x{size}_aux_norm"] = _norm(channels)
+    units[f"{size}x{size}_aux_conv"] = _initialised(_conv(channels, config.in_channels, 3), NEARLY_ZERO)
+    return nn.ModuleDict(units)

@@ -1,0 +1,102 @@
+"""EDM's denoiser (Karras et al. 2022, arXiv 2206.00364, Table 1), seen as a velocity on the linear path.
+
+    x_t = t x_1 + (1 - t) x_0:   x_t / t = x_1 + sigma x_0 with sigma = (1 - t) / t
+
+EDM predicts the data, D = c_skip x_t / t + c_out G(c_in x_t / t, c_noise), from a network G; the velocity is
+v = (D - x_t) / (1 - t). With S^2 = (1 - t)^2 + sigma_data^2 t^2 its c_in, c_skip and c_out leave no division by t or by
+1 - t:
+
+    v = (sigma_data^2 t - (1 - t)) / S^2 x_t + sigma_data / S G(x_t / S, ln(sigma) / 4)
+
+which is finite at both ends. x_t / S has unit variance at every t for data of deviation sigma_data. ln(sigma) alone is
+infinite there: it stays at ln(sigma_max) and ln(sigma_min), the levels between which EDM's sampler asks, while x_t / S
+and the two factors go on with t. Nothing jumps where it stops, and data that are N(0, sigma_data^2) (G = 0) have their
+exact velocity beyond it, too.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from facm.types import NetworkConfig, at_least_float32, expand
+
+
+@dataclass(frozen=True)
+class EDM:
+    """A network with EDM's preconditioning, seen as F(x, c, cond) with t = 0 noise, t = 1 data.
+
+    network: G's configuration; called as net(x, t=c_noise (B,), cond=...), c_noise = ln(sigma) / 4. sigma_data: the
+    data's deviation that it was trained with. sigma_min, sigma_max: c_noise is constant outside them. A second time r,
+    and the time of a weight's head, are told as their c_noise, too.
+
+    For c in (1, 2] the path is at t = 2 - c and c_noise is reflected at its value for data, ln(sigma_min) / 4: the rule
+    for reversed time of Sec. 3.2.2. (-c_noise itself would be the c_noise of another time.)
+    The output is float32 or better, whatever the network computes in.
+    """
+
+    network: NetworkConfig
+    sigma_data: float = 0.5
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_data < math.inf:
+            raise ValueError(f"sigma_data = {self.sigma_data}, expected a positive number")
+        if not 0 < self.sigma_min < self.sigma_max < math.inf:
+            raise ValueError(
+                f"sigma_min = {self.sigma_min}, sigma_max = {self.sigma_max}, expected 0 < sigma_min < sigma_max"
+            )
+
+    def build(self) -> EDMNetwork:
+        return EDMNetwork(self.network.build(), self)
+
+
+def noise_condition(t: Tensor, sigma_min: float, sigma_max: float) -> Tensor:
+    """c_noise = ln(sigma) / 4 of t (B,) in [0, 1], sigma = (1 - t) / t clamped to [sigma_min, sigma_max]: (B,), float32
+    or better. Its derivative is 0 outside them."""
+    # The time is clamped, not sigma or its logarithm, whose derivatives at 0 and 1 are infinite.
+    t = torch.clamp(at_least_float32(t), 1 / (1 + sigma_max), 1 / (1 + sigma_min))
+    return (torch.log1p(-t) - torch.log(t)) / 4
+
+
+class EDMNetwork(nn.Module):
+    """F from G; see :class:`EDM`."""
+
+    def __init__(self, inner: nn.Module, config: EDM) -> None:
+        super().__init__()
+        self.inner, self.config = inner, config
+        self.auxiliary_time = getattr(inner, "auxiliary_time", False)
+        self.weight_head = getattr(inner, "weight_head", False)
+        self.no_effect_as_initialised = tuple(
+            f"inner.{name}" for name in getattr(inner, "no_effect_as_initialised", ())
+        )
+        if not getattr(inner, "draws", True):
+            self.draws = False
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None, r: Tensor | None = None) -> Tensor:
+        c, x_t = at_least_float32(t), at_least_float32(x)
+        a = expand(torch.where(c > 1, 2 - c, c), x_t).to(x_t.dtype)
+        variance = self.config.sigma_data**2
+        S_squared = (1 - a).square() + variance * a.square()
+        S = S_squared.sqrt()
+        arguments = {} if cond is None else {"cond": cond}
+        if r is not None:
+            arguments["r"] = self._condition(r)
+        G = at_least_float32(self.inner((x_t / S).to(x.dtype), t=self._condition(t), **arguments))
+        return (variance * a - (1 - a)) / S_squared * x_t + self.config.sigma_data / S * G
+
+    def log_weight(self, t: Tensor) -> Tensor:
+        """The inner network's w (B,) at the c_noise of t (B,). Raises ValueError where it has none."""
+        if not self.weight_head:
+            raise ValueError("log_weight(t) of a network with weight_head = False, expected weight_head = True")
+        return self.inner.log_weight(self._condition(t))  # type: ignore[operator]
+
+    def _condition(self, t: Tensor) -> Tensor:
+        """What G is told of the time condition t (B,) in [0, 2]."""
+        c = at_least_float32(t)
+        noise = noise_condition(torch.where(c > 1, 2 - c, c), self.config.sigma_min, self.config.sigma_max)
+        return torch.where(c > 1, math.log(self.config.sigma_min) / 2 - noise, noise)
