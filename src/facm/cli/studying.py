@@ -23,6 +23,7 @@ def study(
     seeds: tuple[int, ...] = (0, 1, 2),
     out: Path | None = None,
     features: Annotated[FeatureOptions, tyro.conf.arg(name="")] = FEATURES,
+    data: str | None = None,
     n: int | None = None,
     jobs: int = 1,
     only: str | None = None,
@@ -37,6 +38,7 @@ def study(
         at: its size: digits, minutes a network on a CPU core, or cifar10, for a GPU.
         seeds: of training, one row of runs for each.
         out: folder of the runs and the reports; default: runs/studies/AT.
+        data: folder or archive of the data set; default: data/AT. Digits come with scikit-learn.
         n: samples measured for each number; default: the size's.
         jobs: networks trained at the same time, each in a process of its own with its share of the cores or GPUs.
         only: do one network and no report, SEED/NAME, as a job of a cluster would: its teachers must be finished.
@@ -58,12 +60,14 @@ def study(
         raise ValueError(f"--seeds {' '.join(map(str, seeds))}, expected at least one, each of them once")
     if n is not None and n < 2:
         raise ValueError(f"--n {n}, expected at least 2 samples to measure")
-    found, setting = find_study(name), find_setting(at)
+    found, setting = find_study(name), find_setting(at, data)
     home = out or Path("runs/studies") / at
     plan = Plan(home, {seed: _made(found, setting, home, seed) for seed in seeds}, n or setting.n)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    data = next(iter(plan.studies.values())).entries[0].run.data  # a study may have others than its size's
-    judged = judge(data.open(), device, features.chosen())
+    used: Any = next(iter(plan.studies.values())).entries[0].run.data  # a study may have others than its size's
+    if used == setting.data and setting.reference is not None:
+        used = setting.reference
+    judged = judge(used.open(), device, features.chosen())
     if only is not None:
         plan.do(only, judged)
         return

@@ -41,6 +41,7 @@ LONG = 200_000_000
 """Images of EDM's training run, for teachers and for what starts from nothing."""
 SHORT = 400_000 * BATCH
 """Images of what starts from a teacher; the paper does not say. These are ECT's 400,000 steps of 128."""
+NETWORK = SimpleEDM(DDPMpp(dropout=0.1))  # Table 5
 TIME = ArctanLogNormal(-1.0, 1.4)  # Table 5: P_mean, P_std
 EVERY = Every(log=51_200, checkpoint=2_000_000, ema_snapshots=10_000_000)
 

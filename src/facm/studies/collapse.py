@@ -17,7 +17,7 @@ def collapse(bench: Bench) -> Study:
     """With and without the anchor, with and without guidance, with and without what bounds the target."""
     condition, time = bench.setting.condition, bench.setting.time
     entries: list[Entry] = []
-    for scale in SCALES:
+    for scale in SCALES if bench.setting.label_dropout else SCALES[:1]:  # guidance needs a null condition
         suffix, said = ("", "") if scale == 1 else (f"-w{scale:g}", f", w = {scale:g}")
         velocity = TeacherVelocity(Guidance(scale))
         facm = FACM(condition, velocity, time=time, anchor=bench.setting.anchor)

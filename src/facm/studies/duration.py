@@ -1,4 +1,4 @@
-"""Fig. 3 (c): one step and two steps over the length of the distillation."""
+"""Fig. 3 (c): one step and two steps over the length of the distillation, of FACM and of its rivals."""
 
 from __future__ import annotations
 
@@ -8,24 +8,30 @@ from facm.optim import Constant
 from facm.studies.entries import Bench
 from facm.studies.study import Study
 
-TIMES = 4
+TIMES = 2
 POINTS = 8
 
 
 def duration(bench: Bench) -> Study:
-    """One run of four times the usual length at a constant learning rate, measured as it goes."""
+    """Runs of twice the usual length at a constant learning rate, measured as they go."""
     setting = bench.setting
     step = setting.every.ema_snapshots
     images = -(-TIMES * setting.images // step) * step
     every = max(1, images // step // POINTS)
     clocks = tuple(range(step * every, images, step * every))
-    entry = bench.facm("facm-duration", "FACM", images=images)
-    run = replace(entry.run, optimizer=replace(setting.optimizer, decay=Constant()))
+    optimizer = replace(setting.optimizer, decay=Constant())
+    entries = (
+        replace(bench.facm("facm-duration", "FACM", images=images), series="FACM"),
+        replace(bench.mean_flow("mean-flow-duration", "MeanFlow", images=images), series="MeanFlow"),
+        replace(bench.scm("scm-duration", "sCM, pixel norm", images=images), series="sCM"),
+    )
     return Study(
         title="Duration",
         source="Fig. 3 (c)",
         question="Do one step and two steps get better together while a student is distilled?",
-        teachers=(bench.teacher(),),
-        entries=(replace(entry, run=run, at=clocks, nfe=(1, 2, 4), series="FACM"),),
+        teachers=(bench.teacher(), bench.teacher(pixel_norm=True)),
+        entries=tuple(
+            replace(entry, run=replace(entry.run, optimizer=optimizer), at=clocks, nfe=(1, 2, 4)) for entry in entries
+        ),
         x_label="images of the distillation",
     )
