@@ -14,8 +14,8 @@ from facm.engine import Engine
 from facm.generate import Consistency, Euler, Jumps, Source, balanced_labels, sample
 from facm.guidance import DataVelocity, TeacherVelocity
 from facm.objectives.facm import FACM
-from facm.record import create
 from facm.recipes.find import built_in, find
+from facm.record import create
 from facm.trained import FromRun, export, load_file, load_trained
 from facm.training import check, train
 
@@ -191,3 +191,12 @@ def test_schedules_are_as_long_as_their_runs(cifar):
     assert recipe("cifar10-ect", path=cifar, images=8_000_000).objective.schedule.stage == 1_000_000
     assert recipe("cifar10-ect", path=cifar, images=5).objective.schedule.stage == 1
     assert recipe("cifar10-cd", path=cifar, images=5).objective.schedule.most_steps == 18
+
+
+def test_rivals_are_configured_as_their_papers_say(cifar):
+    mean_flow, scm = (recipe(f"cifar10-{name}", path=cifar).objective for name in ("mean-flow", "scm"))
+    assert mean_flow.equal == 0.75
+    assert scm.warmup_images == 10_000 * 128
+    assert scm.adaptive
+    assert recipe("cifar10-scm-teacher", path=cifar).objective.mixed == 0.0
+    assert recipe("cifar10-teacher", path=cifar).objective.mixed == 0.5

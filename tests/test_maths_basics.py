@@ -9,7 +9,7 @@ import torch
 from facm import paths
 from facm.blocks import blocks_of
 from facm.conditions import Labels, Unconditional
-from facm.distances import L2, L2Cosine, NormL2, cosine_distance, mean_square
+from facm.distances import L2, L2Cosine, NormL2, Scaled, cosine_distance, mean_square
 from facm.networks.mlp import MLP
 from facm.seeding import derive
 from facm.tasks import AuxiliaryTime, ExpandedInterval, check_task, native
@@ -324,7 +324,24 @@ def test_normalised_distance_and_its_gradient_with_the_weight_frozen(p, c):
     assert NormL2() == NormL2(0.5, 1e-3)
 
 
-@pytest.mark.parametrize("distance", [L2(), L2Cosine(), L2Cosine(flat=True), NormL2()])
+@pytest.mark.parametrize("distance", [L2(), L2Cosine(), NormL2(0.5)])
+@pytest.mark.parametrize("weight", [0.1, 1.0, 10.0])
+def test_a_scaled_distance_and_its_gradient_are_so_many_times_it(distance, weight):
+    a, b = randn(4, 5, 2, seed=1).requires_grad_(), randn(4, 5, 2, seed=2)
+    found, plain = Scaled(distance, weight)(a, b), distance(a, b)
+    assert found.shape == (4,)
+    torch.testing.assert_close(found, weight * plain)
+    own, theirs = (torch.autograd.grad(d.sum(), a, retain_graph=True)[0] for d in (found, plain))
+    torch.testing.assert_close(own, weight * theirs)
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, math.nan])
+def test_a_weight_that_leaves_no_distance_is_an_error(weight):
+    with pytest.raises(ValueError, match=r"Scaled: weight = .*, expected a positive number; FACM without"):
+        Scaled(L2(), weight)
+
+
+@pytest.mark.parametrize("distance", [L2(), L2Cosine(), L2Cosine(flat=True), NormL2(), Scaled(L2(), 2.0)])
 def test_distances_refuse_to_broadcast(distance):
     with pytest.raises(ValueError, match="expected equal shapes"):
         distance(torch.zeros(2, 4, 3), torch.zeros(2, 4, 1))

@@ -279,6 +279,18 @@ def test_the_output_is_in_float32_or_better():
     assert asked == [torch.bfloat16]
 
 
+def test_in_half_precision_only_the_network_rounds():
+    network, (x, _) = SimpleEDM(Waves()).build(), points(3)
+    x, t = x.bfloat16(), torch.tensor([0.3, 0.77, 1.9]).bfloat16()
+    F = network(x, t)
+    G = Wave()(network.inner.asked[-1][0], t).double()
+    assert network.inner.asked[-1][0].dtype == torch.bfloat16
+    a = torch.where(t > 1, 2 - t.double(), t.double())[:, None]
+    s2 = a**2 + (1 - a) ** 2
+    expected = (2 * a - 1) / s2 * x.double() - 0.5 / s2.sqrt() * G
+    torch.testing.assert_close(F.double(), expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("sigma_data", [0.0, -0.5, float("nan")])
 def test_sigma_data_must_be_positive(sigma_data):
     with pytest.raises(ValueError, match=f"SimpleEDM: sigma_data = {sigma_data}, expected a positive number"):

@@ -62,8 +62,8 @@ class SimpleEDMNetwork(nn.Module):
             self.draws = False
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None, r: Tensor | None = None) -> Tensor:
-        x_t, c = at_least_float32(x), at_least_float32(t)
-        a = expand(torch.where(c > 1, 2 - c, c), x_t).to(x_t.dtype)
+        x_t = at_least_float32(x)
+        a = expand(torch.where(t > 1, 2 - t, t), x_t).to(x_t.dtype)
         sigma_data, square = self.config.sigma_data, a.square() + (1 - a).square()
         scale = sigma_data * square.rsqrt()  # sigma_data / s
         times = {"t": t} if r is None else {"t": t, "r": r}
