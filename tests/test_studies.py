@@ -1,6 +1,7 @@
 """What the studies are: the paper's rows and numbers, one run for a name, comparisons that are fair, counted cost."""
 
 import random
+import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from facm.conditions import Labels
+from facm.data import Cifar10, InMemory
 from facm.derivative import Chain, FiniteDifference, NoGraph, OpLevel, WholeNetwork
 from facm.distances import L2, L2Cosine, NormL2, Scaled
 from facm.guidance import DataVelocity, Guidance, TeacherVelocity
@@ -25,7 +27,7 @@ from facm.run import Every
 from facm.studies.cost import forward_passes
 from facm.studies.entries import Bench
 from facm.studies.find import NAMES, built_in, find_study
-from facm.studies.setting import altered, digits, find_setting
+from facm.studies.setting import altered, cifar10, digits, find_setting
 from facm.studies.study import Entry, check_study
 from facm.tasks import AuxiliaryTime, ExpandedInterval
 from facm.trained import FromRun
@@ -95,6 +97,31 @@ def test_every_run_can_be_trained(tmp_path):
 def test_studies_fit_other_sizes(tmp_path):
     for name in NAMES:
         check_study(made(name, setting(images=2048, teacher_images=4096), tmp_path), tmp_path)
+
+
+def test_the_size_of_cifar_10_fits_every_study(tmp_path):
+    """With its own network and objectives, on noise; its guided rows are left out, for it has no null condition."""
+    at = replace(cifar10(), data=Noise(), reference=None)
+    seen = set()
+    for name in NAMES:
+        study = made(name, at, tmp_path)
+        check_study(study, tmp_path)
+        for entry in study.parts:
+            kind = (repr(entry.run.network), type(entry.run.objective))
+            if kind not in seen:
+                check(entry.run)
+            seen.add(kind)
+    assert len(seen) > 10
+    assert [name for name in entries(made("collapse", at)) if "w1.75" in name] == []
+    assert cifar10("there").data == Cifar10("there", labels=False)
+    assert cifar10("there").reference == Cifar10("there")
+    assert cifar10().data == Cifar10("data/cifar10", labels=False)
+
+
+@dataclass(frozen=True)
+class Noise:
+    def open(self):
+        return InMemory(np.zeros((8, 3, 32, 32), np.float32))
 
 
 def test_students_start_from_the_short_average_of_their_teacher():
@@ -303,18 +330,27 @@ def test_the_teacher_study_has_three_lengths_for_each_of_two_methods():
 
 
 def test_duration_is_measured_as_it_goes_at_a_constant_learning_rate():
-    (entry,) = made("duration").entries
-    assert entry.run.images == 153_600
-    assert entry.at == tuple(range(12_800, 153_600, 12_800))
-    assert entry.nfe == (1, 2, 4)
-    assert entry.run.optimizer.decay == Constant()
-    assert entry.run.objective == objectives("stability")["facm"]
+    """Twice as long as other students, and otherwise as they are."""
+    rows, usual = entries(made("duration")), entries(made("stability"))
+    assert list(rows) == ["facm-duration", "mean-flow-duration", "scm-duration"]
+    for name, entry in rows.items():
+        assert entry.run.images == 2 * 38_400
+        assert entry.at == tuple(range(12_800, 76_800, 12_800))
+        assert entry.nfe == (1, 2, 4)
+        other = usual[name.removesuffix("-duration")].run
+        assert entry.run.optimizer == replace(other.optimizer, decay=Constant())
+        same = {"images": 76_800, "optimizer": entry.run.optimizer, "objective": entry.run.objective}
+        assert entry.run == replace(other, **same)
+        warmed = {"warmup_images": 7_680} if name == "scm-duration" else {}
+        assert entry.run.objective == replace(other.objective, **warmed)
+    assert len({entry.series for entry in rows.values()}) == 3
 
 
 def test_duration_measures_no_more_often_than_needed_where_snapshots_are_many():
-    (entry,) = made("duration", replace(digits(), every=Every(ema_snapshots=128))).entries
-    assert len(entry.at) == 7
-    assert {b - a for a, b in zip(entry.at, entry.at[1:], strict=False)} == {153_600 // 8}
+    first, *others = made("duration", replace(digits(), every=Every(ema_snapshots=128))).entries
+    assert len(first.at) == 7
+    assert {b - a for a, b in zip(first.at, first.at[1:], strict=False)} == {76_800 // 8}
+    assert {entry.at for entry in others} == {first.at}
 
 
 def test_strategies_differ_in_the_derivative_alone():
@@ -335,8 +371,11 @@ def test_strategies_differ_in_the_derivative_alone():
 
 def test_a_size_that_there_is_not_is_named():
     assert find_setting("digits") == digits()
-    with pytest.raises(ValueError, match="--at digit, expected one of digits"):
+    assert find_setting("cifar10", "there") == cifar10("there")
+    with pytest.raises(ValueError, match="--at digit, expected one of digits, cifar10"):
         find_setting("digit")
+    with pytest.raises(ValueError, match="--data there with --at digits, which come with scikit-learn; expected no"):
+        find_setting("digits", "there")
 
 
 def test_a_network_without_a_setting_that_a_study_needs_is_named():
@@ -388,6 +427,17 @@ def test_a_function_of_a_file_is_found_and_another_is_named(tmp_path):
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(ValueError, match="with one of its functions"):
         find_study(f"{tmp_path / 'empty.py'}:x")
+
+
+def test_the_example_in_the_documentation_is_a_study(tmp_path):
+    text = (Path(__file__).parents[1] / "docs" / "studies.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "mine.py").write_text(example)
+    study = made(f"{tmp_path / 'mine.py'}:times")
+    check_study(study, HOME)
+    assert [entry.run.objective.time.mean for entry in study.entries] == [-1.6, -0.8, 0.0]
+    for name in NAMES:
+        assert f"| `{name}` |" in text
 
 
 # --- check_study -----------------------------------------------------------------------------------------------------

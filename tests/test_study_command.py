@@ -12,7 +12,7 @@ from PIL import Image
 from facm import cli, logs
 from facm.studies.find import NAMES
 from run_parts import before_step, signal_at
-from study_parts import N
+from study_parts import Few, N, setting
 
 MINE = """
 from dataclasses import dataclass, replace
@@ -202,6 +202,21 @@ def test_what_is_measured_against_is_what_was_trained_on(place, monkeypatch):
     assert seen[0].reference.n == 100
 
 
+def test_a_size_may_have_other_data_to_measure_against(place, monkeypatch):
+    asked, seen = [], []
+
+    def find(*arguments):
+        asked.append(arguments)
+        return setting(reference=Few(50))
+
+    monkeypatch.setattr("facm.studies.setting.find_setting", find)
+    monkeypatch.setattr("facm.studies.conduct.in_turn", lambda plan, judged: seen.append(judged))
+    command("weights", "--at", "some", "--data", "there", *OPTIONS)
+    command("mine.py:fewer", *OPTIONS)
+    assert asked == [("some", "there"), ("digits", None)]
+    assert [len(judged.dataset) for judged in seen] == [50, 100], "a study's own data are their own reference"
+
+
 def test_the_size_says_how_many_samples_and_which_folder(place, monkeypatch):
     seen = []
     monkeypatch.setattr("facm.studies.conduct.in_turn", lambda plan, judged: seen.append(plan))
@@ -214,7 +229,8 @@ def test_the_size_says_how_many_samples_and_which_folder(place, monkeypatch):
     ("arguments", "said"),
     [
         (("stabilty",), "unknown study 'stabilty': did you mean stability? expected one of stability, weights"),
-        (("stability", "--at", "mnist"), "--at mnist, expected one of digits"),
+        (("stability", "--at", "mnist"), "--at mnist, expected one of digits, cifar10"),
+        (("stability", "--data", "x"), "--data x with --at digits, which come with scikit-learn; expected no --data"),
         (("stability", "--jobs", 0), "--jobs 0, expected at least 1"),
         (("stability", "--seeds", 0, 1, 0), "--seeds 0 1 0, expected at least one, each of them once"),
         (("stability", "--n", 1), "--n 1, expected at least 2 samples to measure"),
