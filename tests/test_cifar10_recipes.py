@@ -13,11 +13,13 @@ from facm.data import Cifar10, cifar10
 from facm.engine import Engine
 from facm.generate import Consistency, Euler, Jumps, Source, balanced_labels, sample
 from facm.guidance import DataVelocity, TeacherVelocity
+from facm.networks.edm import EDM
 from facm.objectives.facm import FACM
 from facm.recipes.find import built_in, find
 from facm.record import create
 from facm.trained import FromRun, export, load_file, load_trained
 from facm.training import check, train
+from facm.types import NetworkConfig
 
 NAMES = [name for name in built_in() if name.startswith("cifar10-")]
 TEACHERS = ("cifar10-teacher", "cifar10-cond-teacher", "cifar10-scm-teacher")
@@ -200,3 +202,25 @@ def test_rivals_are_configured_as_their_papers_say(cifar):
     assert scm.adaptive
     assert recipe("cifar10-scm-teacher", path=cifar).objective.mixed == 0.0
     assert recipe("cifar10-teacher", path=cifar).objective.mixed == 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """Weights of a network of this configuration, to start from."""
+
+    network: NetworkConfig
+
+    def load(self):
+        return self.network.build()
+
+
+def test_weights_that_were_seen_through_another_adapter_are_no_start(tmp_path, cifar):
+    """SimpleEDM and EDM name their weights alike."""
+    run = tiny(recipe("cifar10-scratch", path=cifar))
+    same = dataclasses.replace(run, initial=Given(run.network))
+    assert train(same, create(tmp_path / "same", same)).finished
+    others = (EDM(run.network.network), dataclasses.replace(run.network, sigma_data=1.0), run.network.network)
+    for k, other in enumerate(others):
+        changed = dataclasses.replace(run, initial=Given(other))
+        with pytest.raises(ValueError, match="would mean something else"):
+            train(changed, create(tmp_path / str(k), changed))

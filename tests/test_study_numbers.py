@@ -218,6 +218,11 @@ def test_the_table_line_by_line(summary):
     assert plain == ("plain CM", "2.167 ± 1.258", "0.500 ± 0.100", difference, "2/3", "4 ± 0", "64", cost[2], "")
 
 
+def test_as_good_is_not_worse(tmp_path):
+    plain = rows(summary_of(tmp_path, plain=(FACM[0], FACM[1], {1: 2.3, 2: 1.0})))[1][2]
+    assert plain[3] == "+0.100 ± 0.173 (worse in 1/3)"
+
+
 def test_without_published_numbers_there_is_no_column_for_them(tmp_path):
     def unpublished(study):
         return replace(study, entries=tuple(replace(entry, published={}) for entry in study.entries))

@@ -23,7 +23,7 @@ from facm.derivative import Chain, WholeNetwork
 from facm.ema import EMA
 from facm.engine import Engine
 from facm.guidance import NO_GUIDANCE
-from facm.networks.adapters import inner_config
+from facm.networks.adapters import adapters_of, inner_config
 from facm.parallel.agree import any_of, check_same, gathered, means
 from facm.parallel.gradients import check_gradients, check_parameters, clip, reducing
 from facm.parallel.memory import explained
@@ -163,8 +163,13 @@ def _build(run: Run, folder: RunFolder, engine: Engine, world: World) -> torch.n
             return run.network.build()
     network = run.network.build()
     if run.initial is not None:
-        may_miss = getattr(network, "no_effect_as_initialised", ())
-        load_strictly(network, run.initial.load().state_dict(), f"initial = {run.initial}", may_miss)
+        may_miss, initial = getattr(network, "no_effect_as_initialised", ()), run.initial.load()
+        if (theirs := adapters_of(initial)) != (ours := adapters_of(network)):
+            raise ValueError(
+                f"initial = {run.initial} is seen through {' of '.join(theirs) or 'no adapter'}, network through "
+                f"{' of '.join(ours) or 'no adapter'}: the same weights would mean something else; expected the same"
+            )
+        load_strictly(network, initial.state_dict(), f"initial = {run.initial}", may_miss)
     if world.ranks > 1:
         check_parameters(network, world)
     return network

@@ -7,7 +7,7 @@ turns c_FM = 2 - t into -tau_t, which is what the paper prescribes for reversed 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import Tensor, nn
@@ -51,6 +51,18 @@ class ForeignNetwork(nn.Module):
             arguments[config.cond_name] = cond
         out = self.inner(x, **arguments)
         return -out if config.reversed_time else out
+
+
+def adapters_of(network: Any) -> list[str]:
+    """The adapters around a built network, outermost first, with their settings: in others, weights mean
+    something else."""
+    found = []
+    while isinstance(getattr(network, "inner", None), nn.Module):
+        config = network.config
+        own = ", ".join(f"{f.name}={getattr(config, f.name)!r}" for f in fields(config) if f.name != "network")
+        found.append(f"{type(config).__name__}({own})")
+        network = network.inner
+    return found
 
 
 def inner_config(config: Any) -> Any:
