@@ -175,7 +175,7 @@ def cifar10(data: str | None = None) -> Setting:
         teacher_optimizer=AdamW(lr=2e-4, warmup_images=500_000),
         optimizer=AdamW(lr=1e-4, betas=(0.9, 0.995)),  # Table 5
         scratch_optimizer=AdamW(lr=1e-4, betas=(0.9, 0.995), warmup_images=500_000),
-        every=Every(log=12_800, checkpoint=1_000_000, ema_snapshots=1_600_000),
+        every=Every(log=12_800, checkpoint=1_000_000, ema_snapshots=6_400_000),
         label_dropout=0.0,
         batch_size=BATCH,
         teacher_nfe=50,
