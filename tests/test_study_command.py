@@ -154,7 +154,7 @@ def test_the_second_time_nothing_is_trained_or_measured(done, capsys):
 def test_another_study_in_the_folder_shares_its_networks(done, capsys):
     out, _ = done
     with before_step(lambda images: pytest.fail("it trains again")):
-        command("mine.py:short", "--out", "out", "--seeds", 1, *OPTIONS)
+        command("mine.py:short", "--out", Path("out").resolve(), "--seeds", 1, *OPTIONS)  # however it is spelled
     assert {p.name for p in (out / "short").iterdir()} == FILES
     assert "2 networks" in capsys.readouterr().out
 

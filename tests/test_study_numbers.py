@@ -266,7 +266,7 @@ def test_markdown_is_one_table(summary):
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) == 5
     assert {line.count("|") for line in lines} == {10}
-    assert lines[2].startswith("| teacher | 3.000 ± 0.000 |")
+    assert lines[2].startswith("| teacher (4 steps: 3.000 ± 0.000) | 3.000 ± 0.000 |")
 
 
 def test_the_terminals_table_fits(summary, capsys, monkeypatch):

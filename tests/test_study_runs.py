@@ -9,12 +9,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from facm import logs
 from facm.conditions import Labels
+from facm.evaluation.extraction import NonFiniteSamplesError, check_samples
 from facm.generate import Consistency, Euler, Jumps
 from facm.record import RunFolderError, open_run
-from facm.studies import conduct
+from facm.studies import conduct, execute
 from facm.studies.conduct import Children, Plan, in_turn, side_by_side
 from facm.studies.execute import Wanted, finished, fulfil, measured, stopped, trained_whole, wanted
 from run_parts import Crash, FailsAt, before_step, contents, crash_at, signal_at
@@ -220,6 +222,23 @@ def test_a_network_that_collapses_at_once_did_so_after_no_images(tmp_path, judge
     run = replace(entry.run, objective=FailsAt((0,), condition=Labels(10)), max_nonfinite=1)
     fulfil(replace(entry, run=run), tmp_path / "run", judge, N)
     assert stopped(tmp_path / "run")["images"] == 0
+
+
+def test_a_network_with_samples_that_are_no_numbers_has_collapsed(home, copy, judge, monkeypatch):
+    def samples(*arguments, **options):
+        raise NonFiniteSamplesError("60 of 60 generated samples are not finite")
+
+    monkeypatch.setattr(execute, "evaluate", samples)
+    entry, path = entry_of(home), copy
+    (path / "evaluations.jsonl").unlink()
+    assert fulfil(entry, path, judge, N).finished
+    assert stopped(path) == {"error": "60 of 60 generated samples are not finite", "images": entry.run.images}
+
+
+def test_samples_that_are_no_numbers_are_an_error_of_their_own(judge):
+    x = torch.full((2, *judge.dataset.shape), torch.nan)
+    with pytest.raises(NonFiniteSamplesError, match="2 of 2 generated samples are not finite"):
+        check_samples("generated", x, tuple(judge.dataset.shape))
 
 
 def test_a_folder_with_another_run_is_refused(home, copy, judge):

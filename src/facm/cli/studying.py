@@ -61,7 +61,7 @@ def study(
     if n is not None and n < 2:
         raise ValueError(f"--n {n}, expected at least 2 samples to measure")
     found, setting = find_study(name), find_setting(at, data)
-    home = out or Path("runs/studies") / at
+    home = _plainly(out or Path("runs/studies") / at)
     plan = Plan(home, {seed: _made(found, setting, home, seed) for seed in seeds}, n or setting.n)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     used: Any = next(iter(plan.studies.values())).entries[0].run.data  # a study may have others than its size's
@@ -81,6 +81,12 @@ def study(
     page = write(summary, judged, home, home / found.name, " ".join(["facm", *sys.argv[1:]]), device)
     print_table(summary)
     print(f"{len(plan.tasks)} networks, {time.monotonic() - began:.0f} s now; report: {page}")
+
+
+def _plainly(folder: Path) -> Path:
+    """The same folder by the same name, however it was spelled: teachers' paths are part of runs."""
+    here, there = Path.cwd(), folder.resolve()
+    return there.relative_to(here) if there.is_relative_to(here) else there
 
 
 def _made(found: Any, setting: Any, home: Path, seed: int) -> Study:

@@ -12,6 +12,10 @@ from facm.evaluation.features import FeatureExtractor
 Quantise = Literal["round", "truncate"]
 
 
+class NonFiniteSamplesError(ValueError):
+    """There is nothing to measure: a network's samples are NaN or infinite."""
+
+
 def quantise(x: Tensor, how: Quantise = "round") -> Tensor:
     """Images as they would be stored: x (B, C, H, W) -> one of the 256 levels of [-1, 1], same shape, float32.
 
@@ -72,7 +76,7 @@ def check_samples(name: str, x: Tensor, shape: tuple[int, ...] | None) -> None:
         raise ValueError(f"{name} samples have shape {tuple(x.shape)}, expected (B, {', '.join(map(str, shape))})")
     bad = int((~torch.isfinite(x.flatten(1))).any(1).sum()) if len(x) else 0
     if bad:
-        raise ValueError(f"{bad} of {len(x)} {name} samples are not finite, expected all of them to be")
+        raise NonFiniteSamplesError(f"{bad} of {len(x)} {name} samples are not finite, expected all of them to be")
 
 
 def check_positive(**options: int) -> None:

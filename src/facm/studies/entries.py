@@ -61,6 +61,13 @@ class Bench:
         objective = FACM(self.setting.condition, UNGUIDED, time=self.setting.time, task=AuxiliaryTime())
         return self.distilled("facm-auxiliary", "FACM, auxiliary condition", objective, auxiliary_time=True)
 
+    def facm_pixel_norm(self) -> Entry:
+        """With sCM's network and sCM's teacher, so that the two differ in the objective alone."""
+        objective = FACM(self.setting.condition, UNGUIDED, time=self.setting.time, anchor=self.setting.anchor)
+        return self.distilled(
+            "facm-pixel-norm", "FACM, pixel norm", objective, teacher="teacher-pixel-norm", pixel_norm=True
+        )
+
     def mean_flow(self, name: str = "mean-flow", label: str = "MeanFlow", images: int | None = None) -> Entry:
         objective = MeanFlow(self.setting.condition, UNGUIDED, time=self.setting.time)
         return self.distilled(name, label, objective, images=images, auxiliary_time=True)

@@ -11,6 +11,7 @@ from typing import Any
 from facm import logs
 from facm.checkpoint import write_text
 from facm.evaluation.evaluate import Judge, default_method, evaluate
+from facm.evaluation.extraction import NonFiniteSamplesError
 from facm.generate import Method
 from facm.guidance import NO_GUIDANCE
 from facm.record import RunFolder, create_or_continue, open_run
@@ -91,7 +92,8 @@ def finished(entry: Entry, path: Path, n: int, features: str) -> bool:
 def fulfil(entry: Entry, path: Path, judged: Judge, n: int) -> Outcome:
     """Train and measure; what is there already is not done again.
 
-    A run that meets too many non-finite gradients has collapsed: that is written down, and it is not measured.
+    A run that meets too many non-finite gradients has collapsed, and so has one whose samples are not finite: that is
+    written down, and it is not measured.
     Raises RunFolderError where ``path`` holds another run, ValueError where the run cannot work.
     """
     check(entry.run)
@@ -101,12 +103,20 @@ def fulfil(entry: Entry, path: Path, judged: Judge, n: int) -> Outcome:
         try:
             outcome = train(run, folder)
         except NonFiniteError as error:
-            images = (logs.read(folder.log) or [{"images": 0}])[-1]["images"]
-            write_text(path / STOPPED, json.dumps({"error": str(error), "images": images}))
+            _stop(folder, error)
     if stopped(path) or not outcome.finished:
         return outcome
     for want in wanted(entry):
         if measured(path, want, run, n, judged.extractor.identity) is None:
             trained = load_trained(path, images=want.images)
-            evaluate(trained, want.method, judged, n=n, seed=SEED_OF_EVALUATION)
+            try:
+                evaluate(trained, want.method, judged, n=n, seed=SEED_OF_EVALUATION)
+            except NonFiniteSamplesError as error:
+                _stop(folder, error)
+                break
     return outcome
+
+
+def _stop(folder: RunFolder, error: Exception) -> None:
+    images = (logs.read(folder.log) or [{"images": 0}])[-1]["images"]
+    write_text(folder.path / STOPPED, json.dumps({"error": str(error), "images": images}))

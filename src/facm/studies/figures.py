@@ -12,7 +12,7 @@ from facm import logs
 from facm.page import png_of
 from facm.record import RunFolder
 from facm.studies.study import Entry
-from facm.studies.summary import Cell, Line, Summary
+from facm.studies.summary import STEADY, Cell, Line, Summary
 
 LIGHT = 0.15
 
@@ -82,10 +82,13 @@ def over_training(summary: Summary, home: Path) -> bytes:
     axes = figure.subplots(2, 1)
     shown = (("grad_norm", "gradient norm"), ("tangent_rms", "tangent dF/dt, rms"))
     for axis, (key, title) in zip(axes, shown, strict=True):
+        highest = 0.0
         axis.set_prop_cycle(color=[colormaps["tab20"](k) for k in range(20)])  # more rows than the usual ten colours
         for line in summary.lines:
-            _band(axis, line, home, summary.seeds, key)
+            highest = max(highest, _band(axis, line, home, summary.seeds, key))
         axis.set_yscale("log")
+        if highest:
+            axis.set_ylim(top=3 * highest)  # a zero prediction's cosine has a first gradient of 1e8
         axis.set_ylabel(title)
         axis.grid(alpha=0.3, which="both")
     axes[1].set_xlabel("images seen (thousands)")
@@ -93,19 +96,21 @@ def over_training(summary: Summary, home: Path) -> bytes:
     return png_of(figure)
 
 
-def _band(axis: Any, line: Line, home: Path, seeds: tuple[int, ...], key: str) -> None:
+def _band(axis: Any, line: Line, home: Path, seeds: tuple[int, ...], key: str) -> float:
+    """Draw one entry; its largest value after warm-up."""
     values: dict[int, list[float]] = defaultdict(list)
     for seed in seeds:
         for record in logs.read(RunFolder(_folder(line.entry, home, seed)).log):
             if math.isfinite(record.get(key, math.nan)):  # a window with a skipped step has none
                 values[record["images"]].append(record[key])
     if not values:
-        return
+        return 0.0
     clocks = sorted(values)
     thousands = [clock / 1000 for clock in clocks]
     drawn = axis.plot(thousands, [statistics.median(values[clock]) for clock in clocks], label=line.entry.label, lw=1.2)
     low, high = [min(values[clock]) for clock in clocks], [max(values[clock]) for clock in clocks]
     axis.fill_between(thousands, low, high, alpha=LIGHT, color=drawn[0].get_color(), lw=0)
+    return max((top for clock, top in zip(clocks, high, strict=True) if clock > STEADY * clocks[-1]), default=0.0)
 
 
 def _folder(entry: Entry, home: Path, seed: int) -> Path:

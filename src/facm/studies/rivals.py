@@ -31,7 +31,7 @@ def rivals(bench: Bench) -> Study:
         entries=(
             published(bench.facm(), {1: 2.69, 2: 1.87}),
             published(bench.mean_flow(), {1: 2.92}),
-            published(bench.scm(), {1: 2.85}),
+            published(bench.scm(), {1: 2.85, 2: 2.06}),
             published(
                 bench.distilled("cd", "discrete CD", DiscreteCM(condition, grid, TeacherVelocity(UNGUIDED.guidance))),
                 {2: 2.93},
@@ -46,7 +46,7 @@ def rivals(bench: Bench) -> Study:
                     "ECT",
                     DiscreteCM(condition, shrinking, from_data, weight=SignalToNoise(), label_dropout=drop),
                 ),
-                {1: 3.60},
+                {1: 3.60, 2: 2.11},
             ),
             bench.distilled(
                 "shortcut",
@@ -55,7 +55,8 @@ def rivals(bench: Bench) -> Study:
                 auxiliary_time=True,
             ),
             published(
-                bench.distilled("imm", "IMM", IMM(condition, label_dropout=drop), auxiliary_time=True), {1: 3.20}
+                bench.distilled("imm", "IMM", IMM(condition, label_dropout=drop), auxiliary_time=True),
+                {1: 3.20, 2: 1.98},
             ),
         ),
     )

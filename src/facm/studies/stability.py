@@ -27,6 +27,7 @@ def stability(bench: Bench) -> Study:
         entries=(
             published(bench.facm(label="FACM, expanded interval"), {1: 1.76}),
             published(bench.facm_auxiliary(), {1: 1.93}),
+            bench.facm_pixel_norm(),
             published(bench.mean_flow(), {1: 2.75}),
             bench.mean_flow("mean-flow-long", "MeanFlow, FACM's compute", images=longer),
             published(bench.scm(label="sCM, pixel norm"), {1: 3.04}),

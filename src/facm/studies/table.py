@@ -36,7 +36,7 @@ def rows(summary: Summary) -> tuple[Row, list[Row]]:
     for line in (*summary.teachers, *summary.lines):
         found.append(
             (
-                line.entry.label,
+                _label(line, nfes),
                 *(_text(line, line.cells.get((nfe, None))) for nfe in nfes),
                 "" if line is first or line.teaches else _difference(line, first, nfes[0]),
                 "" if line.teaches else f"{line.stable}/{len(summary.seeds)}",
@@ -47,6 +47,12 @@ def rows(summary: Summary) -> tuple[Row, list[Row]]:
             )
         )
     return header, found
+
+
+def _label(line: Line, nfes: list[int]) -> str:
+    """A teacher's most steps have no column of their own."""
+    ends = [(nfe, cell) for (nfe, images), cell in line.cells.items() if images is None and nfe not in nfes]
+    return line.entry.label + "".join(f" ({_steps(nfe)}: {_spread(cell, '{:.3f}')})" for nfe, cell in ends)
 
 
 def _text(line: Line, cell: Cell | None) -> str:
