@@ -280,7 +280,7 @@ def test_rivals_has_the_numbers_of_table_1():
 
 def test_the_collapse_study_differs_in_anchor_guidance_and_bounds_and_in_nothing_else():
     rows = objectives("collapse")
-    assert len(rows) == 8
+    assert len(rows) == 10
     for suffix, scale in (("", 1.0), ("-w1.75", 1.75)):
         facm, plain, bare, least = (rows[n + suffix] for n in ("facm", "plain-cm", "plain-cm-bare", "plain-cm-l2"))
         assert isinstance(facm, FACM)
@@ -292,8 +292,11 @@ def test_the_collapse_study_differs_in_anchor_guidance_and_bounds_and_in_nothing
         assert least == replace(bare, shortcut=L2(), beta=One())
         assert isinstance(plain.shortcut, NormL2)
     assert len(set(rows.values())) == 8
-    runs = [entry.run for entry in made("collapse").entries]
-    assert {replace(run, objective=runs[0].objective) for run in runs} == {runs[0]}
+    runs = {name: entry.run for name, entry in entries(made("collapse")).items()}
+    slower = replace(runs["facm"].optimizer, lr=runs["facm"].optimizer.lr / 4)
+    for name in ("facm", "plain-cm"):
+        assert runs.pop(f"{name}-slow") == replace(runs[name], optimizer=slower)
+    assert {replace(run, objective=runs["facm"].objective) for run in runs.values()} == {runs["facm"]}
 
 
 def test_the_anchor_study_varies_weight_and_teacher():

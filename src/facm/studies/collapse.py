@@ -1,20 +1,24 @@
-"""When consistency without an anchor collapses: guidance, interpolation and clamp, norm."""
+"""When consistency without an anchor collapses: guidance, interpolation and clamp, norm, learning rate."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from facm.distances import L2
 from facm.guidance import Guidance, TeacherVelocity
 from facm.objectives.consistency import ContinuousCM
 from facm.objectives.facm import FACM
+from facm.optim import AdamW
 from facm.studies.entries import Bench
 from facm.studies.study import Entry, Study
 from facm.weights import One
 
 SCALES = (1.0, 1.75)
+SLOWER = 4
 
 
 def collapse(bench: Bench) -> Study:
-    """With and without the anchor, with and without guidance, with and without what bounds the target."""
+    """With and without the anchor, guidance, what bounds the target, and at a lower learning rate."""
     condition, time = bench.setting.condition, bench.setting.time
     entries: list[Entry] = []
     for scale in SCALES if bench.setting.label_dropout else SCALES[:1]:  # guidance needs a null condition
@@ -29,6 +33,11 @@ def collapse(bench: Bench) -> Study:
             bench.plain(f"plain-cm-bare{suffix}", f"... nor interpolation, clamp{said}", bare),
             bench.plain(f"plain-cm-l2{suffix}", f"... nor norm and beta: plain L2{said}", least),
         ]
+    slow = replace(bench.setting.optimizer, lr=bench.setting.optimizer.lr / SLOWER)
+    entries += [
+        _at(slow, bench.facm("facm-slow", f"FACM, learning rate / {SLOWER}")),
+        _at(slow, bench.plain("plain-cm-slow", f"without anchor, learning rate / {SLOWER}")),
+    ]
     return Study(
         title="Collapse",
         source="Sec. 3.1.2",
@@ -36,3 +45,7 @@ def collapse(bench: Bench) -> Study:
         teachers=(bench.teacher(),),
         entries=tuple(entries),
     )
+
+
+def _at(optimizer: AdamW, entry: Entry) -> Entry:
+    return replace(entry, run=replace(entry.run, optimizer=optimizer))
