@@ -165,6 +165,7 @@ def test_stability_has_the_rows_of_table_3_with_its_numbers():
     assert list(entries(study)) == [
         "facm",
         "facm-auxiliary",
+        "facm-pixel-norm",
         "mean-flow",
         "mean-flow-long",
         "scm",
@@ -176,7 +177,8 @@ def test_stability_has_the_rows_of_table_3_with_its_numbers():
         "mean-flow-scratch",
     ]
     kinds = {name: type(objective) for name, objective in objectives("stability").items()}
-    assert {name for name, kind in kinds.items() if kind is FACM} == {"facm", "facm-auxiliary", "facm-scratch"}
+    facm = {"facm", "facm-auxiliary", "facm-pixel-norm", "facm-scratch"}
+    assert {name for name, kind in kinds.items() if kind is FACM} == facm
     assert {name for name, kind in kinds.items() if kind is MeanFlow} == {
         "mean-flow",
         "mean-flow-long",
@@ -188,7 +190,7 @@ def test_stability_has_the_rows_of_table_3_with_its_numbers():
 def test_only_what_a_method_needs_is_changed_in_its_network():
     runs = {name: entry.run for name, entry in entries(made("stability")).items()}
     networks = {name: inner_config(run.network) for name, run in runs.items()}
-    assert {name for name, network in networks.items() if network.pixel_norm} == {"scm", "scm-long"}
+    assert {name for name, network in networks.items() if network.pixel_norm} == {"facm-pixel-norm", "scm", "scm-long"}
     assert {n for n, network in networks.items() if network.weight_head} == {"scm", "scm-long", "scm-without"}
     assert {name for name, network in networks.items() if network.auxiliary_time} == {
         "facm-auxiliary",
@@ -350,11 +352,10 @@ def test_duration_is_measured_as_it_goes_at_a_constant_learning_rate():
     assert len({entry.series for entry in rows.values()}) == 3
 
 
-def test_duration_measures_no_more_often_than_needed_where_snapshots_are_many():
-    first, *others = made("duration", replace(digits(), every=Every(ema_snapshots=128))).entries
-    assert len(first.at) == 7
-    assert {b - a for a, b in zip(first.at, first.at[1:], strict=False)} == {76_800 // 8}
-    assert {entry.at for entry in others} == {first.at}
+def test_duration_keeps_the_snapshots_that_it_measures_whatever_the_size_keeps():
+    for entry in made("duration", replace(digits(), every=Every(ema_snapshots=0))).entries:
+        assert entry.run.every.ema_snapshots == 12_800
+        assert entry.at == tuple(range(12_800, 76_800, 12_800))
 
 
 def test_strategies_differ_in_the_derivative_alone():
