@@ -29,7 +29,7 @@ class Engine:
     timeout_s: int = 600
     """Seconds to wait for a rank before the run ends with an error that names it."""
     blocks: tuple[str, ...] = ()
-    """Names of the modules that are the units; default: the entries of the outermost ModuleLists."""
+    """Names of the modules that are the units; default: the entries of the outermost ModuleLists, or ModuleDicts."""
 
     def __post_init__(self) -> None:
         choices = {

@@ -25,7 +25,9 @@ def prepare(blocks: Sequence[nn.Module], checkpointing: bool, compiled: bool) ->
     """
     wanted = [name for name, on in (("checkpointing", checkpointing), ("compile", compiled)) if on]
     if wanted and not blocks:
-        raise ValueError(f"engine.{wanted[0]} acts on blocks, and the network has no ModuleList: set engine.blocks")
+        raise ValueError(
+            f"engine.{wanted[0]} acts on blocks, and the network has no ModuleList or ModuleDict: set engine.blocks"
+        )
     for block in blocks:
         if checkpointing:
             block.forward = partial(_recomputed, block.forward)

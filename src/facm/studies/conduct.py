@@ -71,7 +71,8 @@ class Plan:
 def _state(path: Path) -> str:
     if failed := stopped(path):
         return f"collapsed after {failed['images']} images"
-    rows = {row["nfe"]: row for row in logs.read(path / "evaluations.jsonl")}
+    latest = sorted(logs.read(path / "evaluations.jsonl"), key=lambda row: row["images"])
+    rows = {row["nfe"]: row for row in latest}
     return ", ".join(f"{nfe} step{'s' * (nfe > 1)}: {row['frechet_distance']:.3f}" for nfe, row in rows.items())
 
 
