@@ -172,7 +172,7 @@ def test_without_one_step_the_fewest_steps_decide(tmp_path):
     found = summary_of(tmp_path, facm=(better, better, worse), plain=(worse, worse, better), change=twice)
     assert [line.stable for line in found.lines] == [2, 1]
     assert "better with 2 steps than the network" in said(found)
-    assert rows(found)[0][1:4] == ("2 steps", "4 steps", "2 steps, minus the first row's")
+    assert rows(found)[0][1:4] == ("2 steps", "4 steps", "2 steps, minus FACM")
 
 
 def test_from_scratch_there_is_nothing_to_be_better_than(tmp_path):
@@ -202,7 +202,7 @@ def test_the_table_line_by_line(summary):
         "",
         "1 step",
         "2 steps",
-        "1 step, minus the first row's",
+        "1 step, minus FACM",
         "stable",
         "largest gradient norm",
         "images",

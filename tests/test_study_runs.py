@@ -278,7 +278,7 @@ def test_one_task_says_what_came_out(home, tmp_path, judge, capsys):
     assert "seed 0/facm-scratch: collapsed after 48 images" in capsys.readouterr().out
     with before_step(signal_at(16, signal.SIGTERM)):
         assert not plan_of(tmp_path, 0).do("0/teacher", judge)
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().out == "seed 0/teacher: training begins or goes on, 96 images\n"
 
 
 def test_a_task_that_there_is_not_is_named(home, judge):

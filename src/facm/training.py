@@ -285,13 +285,7 @@ def check(run: Run) -> None:
             f"network = {run.network} has {classes} classes, condition = {condition}; expected num_classes = "
             f"{condition.classes}"
         )
-    with torch.device("meta"):
-        network = run.network.build()
-    task = getattr(objective, "task", None)
-    if task is not None:
-        check_task(task, network)
-    if hasattr(objective, "check_network"):
-        objective.check_network(network)
+    check_network(run)
     velocity = getattr(objective, "velocity", None)
     if getattr(velocity, "needs_teacher", False) and run.teacher is None:
         raise ValueError(
@@ -304,6 +298,18 @@ def check(run: Run) -> None:
             f"guidance scale = {guidance.scale}, and the teacher {run.teacher.path} was trained with label_dropout 0: "
             "its null condition means nothing; expected scale 1, or a teacher with label_dropout > 0"
         )
+
+
+def check_network(run: Run) -> None:
+    """Raise ValueError where the network lacks what the objective asks it for: a second time, a head."""
+    with torch.device("meta"):
+        network = run.network.build()
+    objective: Any = run.objective
+    task = getattr(objective, "task", None)
+    if task is not None:
+        check_task(task, network)
+    if hasattr(objective, "check_network"):
+        objective.check_network(network)
 
 
 def _classes(network: Any) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import time
 from pathlib import Path
@@ -57,7 +58,8 @@ def study(
     if jobs < 1:
         raise ValueError(f"--jobs {jobs}, expected at least 1")
     if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"--seeds {' '.join(map(str, seeds))}, expected at least one, each of them once")
+        given = " ".join(map(str, seeds)) or "is empty"
+        raise ValueError(f"--seeds {given}, expected at least one, each of them once")
     if n is not None and n < 2:
         raise ValueError(f"--n {n}, expected at least 2 samples to measure")
     found, setting = find_study(name), find_setting(at, data)
@@ -94,6 +96,8 @@ def _made(found: Any, setting: Any, home: Path, seed: int) -> Study:
     from facm.studies.study import Study, check_study
 
     folder = home / f"seed-{seed}"
+    if len(inspect.signature(found.function).parameters) != 1:
+        raise ValueError(f"study {found.name!r} is to take one argument, a facm.studies.entries.Bench")
     study = found.function(Bench(setting, folder, seed))
     if not isinstance(study, Study):
         raise ValueError(f"study {found.name!r} returned {type(study).__name__}, expected a facm.studies.study.Study")

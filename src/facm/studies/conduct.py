@@ -62,6 +62,8 @@ class Plan:
         if not self.ready(task):
             raise ValueError(self.why_not(task))
         began = time.monotonic()
+        if not trained_whole(self.path(task)):
+            print(f"seed {task}: training begins or goes on, {self.tasks[task].run.images:,} images", flush=True)
         outcome = fulfil(self.tasks[task], self.path(task), judged, self.n)
         if outcome.finished:
             print(f"seed {task}: {_state(self.path(task))} ({time.monotonic() - began:.0f} s)", flush=True)

@@ -14,7 +14,7 @@ from facm.evaluation.evaluate import Judge, default_method, evaluate
 from facm.evaluation.extraction import NonFiniteSamplesError
 from facm.generate import Method
 from facm.guidance import NO_GUIDANCE
-from facm.record import RunFolder, create_or_continue, open_run
+from facm.record import RunFolder, RunFolderError, create_or_continue, open_run
 from facm.run import Run, to_json
 from facm.studies.study import Entry
 from facm.trained import load_trained
@@ -83,7 +83,7 @@ def finished(entry: Entry, path: Path, n: int, features: str) -> bool:
     """Whether nothing is left to do; what the folder holds must be this very run."""
     if not (path / "run.json").exists():
         return False
-    create_or_continue(path, entry.run)
+    _opened(path, entry)
     if stopped(path):
         return True
     return trained_whole(path) and all(measured(path, want, entry.run, n, features) for want in wanted(entry))
@@ -97,7 +97,7 @@ def fulfil(entry: Entry, path: Path, judged: Judge, n: int) -> Outcome:
     Raises RunFolderError where ``path`` holds another run, ValueError where the run cannot work.
     """
     check(entry.run)
-    folder, run = create_or_continue(path, entry.run)
+    folder, run = _opened(path, entry)
     outcome = Outcome(run.images, True)
     if stopped(path) is None and not trained_whole(path):
         try:
@@ -115,6 +115,16 @@ def fulfil(entry: Entry, path: Path, judged: Judge, n: int) -> Outcome:
                 _stop(folder, error)
                 break
     return outcome
+
+
+def _opened(path: Path, entry: Entry) -> tuple[RunFolder, Run]:
+    try:
+        return create_or_continue(path, entry.run)
+    except RunFolderError as error:
+        raise RunFolderError(
+            f"{path} holds another run than this study's {entry.name!r}: give the study a folder of its own, "
+            f"--out FOLDER, or its entry another name ({error})"
+        ) from error
 
 
 def _stop(folder: RunFolder, error: Exception) -> None:

@@ -10,6 +10,7 @@ from typing import Literal
 from facm.record import open_run
 from facm.run import Run
 from facm.trained import FromRun
+from facm.training import check_network
 
 Freedom = Literal["teacher", "budget"]
 
@@ -86,6 +87,10 @@ def check_study(study: Study, folder: Path) -> None:
     _check_teachers(study, known)
     for entry in study.parts:
         _check_clocks(study, entry)
+        try:
+            check_network(entry.run)  # before the first of them is trained
+        except ValueError as error:
+            raise ValueError(f"study {study.title!r}, {entry.name!r}: {error}") from error
 
 
 def _check_clocks(study: Study, entry: Entry) -> None:

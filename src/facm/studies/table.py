@@ -24,7 +24,7 @@ def rows(summary: Summary) -> tuple[Row, list[Row]]:
     header = (
         "",
         *map(_steps, nfes),
-        f"{_steps(nfes[0])}, minus the first row's",
+        f"{_steps(nfes[0])}, minus {summary.lines[0].entry.label}",
         "stable",
         GRADIENT,
         IMAGES,
@@ -89,12 +89,17 @@ def _steps(nfe: int) -> str:
     return f"{nfe} step{'s' * (nfe > 1)}"
 
 
+def titled(summary: Summary) -> str:
+    source = summary.study.source
+    return summary.study.title + (f" ({source})" if source else "")
+
+
 def markdown(summary: Summary) -> str:
     """The table with what it says and what it was measured with."""
     header, body = rows(summary)
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     lines += ["| " + " | ".join(row) + " |" for row in body]
-    return f"# {summary.study.title} ({summary.study.source})\n\n{said(summary)}\n\n" + "\n".join(lines) + "\n"
+    return f"# {titled(summary)}\n\n{said(summary)}\n\n" + "\n".join(lines) + "\n"
 
 
 def said(summary: Summary) -> str:
@@ -158,7 +163,7 @@ def print_table(summary: Summary) -> None:
 
     header, body = rows(summary)
     shown = [k for k, name in enumerate(header) if name not in ON_PAGE_ONLY]  # the others do not fit into 80 characters
-    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), title=f"{summary.study.title} ({summary.study.source})")
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), title=titled(summary))
     for k in shown:
         table.add_column(header[k], justify="right" if k else "left")
     for row in body:
