@@ -437,10 +437,11 @@ def test_a_function_of_a_file_is_found_and_another_is_named(tmp_path):
 @pytest.mark.skipif(not DOCS.exists(), reason="a copy of the tests without the documentation")
 def test_the_example_in_the_documentation_is_a_study(tmp_path):
     text = DOCS.read_text()
-    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    (tmp_path / "mine.py").write_text(example)
-    study = made(f"{tmp_path / 'mine.py'}:times")
+    (tmp_path / "mine.py").write_text("\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)))
+    study, quick = (made(f"{tmp_path / 'mine.py'}:{name}") for name in ("times", "quick"))
     check_study(study, HOME)
+    check_study(quick, HOME)
+    assert {entry.run.images for entry in quick.entries} == {1280}
     assert [entry.run.objective.time.mean for entry in study.entries] == [-1.6, -0.8, 0.0]
     for name in NAMES:
         assert f"| `{name}` |" in text
