@@ -219,6 +219,10 @@ def test_weights_that_were_seen_through_another_adapter_are_no_start(tmp_path, c
     run = tiny(recipe("cifar10-scratch", path=cifar))
     same = dataclasses.replace(run, initial=Given(run.network))
     assert train(same, create(tmp_path / "same", same)).finished
+    normed = dataclasses.replace(run.network, network=dataclasses.replace(run.network.network, pixel_norm=True))
+    unlike = dataclasses.replace(run, initial=Given(normed))
+    with pytest.raises(ValueError, match="as another function: pixel_norm = True, False here"):
+        train(unlike, create(tmp_path / "unlike", unlike))
     others = (EDM(run.network.network), dataclasses.replace(run.network, sigma_data=1.0), run.network.network)
     for k, other in enumerate(others):
         changed = dataclasses.replace(run, initial=Given(other))

@@ -24,10 +24,13 @@ from facm.generate import (
 )
 from facm.guidance import Guidance
 from facm.networks.mlp import MLP
+from facm.objectives.consistency import ContinuousCM
 from facm.objectives.discrete import DiscreteCM
 from facm.objectives.facm import FACM
 from facm.objectives.imm import IMM
+from facm.objectives.mean_flow import MeanFlow
 from facm.objectives.pairs import DoublingSteps
+from facm.objectives.scm import SCM
 from facm.objectives.shortcut_models import ShortcutModel
 from facm.samplers import (
     check_times,
@@ -514,8 +517,9 @@ def test_what_an_objective_has_not_trained_is_not_sampled():
         (imm, Jumps(3)),
         (imm, Consistency(3)),
         (ict, Consistency(4)),
-        (ict, Heun(9)),
         (FACM(Labels(3)), Consistency(9)),
+        (FACM(Labels(3)), Heun(9, "anchor")),
+        (MeanFlow(Labels(3), equal=0.5), Euler(8)),
     ):
         check_method(objective, method)
     for objective, method, named in (
@@ -524,6 +528,10 @@ def test_what_an_objective_has_not_trained_is_not_sampled():
         (shortcut_model, Consistency(4), "to the end, which ShortcutModel does not train"),
         (ict, Consistency(5), "nfe = 5, .*ends with 4 steps"),
         (shortcut_model, Jumps(3), "nfe = 3 jumps"),
+        *(
+            (objective, Euler(8), "follows the flow's velocity, which .* does not train")
+            for objective in (ict, imm, ContinuousCM(Labels(3)), SCM(Labels(3)), MeanFlow(Labels(3)))
+        ),
     ):
         with pytest.raises(ValueError, match=named):
             check_method(objective, method)

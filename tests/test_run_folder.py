@@ -251,6 +251,19 @@ def test_a_run_made_before_a_component_got_a_field_is_still_itself():
     assert fingerprint(part(width=(3, 3))) != fingerprint(part(width=(4, 3)))
 
 
+@dataclass(frozen=True)
+class Silent:
+    """A field that takes no part in comparisons still changes the numbers."""
+
+    k: float = field(default=1.0, compare=False)
+
+
+def test_the_fingerprint_is_of_what_is_recorded():
+    assert fingerprint(Silent()) != fingerprint(Silent(50.0))
+    assert fingerprint(PowerEMA([0.05, 0.2])) == fingerprint(PowerEMA((0.05, 0.2)))
+    assert fingerprint(Holder(items=[])) == fingerprint(Holder())
+
+
 class Colour(enum.Enum):
     RED = "red"
 

@@ -171,7 +171,7 @@ def test_without_one_step_the_fewest_steps_decide(tmp_path):
     better, worse = {2: 1.9, 4: 9.0}, {2: 2.1, 4: 0.1}  # the teacher has 2.0 with two steps
     found = summary_of(tmp_path, facm=(better, better, worse), plain=(worse, worse, better), change=twice)
     assert [line.stable for line in found.lines] == [2, 1]
-    assert "better with 2 steps than the network" in said(found)
+    assert "better with 2 steps than that one" in said(found)
     assert rows(found)[0][1:4] == ("2 steps", "4 steps", "2 steps, minus FACM")
 
 
@@ -257,7 +257,7 @@ def test_the_text_says_what_the_numbers_are(summary):
     assert text.startswith("Which? Mean ± standard deviation over the seeds 0, 1, 2, Fréchet distance of 40 samples")
     assert "in the features quarters: no FID" in text
     assert "one half of the real data against the other: 0.125." in text
-    assert "better with 1 step than the network" in text
+    assert "better with 1 step than that one" in text
 
 
 def test_markdown_is_one_table(summary):

@@ -118,12 +118,15 @@ def _schedule(nfe: int, shift: float, times: tuple[float, ...] | None) -> list[f
 
 def check_method(objective: Any, method: Method) -> None:
     """Raise ValueError where the method asks for what the objective never trained: average velocities to the end
-    (``learns_shortcut``) or to any time (``learns_jumps``), or more or other steps than its ``check_nfe`` allows."""
+    (``learns_shortcut``) or to any time (``learns_jumps``), the velocity (``learns_flow = False``), or more or other
+    steps than its ``check_nfe`` allows."""
     name = type(objective).__name__
     if isinstance(method, Jumps) and not getattr(objective, "learns_jumps", False):
         raise ValueError(f"{method} asks for average velocities to any time, which {name} does not train; try Euler")
     if isinstance(method, Consistency) and not getattr(objective, "learns_shortcut", False):
         raise ValueError(f"{method} asks for average velocities from any time to the end, which {name} does not train")
+    if not isinstance(method, Consistency | Jumps) and not getattr(objective, "learns_flow", True):
+        raise ValueError(f"{method} follows the flow's velocity, which {name} does not train; expected Consistency")
     check = getattr(objective, "check_nfe", None)
     if check is not None and isinstance(method, Consistency | Jumps):
         check(method.nfe)

@@ -156,12 +156,13 @@ def _told(value: Any) -> Any:
     if isinstance(value, dict):
         return to_json(value) and {key: _told(item) for key, item in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        told = [f for f in dataclasses.fields(value) if f.init and getattr(value, f.name) != _default(f)]
+        told = [f for f in dataclasses.fields(value) if f.init and not _at_default(f, getattr(value, f.name))]
         return {"type": to_json(value)["type"], **{f.name: _told(getattr(value, f.name)) for f in told}}
     return to_json(value)
 
 
-def _default(field: dataclasses.Field[Any]) -> Any:
+def _at_default(field: dataclasses.Field[Any], value: Any) -> bool:
+    """As recorded: a list is its tuple, and what takes no part in comparisons still counts."""
     if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return field.default
+        return bool(to_json(value) == to_json(field.default_factory()))
+    return field.default is not dataclasses.MISSING and bool(to_json(value) == to_json(field.default))

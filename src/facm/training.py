@@ -23,7 +23,7 @@ from facm.derivative import Chain, WholeNetwork
 from facm.ema import EMA
 from facm.engine import Engine
 from facm.guidance import NO_GUIDANCE
-from facm.networks.adapters import adapters_of, inner_config
+from facm.networks.adapters import adapters_of, inner_config, unlike
 from facm.parallel.agree import any_of, check_same, gathered, means
 from facm.parallel.gradients import check_gradients, check_parameters, clip, reducing
 from facm.parallel.memory import explained
@@ -170,6 +170,10 @@ def _build(run: Run, folder: RunFolder, engine: Engine, world: World) -> torch.n
                 f"{' of '.join(ours) or 'no adapter'}: the same weights would mean something else; expected the same"
             )
         load_strictly(network, initial.state_dict(), f"initial = {run.initial}", may_miss)
+        if differ := unlike(network, initial):
+            raise ValueError(
+                f"initial = {run.initial} fits network, but as another function: {'; '.join(differ)}; expected the same"
+            )
     if world.ranks > 1:
         check_parameters(network, world)
     return network

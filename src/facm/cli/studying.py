@@ -48,7 +48,7 @@ def study(
 
     from facm.evaluation import reference_floor
     from facm.evaluation.evaluate import judge
-    from facm.studies.conduct import Plan, in_turn, side_by_side
+    from facm.studies.conduct import INTERRUPTED, Plan, in_turn, side_by_side
     from facm.studies.find import find_study
     from facm.studies.report import write
     from facm.studies.setting import find_setting
@@ -71,7 +71,9 @@ def study(
         used = setting.reference
     judged = judge(used.open(), device, features.chosen())
     if only is not None:
-        plan.do(only, judged)
+        if not plan.do(only, judged):
+            print("interrupted: the same command goes on")
+            raise SystemExit(INTERRUPTED)
         return
     began = time.monotonic()
     command = [sys.executable, "-m", "facm", *sys.argv[1:]]

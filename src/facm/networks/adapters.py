@@ -7,7 +7,7 @@ turns c_FM = 2 - t into -tau_t, which is what the paper prescribes for reversed 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -57,12 +57,37 @@ def adapters_of(network: Any) -> list[str]:
     """The adapters around a built network, outermost first, with their settings: in others, weights mean
     something else."""
     found = []
-    while isinstance(getattr(network, "inner", None), nn.Module):
-        config = network.config
+    config = getattr(network, "config", None)
+    while is_dataclass(config) and hasattr(config, "network") and hasattr(network, "inner"):
         own = ", ".join(f"{f.name}={getattr(config, f.name)!r}" for f in fields(config) if f.name != "network")
         found.append(f"{type(config).__name__}({own})")
         network = network.inner
+        config = getattr(network, "config", None)
     return found
+
+
+HARMLESS = {"auxiliary_time", "weight_head", "dropout"}
+"""Settings in which a network may differ from the one whose weights it starts from."""
+
+
+def unlike(network: Any, other: Any) -> list[str]:
+    """Settings of the networks inside all adapters that differ where both are of one kind: weights of the same names
+    and shapes may still be another function's, such as without pixel norm."""
+    ours, theirs = (_inside(n) for n in (network, other))
+    if type(ours) is not type(theirs) or not is_dataclass(ours):
+        return []
+    names = [f.name for f in fields(ours) if f.name not in HARMLESS]
+    return [
+        f"{n} = {getattr(theirs, n)!r}, {getattr(ours, n)!r} here"
+        for n in names
+        if getattr(ours, n) != getattr(theirs, n)
+    ]
+
+
+def _inside(network: Any) -> Any:
+    """The configuration of a built network inside all adapters, or None."""
+    config = getattr(network, "config", None)
+    return None if config is None else inner_config(config)
 
 
 def inner_config(config: Any) -> Any:

@@ -58,6 +58,7 @@ class ContinuousCM:
     label_dropout: float = 0.0
     derivative: Derivative = OpLevel()
     learns_shortcut = True
+    learns_flow = False
     global_draws = True
 
     def __post_init__(self) -> None:

@@ -58,6 +58,7 @@ class DiscreteCM:
     weight: PairWeight = OverStep()
     label_dropout: float = 0.0
     learns_shortcut = True
+    learns_flow = False
     global_draws = True
 
     def __post_init__(self) -> None:
@@ -107,6 +108,7 @@ class DiscreteCM:
     def __call__(self, network: Any, batch: Batch, rng: torch.Generator, teacher: Any | None = None) -> Loss:
         x_0 = noise(batch, rng)
         t, s = (rows(time, batch).to(x_0.dtype) for time in self.schedule.sample(size(batch), rng))
+        s = torch.maximum(s, torch.nextafter(t, torch.ones_like(t)))  # a late gap may be below the precision
         cond, dropped = batch.cond, None
         if self.label_dropout:
             dropped = chosen(batch, self.label_dropout, rng)

@@ -70,6 +70,7 @@ class IMM:
     label_dropout: float = 0.1
     task = AuxiliaryTime()
     learns_shortcut = True
+    learns_flow = False
     learns_jumps = True
     global_draws = True
 

@@ -72,6 +72,11 @@ class MeanFlow:
     learns_jumps = True
     global_draws = True
 
+    @property
+    def learns_flow(self) -> bool:
+        """Whether samples with r = t train the velocity itself."""
+        return self.equal > 0
+
     def __post_init__(self) -> None:
         if not 0 <= self.equal <= 1:
             raise ValueError(f"equal = {self.equal}, expected a fraction in [0, 1]")

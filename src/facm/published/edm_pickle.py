@@ -7,6 +7,7 @@ constants in its modules. A network with others would have the same names and sh
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from torch import Tensor
 from facm.networks.ddpm_pp import DDPMpp
 from facm.networks.edm import EDM
 from facm.published.persistence import Record, modules_of, read_persistent, weights_of
+
+MOST_ITEMS = 64
+"""Of a list among the arguments."""
 
 WHAT = "a pickle of EDM's (NVlabs/edm) with the network 'ema'"
 
@@ -96,10 +100,10 @@ def _arguments(network: Record, path: Path) -> dict[str, Any]:
     for name, expected in FIXED.items():
         if not _same(arguments[name], expected):
             raise ValueError(
-                f"{path}: its SongUNet has {name} = {arguments[name]!r}, expected {expected!r}: {SUPPORTED}"
+                f"{path}: its SongUNet has {name} = {_shown(arguments[name])}, expected {expected!r}: {SUPPORTED}"
             )
     if not _same(arguments["in_channels"], arguments["out_channels"]):
-        made = f"{arguments['in_channels']!r} channels into {arguments['out_channels']!r}"
+        made = f"{_shown(arguments['in_channels'])} channels into {_shown(arguments['out_channels'])}"
         raise ValueError(f"{path}: its SongUNet makes {made}, expected as many: {SUPPORTED}")
     return arguments
 
@@ -128,34 +132,54 @@ def _check_constants(modules: Mapping[str, Record], weights: Mapping[str, Tensor
         for name, expected in CONSTANTS.get(module.kind, {}).items():
             if not _same(module.state.get(name), expected):
                 raise ValueError(
-                    f"{path}: {prefix}{name} = {module.state.get(name)!r}, expected {expected!r}: {SUPPORTED}"
+                    f"{path}: {prefix}{name} = {_shown(module.state.get(name))}, expected {expected!r}: {SUPPORTED}"
                 )
     for name, value in weights.items():
-        if name.endswith(".resample_filter") and not (value == 0.25).all():
-            raise ValueError(f"{path}: {name} is {value.flatten().tolist()}, expected 0.25 everywhere: {SUPPORTED}")
+        if name.endswith(".resample_filter"):
+            held = value.flatten().tolist() if value.shape == (1, 1, 2, 2) else f"of shape {tuple(value.shape)}"
+            if held != [0.25] * 4:
+                raise ValueError(f"{path}: {name} is {held}, expected 0.25 everywhere in (1, 1, 2, 2): {SUPPORTED}")
 
 
 def _same(value: Any, expected: Any) -> bool:
-    """Whether they are written alike: a file may hold anything, and not everything compares."""
-    return repr(value) == repr(expected)
+    """Whether both are plain, and of the same types and values: a file may hold anything, and not everything compares.
+
+    False also for two alike that are not plain.
+    """
+    written = _written(value)
+    return written is not None and written == _written(expected)
+
+
+def _written(value: Any) -> tuple[Any, ...] | None:
+    """The types and values in a number, a text, or a short list or tuple of these alone; None for anything else.
+
+    A few bytes of a file can be lists in lists that take years to compare or to print.
+    """
+    held = value if type(value) in (list, tuple) and len(value) <= MOST_ITEMS else (value,)
+    plain = all(type(each) in (bool, int, float, str, type(None)) for each in held)
+    return (type(value), *((type(each), each) for each in held)) if plain else None
+
+
+def _shown(value: Any) -> str:
+    return f"{type(value).__name__.lower()}(...)" if _written(value) is None else reprlib.repr(value)
 
 
 def _whole(named: Mapping[str, Any], name: str, path: Path, least: int) -> int:
     value = named[name]
     if type(value) is not int or not least <= value < 2**16:
-        raise ValueError(f"{path}: {name} = {value!r}, expected a whole number of at least {least}, below {2**16}")
+        raise ValueError(f"{path}: {name} = {_shown(value)}, expected a whole number of at least {least}, below {2**16}")
     return value
 
 
 def _wholes(named: Mapping[str, Any], name: str, path: Path) -> tuple[int, ...]:
     values = named[name]
-    if not isinstance(values, list | tuple):
-        raise ValueError(f"{path}: {name} = {values!r}, expected a list of whole numbers")
+    if not isinstance(values, list | tuple) or len(values) > MOST_ITEMS:
+        raise ValueError(f"{path}: {name} = {_shown(values)}, expected a list of at most {MOST_ITEMS} whole numbers")
     return tuple(_whole({name: value}, name, path, 1) for value in values)
 
 
 def _number(named: Mapping[str, Any], name: str, default: float, path: Path) -> float:
     value = named.get(name, default)
     if type(value) not in (int, float):
-        raise ValueError(f"{path}: {name} = {value!r}, expected a number")
+        raise ValueError(f"{path}: {name} = {_shown(value)}, expected a number")
     return float(value)

@@ -4,24 +4,42 @@ Such a file holds the source of the modules that made its objects, and unpicklin
 object becomes a :class:`Record` of its class's name and its attributes; the source is dropped unread. Of everything
 else that a pickle can name, only what such files need has a stand-in, and none of these imports or calls what it stands
 for; the rest is refused by its name alone.
+
+A file must not take much more time or memory than its size either. So its reading knows of each thing that a few bytes
+could make large: keys that are hashed again and again, numbers told by a claim, one thing named many times.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import pickle
+import pickletools
 import struct
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
 MARK = b"torch_utils.persistence"
 PICKLES = tuple(b"\x80" + bytes([protocol]) for protocol in (2, 3, 4, 5))
+
+MOST_OPCODES = 2_000_000
+MOST_TEXT = 10_000_000
+"""Characters; the longest is the source of a module."""
+MOST_BITS = 64
+"""Of a whole number."""
+MOST_ITEMS = 64
+"""Of a tuple: a size, or the arguments of a call."""
+MOST_NAME = 256
+"""Characters of a weight's full name, which has that of each module around it."""
+MOST_MODULES = 10_000
+MOST_NAMED = 1000
+"""Modules, parameters or buffers right inside one module."""
 
 
 class Record:
@@ -38,6 +56,10 @@ class Record:
 
 class Refused(pickle.UnpicklingError):
     """What a file holds that is not read, in words."""
+
+
+class TooMuch(pickle.UnpicklingError):
+    """What a file holds that would take more time or memory than such files need, in words."""
 
 
 def is_persistent(path: Path) -> bool:
@@ -58,7 +80,12 @@ def read_persistent(path: Path, what: str) -> Any:
     """
     try:
         with path.open("rb") as file:
-            return _Reader(file).load()
+            _check_opcodes(file, _NOT_HERE)
+            size = file.tell()
+            file.seek(0)
+            return _Reader(file, size).load()
+    except TooMuch as error:
+        raise ValueError(f"{path} holds {error}: reading it could take without end. Expected {what}") from error
     except Refused as error:
         raise ValueError(
             f"{path} holds {error}: reading it could run code, so it is refused. Expected {what}"
@@ -70,7 +97,8 @@ def read_persistent(path: Path, what: str) -> Any:
 def modules_of(record: Record, path: Path) -> dict[str, Record]:
     """A network and all modules in it, by the prefix of their weights' names ("", "enc.", "enc.32x32_conv.", ...).
 
-    Raises ValueError where a module is no module, or is there twice: a file could unfold without end.
+    Raises ValueError where a module is no module, or is there twice: a file could unfold without end. So it could by
+    long names, or by many modules.
     """
     found = {"": record}
     seen = {id(record)}
@@ -84,14 +112,21 @@ def modules_of(record: Record, path: Path) -> dict[str, Record]:
                 why = "is there twice" if isinstance(inner, Record) else f"is a {type(inner).__name__}"
                 raise ValueError(f"{path}: {prefix}{name} {why}, expected a tree of modules")
             seen.add(id(inner))
+            if len(seen) > MOST_MODULES:
+                raise ValueError(f"{path}: more than {MOST_MODULES} modules, expected a network's")
             found[f"{prefix}{name}."] = inner
             ahead.append((f"{prefix}{name}.", inner))
     return found
 
 
 def weights_of(modules: Mapping[str, Record], path: Path) -> dict[str, Tensor]:
-    """The state dict of :func:`modules_of`: parameters and buffers, without those that are not to be saved."""
+    """The state dict of :func:`modules_of`: parameters and buffers, without those that are not to be saved.
+
+    Raises ValueError where one is no tensor, or shares its numbers with another: a small file could fill a large
+    network.
+    """
     found: dict[str, Tensor] = {}
+    seen: set[int] = set()
     for prefix, module in modules.items():
         passing = module.state.get("_non_persistent_buffers_set")
         unsaved = passing if isinstance(passing, set) else set()
@@ -102,6 +137,10 @@ def weights_of(modules: Mapping[str, Record], path: Path) -> dict[str, Tensor]:
                 continue
             if not isinstance(value, Tensor):
                 raise ValueError(f"{path}: {prefix}{name} is a {type(value).__name__}, expected a tensor")
+            numbers = value.untyped_storage().data_ptr()
+            if numbers in seen:
+                raise ValueError(f"{path}: {prefix}{name} shares its numbers with another weight, expected its own")
+            seen.add(numbers)
             found[prefix + name] = value
     return found
 
@@ -110,19 +149,136 @@ def _named(module: Record, kind: str, prefix: str, path: Path) -> dict[str, Any]
     named = module.state.get(kind, {})
     if not isinstance(named, dict) or not all(isinstance(name, str) for name in named):
         raise ValueError(f"{path}: {prefix}{kind} is no dict by name, expected a module's")
+    if len(named) > MOST_NAMED or any(len(prefix) + len(name) > MOST_NAME for name in named):
+        raise ValueError(
+            f"{path}: {prefix}{kind} has {len(named)} names, expected at most {MOST_NAMED}, with the modules' around"
+            f" them of at most {MOST_NAME} characters"
+        )
     return named
 
 
-class _Reader(pickle.Unpickler):
+def _check_opcodes(file: IO[bytes], refused: Set[str] = frozenset(), only: Set[str] | None = None) -> None:
+    """Go through one pickle in the file without making anything. Raises TooMuch or Refused."""
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        if count >= MOST_OPCODES:
+            raise TooMuch(f"more than {MOST_OPCODES} opcodes")
+        if opcode.name in refused or (only is not None and opcode.name not in only):
+            raise Refused(f"the opcode {opcode.name}")
+        if isinstance(argument, str) and len(argument) > MOST_TEXT:
+            raise TooMuch(f"a text of {len(argument)} characters")
+        if isinstance(argument, int) and argument.bit_length() > MOST_BITS:
+            raise TooMuch(f"a whole number of {argument.bit_length()} bits")
+
+
+_NOT_HERE = frozenset({"FROZENSET", "NEWOBJ_EX"})
+
+# What torch.save wrote of a storage, since 2016 in its old format: five pickles. Nothing in it is called, and nothing
+# said before is named again (so that no hash takes longer than the text of its key). Its archive of today, a zip, can
+# be compressed; torch.storage never made one inside a pickle.
+_STORAGE = frozenset(
+    "PROTO STOP MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG1 BINUNICODE GLOBAL TUPLE EMPTY_DICT SETITEMS"
+    " EMPTY_LIST APPEND APPENDS BINPUT BINPERSID".split()
+)
+
+
+class _Reader(pickle._Unpickler):
+    """Python's own unpickler, whose steps can be replaced; the one in C hashes any key, and makes room in its memo for
+    an index that a file merely says. Tuples of tuples, each there twice, take 2**depth steps to hash: keys are texts
+    and small whole numbers here.
+    """
+
+    def __init__(self, file: IO[bytes], size: int) -> None:
+        """size: of the pickle, in bytes."""
+        super().__init__(file)
+        self.stack: list[Any] = []
+        self._left = size
+
     def find_class(self, module: str, name: str, /) -> Any:
         try:
-            return _STAND_INS[module, name]
+            found = _STAND_INS[module, name]
         except KeyError:
             raise Refused(f"{module}.{name}") from None
+        return _Call(self._once) if found is _NUMBERS else found
+
+    def _once(self, content: Any) -> Tensor:
+        """Each archive is in the file once, or a short call could copy a long one again and again."""
+        self._left -= len(content)
+        if self._left < 0:
+            raise TooMuch("tensors larger than the file")
+        return _numbers(content)
+
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._fill([key, value])
+
+    def load_setitems(self) -> None:
+        self._fill(self.pop_mark())
+
+    def load_dict(self) -> None:
+        items = self.pop_mark()
+        self.stack.append({})
+        self._fill(items)
+
+    def _fill(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if type(target) is not dict:
+            raise Refused(f"items for a {type(target).__name__}")
+        target.update(zip(_keys(items[::2]), items[1::2], strict=True))
+
+    def load_additems(self) -> None:
+        items = self.pop_mark()
+        target = self.stack[-1]
+        if type(target) is not set:
+            raise Refused(f"items for a {type(target).__name__}")
+        target.update(_keys(items))
+
+    def load_tuple(self) -> None:
+        items = self.pop_mark()
+        if len(items) > MOST_ITEMS:
+            raise TooMuch(f"a tuple of {len(items)} items")
+        self.stack.append(tuple(items))
+
+    def load_reduce(self) -> None:
+        self._check_arguments()
+        super().load_reduce()
+
+    def load_newobj(self) -> None:
+        self._check_arguments()
+        super().load_newobj()
+
+    def _check_arguments(self) -> None:
+        if type(self.stack[-1]) is not tuple:
+            raise Refused(f"a call with a {type(self.stack[-1]).__name__} for its arguments")
+
+    def load_build(self) -> None:
+        target = self.stack[-2]
+        if not isinstance(target, Record | _Dtype):  # a tensor's could make it larger than the file
+            raise Refused(f"attributes for a {type(target).__name__}")
+        super().load_build()
+
+    dispatch = {
+        **pickle._Unpickler.dispatch,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+        pickle.DICT[0]: load_dict,
+        pickle.ADDITEMS[0]: load_additems,
+        pickle.TUPLE[0]: load_tuple,
+        pickle.REDUCE[0]: load_reduce,
+        pickle.NEWOBJ[0]: load_newobj,
+        pickle.BUILD[0]: load_build,
+    }
+
+
+def _keys(items: list[Any]) -> list[Any]:
+    for key in items:
+        # Python hashes larger numbers by their remainder, so that a file could choose any number of the same hash.
+        if type(key) is not str and not (type(key) is int and 0 <= key < 2**32):
+            raise TooMuch(f"a key that is a {type(key).__name__}, not a text or a small whole number")
+    return items
 
 
 class _Call:
-    """A function that a file may call. A pickle can also set attributes (BUILD), of which it must not have any."""
+    """A function that a file may call."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
@@ -130,8 +286,21 @@ class _Call:
     def __call__(self, *arguments: Any) -> Any:
         return self._function(*arguments)
 
-    def __setstate__(self, state: Any) -> None:
-        raise Refused("attributes for a function")
+
+class _Dict:
+    """An empty dict; its items follow."""
+
+    def __new__(cls) -> Any:
+        return {}
+
+
+def _set(items: Any) -> set[Any]:
+    """The items leave the list, or a short call could copy a long one again and again."""
+    if type(items) is not list:
+        raise Refused(f"a set of a {type(items).__name__}")
+    made = set(_keys(items))
+    items.clear()
+    return made
 
 
 class _ModuleDict(Record):
@@ -150,10 +319,15 @@ def _persistent(meta: Any) -> Record:
 def _numbers(content: Any) -> Tensor:
     """A tensor's numbers, (N,): an archive of ``torch.save`` inside the pickle, of a storage alone."""
     try:
+        archive = io.BytesIO(content)
+        for _ in range(5):
+            _check_opcodes(archive, only=_STORAGE)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that typed storages will go
             storage = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             if isinstance(storage, torch.TypedStorage):
+                if storage.nbytes() > len(content):  # it need not hold all that it announces
+                    raise Refused("a tensor whose archive is shorter than its storage")
                 return torch.empty(0, dtype=storage.dtype).set_(storage.untyped())
     except Exception as error:  # as above
         raise Refused("a tensor whose archive is damaged or names code") from error
@@ -163,7 +337,12 @@ def _numbers(content: Any) -> Tensor:
 def _tensor(numbers: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
     if not isinstance(numbers, Tensor):
         raise Refused(f"a tensor over a {type(numbers).__name__}")
-    return torch.as_strided(numbers, size, stride, offset)  # which checks that it stays inside
+    if type(size) is not tuple or type(stride) is not tuple:
+        raise Refused("a tensor whose size or stride is no tuple")
+    view = torch.as_strided(numbers, size, stride, offset)  # which checks that it stays inside
+    if math.prod(view.shape) > numbers.numel():
+        raise TooMuch(f"a tensor of {math.prod(view.shape)} elements over {numbers.numel()}")
+    return view
 
 
 def _parameter(data: Any, *_: Any) -> Tensor:
@@ -182,24 +361,29 @@ class _Dtype:
         self.code, self.order = code, "="
 
     def __setstate__(self, state: Any) -> None:
-        self.order = {"|": "="}.get(state[1], state[1])
+        order = state[1] if isinstance(state, tuple) and len(state) > 1 else None
+        if not isinstance(order, str) or order not in ("|", "=", "<", ">"):
+            raise Refused("a numpy dtype without a byte order")
+        self.order = "=" if order == "|" else order
 
 
 def _number(dtype: Any, content: Any) -> Any:
-    if not isinstance(dtype, _Dtype) or dtype.code not in NUMBERS:
+    if not isinstance(dtype, _Dtype) or not isinstance(dtype.code, str) or dtype.code not in NUMBERS:
         raise Refused("a numpy scalar that is not a number")
     return struct.unpack(dtype.order + NUMBERS[dtype.code], content)[0]
 
 
+_NUMBERS = _Call(_numbers)
+
 _STAND_INS: dict[tuple[str, str], Any] = {
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): _Call(_persistent),
     ("torch.nn.modules.container", "ModuleDict"): _ModuleDict,
-    ("torch.storage", "_load_from_bytes"): _Call(_numbers),
+    ("torch.storage", "_load_from_bytes"): _NUMBERS,
     ("torch._utils", "_rebuild_tensor_v2"): _Call(_tensor),
     ("torch._utils", "_rebuild_parameter"): _Call(_parameter),
-    ("collections", "OrderedDict"): dict,
-    ("dnnlib.util", "EasyDict"): dict,
-    ("builtins", "set"): set,
+    ("collections", "OrderedDict"): _Dict,
+    ("dnnlib.util", "EasyDict"): _Dict,
+    ("builtins", "set"): _Call(_set),
     ("numpy", "dtype"): _Dtype,
     ("numpy.core.multiarray", "scalar"): _Call(_number),
     ("numpy._core.multiarray", "scalar"): _Call(_number),

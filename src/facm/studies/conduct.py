@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,6 +20,9 @@ from facm.evaluation.evaluate import Judge
 from facm.studies.execute import finished, fulfil, stopped, trained_whole
 from facm.studies.study import Entry, Study
 from facm.trained import FromRun
+
+INTERRUPTED = 130
+"""Exit status of a command with --only that was interrupted after saving: a cluster is not to take it as done."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,18 @@ class Plan:
 
     def ready(self, task: str) -> bool:
         """Whether its teacher is there."""
-        source = self.tasks[task].run.teacher
-        return not isinstance(source, FromRun) or trained_whole(Path(source.path))
+        return self._missing(task) is None
+
+    def _missing(self, task: str) -> FromRun | None:
+        """The run that it needs and that is not at its end."""
+        run = self.tasks[task].run
+        needs = [source for source in (run.teacher, run.initial) if isinstance(source, FromRun)]
+        return next((source for source in needs if not trained_whole(Path(source.path))), None)
 
     def why_not(self, task: str) -> str:
         """What to say of a task that is not ready."""
-        source: Any = self.tasks[task].run.teacher
+        source = self._missing(task)
+        assert source is not None
         failed = stopped(Path(source.path))
         state = f"collapsed after {failed['images']} images" if failed else "is not trained to its end yet"
         return f"cannot train {task}: its teacher {source.path} {state}"
@@ -103,7 +111,7 @@ def side_by_side(plan: Plan, judged: Judge, jobs: int, command: Sequence[str]) -
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 task = running.pop(future)
-                if future.result() and not children.stopping:
+                if future.result() not in (0, INTERRUPTED) and not children.stopping:
                     raise RuntimeError(f"seed {task} failed with status {future.result()}; its message is above")
     if children.stopping or not all(plan.done(task, judged) for task in plan.tasks if task not in left):
         return False  # or a child alone was interrupted
@@ -168,4 +176,6 @@ class Children:
 def _share(slot: int, jobs: int) -> dict[str, str]:
     share = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return share | ({"CUDA_VISIBLE_DEVICES": str(slot % count)} if count > 1 else {})
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if os.environ.get("CUDA_VISIBLE_DEVICES") else None
+    mine = [*map(str, range(count))] if names is None else names  # of those that this process was given
+    return share | ({"CUDA_VISIBLE_DEVICES": mine[slot % count]} if count > 1 else {})

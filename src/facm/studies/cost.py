@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from facm.state import borrowed_generators
 from facm.trained import FromRun
 from facm.types import Batch, losses
 
-BATCH = 8
+LEAST = 8
+"""Images in the counted step; more where an objective wants whole groups of them."""
 
 
 def forward_passes(run: Run) -> float:
@@ -33,7 +35,8 @@ def forward_passes(run: Run) -> float:
     dataset = run.data.open()
     with borrowed_generators(0), sdpa_kernel(SDPBackend.MATH):
         network, teacher = run.network.build(), _teacher(run)
-        read = dataset.read(np.arange(BATCH) % len(dataset))
+        group = math.lcm(getattr(run.objective, "particles", 1), getattr(run.objective, "every", 1))
+        read = dataset.read(np.arange(-(-LEAST // group) * group) % len(dataset))
         batch = Batch(read.x_1, read.cond)
         with Flops() as forward, torch.no_grad():
             _ask(network, batch, run.objective)

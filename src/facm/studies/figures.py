@@ -25,7 +25,7 @@ def numbers(summary: Summary) -> bytes:
         figure = Figure(figsize=(9, 4.6), layout="constrained")
         axis = figure.subplots()
         for name, points in _series(summary).items():
-            known = sorted((x, cell) for x, cell in points if cell.mean is not None)
+            known = sorted(((x, cell) for x, cell in points if cell.mean is not None), key=lambda point: point[0])
             means, spreads = [cell.mean or 0.0 for _, cell in known], [cell.sd or 0.0 for _, cell in known]
             axis.errorbar([x for x, _ in known], means, spreads, marker="o", capsize=3, label=name)
         axis.set_xlabel(summary.study.x_label)

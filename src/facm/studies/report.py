@@ -26,12 +26,12 @@ SHOWN = 40
 def write(summary: Summary, judged: Judge, home: Path, folder: Path, command: str, device: torch.device) -> Path:
     """Write everything below ``folder``; the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "table.md", markdown(summary))
+    write_text(folder / "results.jsonl", jsonl(summary, command))
     found = {"numbers.png": numbers(summary), "training.png": over_training(summary, home)}
     for name, png in found.items():
         with atomically(folder / name) as partial:
             partial.write_bytes(png)
-    write_text(folder / "table.md", markdown(summary))
-    write_text(folder / "results.jsonl", jsonl(summary, command))
     first = home / f"seed-{summary.seeds[0]}"
     parts = [
         f"<h1>{html.escape(summary.study.title)}</h1>",
