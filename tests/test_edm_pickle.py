@@ -10,6 +10,7 @@ import json
 import math
 import os
 import pickle
+import pickletools
 import subprocess
 import sys
 import types
@@ -27,6 +28,7 @@ from facm.networks.ddpm_pp import DDPMpp
 from facm.networks.edm import EDM
 from facm.networks.lightning_dit import LightningDiT
 from facm.published import FromFile, built, import_file, open_published
+from facm.published.edm_pickle import _same, edm_network
 from facm.published.persistence import Record, is_persistent, modules_of, read_persistent, weights_of
 from facm.run import from_json, to_json
 from facm.trained import load_file
@@ -564,3 +566,183 @@ def test_damaged_files_and_others_are_told_apart(tmp_path):
     torch.save(plain.build().state_dict(), tmp_path / "plain.pt")
     with pytest.raises(ValueError, match="family = 'edm', but its keys look like LightningDiT or FACM's"):
         open_published(tmp_path / "plain.pt", "edm")
+
+
+# What would take time or memory without end
+
+
+def dag(depth=60):
+    """A pickle's tuple of twice a tuple of twice ...: 2**depth ways through it, 3 bytes for each level."""
+    return b"\x8c\x01a" + b"2\x86" * depth  # DUP, TUPLE2
+
+
+def nested(depth=60):
+    value = "a"
+    for _ in range(depth):
+        value = (value, value)
+    return value
+
+
+@pytest.mark.parametrize(
+    ("then", "message"),
+    [
+        (b"}" + dag() + b"Ns", "a key that is a tuple"),
+        (b"}(" + dag() + b"Nu", "a key that is a tuple"),
+        (b"(" + dag() + b"Nd", "a key that is a tuple"),
+        (b"\x8f(" + dag() + b"\x90", "a key that is a tuple"),
+        (b"(" + dag() + b"\x91", "holds the opcode FROZENSET"),
+        (b"cbuiltins\nset\n](" + dag() + b"e\x85R", "a key that is a tuple"),
+        (b"cnumpy\ndtype\n\x8c\x02f8\x85RN" + dag() + b"\x86b", "a numpy dtype without a byte order"),
+        (
+            b"cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\n" + dag() + b"\x85RC\x00\x86R",
+            "scalar that is not a number",
+        ),
+        (b"}\x8a\x09" + b"\xff" * 8 + b"\x00Ns", "a key that is a int"),
+        (b"ccollections\nOrderedDict\n](" + dag() + b"N\x86e\x85R", "bad.pkl: truncated or damaged"),
+        (b"cdnnlib.util\nEasyDict\n](" + dag() + b"N\x86e\x85\x81", "bad.pkl: truncated or damaged"),
+        (b"\x8a\x20" + b"\x7f" * 32, "a whole number of 255 bits"),
+        (b"cbuiltins\nset\n)}\x92", "holds the opcode NEWOBJ_EX"),
+        (b"cbuiltins\nset\n]R", "a call with a list for its arguments"),
+        (b"cdnnlib.util\nEasyDict\n]\x81", "a call with a list for its arguments"),
+        (b"cbuiltins\nset\n)\x85R", "a set of a tuple"),
+        (b"(" + b"N" * 65 + b"t", "a tuple of 65 items"),
+        (b"]K\x00Ns", "items for a list"),
+        (b"](K\x00Nu", "items for a list"),
+        (b"](K\x00\x90", "items for a list"),
+        (b"]}b", "attributes for a list"),
+    ],
+)
+def test_what_would_be_hashed_or_copied_without_end_is_refused(tmp_path, then, message):
+    file = tmp_path / "bad.pkl"
+    file.write_bytes(instructions(then=then))
+    with pytest.raises(ValueError, match=message) as caught:
+        open_published(file)
+    assert "bad.pkl" in str(caught.value)
+
+
+def test_an_index_that_a_file_says_takes_no_memory(tmp_path):
+    file = tmp_path / "bad.pkl"
+    file.write_bytes(instructions(then=b"Nr\xff\xff\xff\x7f"))  # LONG_BINPUT; eight bytes an index would be 16 GB
+    assert read_persistent(file, "something") is None
+
+
+def test_a_file_has_so_many_opcodes_and_texts_so_long(tmp_path, monkeypatch):
+    from facm.published import persistence
+
+    monkeypatch.setattr(persistence, "MOST_OPCODES", 100)
+    monkeypatch.setattr(persistence, "MOST_TEXT", 50)
+    file = tmp_path / "bad.pkl"
+    for then, message in ((b"N0" * 50, "holds more than 100 opcodes"), (b"\x8c\x33" + b"a" * 51, "a text of 51 char")):
+        file.write_bytes(instructions(then=then))
+        with pytest.raises(ValueError, match=message):
+            read_persistent(file, "something")
+    file.write_bytes(instructions(then=b"\x8c\x32" + b"a" * 50 + b"0N" * 47))
+    assert read_persistent(file, "something") is None
+
+
+def test_a_set_takes_its_list(tmp_path):
+    file = tmp_path / "bad.pkl"
+    file.write_bytes(instructions(then=b"](K\x01K\x02e\x940cbuiltins\nset\nh\x00\x85Rcbuiltins\nset\nh\x00\x85R\x86"))
+    assert read_persistent(file, "something") == ({1, 2}, set())
+
+
+def test_a_deep_list_and_a_dag_are_compared_and_shown_at_once(tmp_path):
+    deep = []
+    for _ in range(5000):
+        deep = [deep]
+    for value, shown in ((nested(), r"tuple\(\.\.\.\)"), (deep, r"list\(\.\.\.\)"), ([0] * 65, r"list\(\.\.\.\)")):
+        opened = read_persistent(saved(tmp_path / "a.pkl", snapshot()), "something")
+        for place, name in (
+            (opened["ema"].state["_modules"]["model"].state["_init_kwargs"], "encoder_type"),
+            (opened["ema"].state["_modules"]["model"].state["_init_kwargs"], "channel_mult"),
+            (opened["ema"].state["_modules"]["model"].state["_init_kwargs"], "dropout"),
+            (opened["ema"].state, "sigma_data"),
+        ):
+            before, place[name] = place[name], value
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("facm.published.edm_pickle.read_persistent", lambda *_, read=opened: read)
+                with pytest.raises(ValueError, match=rf"f: {name} = {shown}, expected|has {name} = {shown}, expected"):
+                    edm_network(Path("f"))
+            place[name] = before
+
+
+def test_scalars_are_the_same_with_their_types_alone():
+    for value, expected in ((1, 1), ([1, 1], [1, 1]), ((), ()), (None, None), ("a", "a")):
+        assert _same(value, expected)
+    alike = [(True, 1), (1.0, 1), ([1, True], [1, 1]), ((1, 1), [1, 1]), (1, 2), ([1], 1), (nested(), 1), ([1], [1, 1])]
+    for value, expected in alike:
+        assert not _same(value, expected)
+    same = torch.ones(1)
+    assert not _same(same, same)
+
+
+def test_a_tensor_has_no_more_elements_than_its_numbers(tmp_path):
+    numbers = torch.zeros(4)._typed_storage()
+    for size, stride in (((2**27,), (0,)), ((5,), (0,)), ((3, 2), (1, 1))):
+        tensor = Reduced(torch._utils._rebuild_tensor_v2, numbers, 0, size, stride, False, {})
+        file = saved(tmp_path / "bad.pkl", {"x": Options(), "tensor": tensor})
+        with pytest.raises(ValueError, match=r"bad.pkl holds a tensor of \d+ elements over 4: reading it could take"):
+            read_persistent(file, "something")
+    tensor = Reduced(torch._utils._rebuild_tensor_v2, numbers, 0, [4], [1], False, {})
+    with pytest.raises(ValueError, match="size or stride is no tuple"):
+        read_persistent(saved(tmp_path / "bad.pkl", {"x": Options(), "tensor": tensor}), "something")
+
+
+def test_a_filter_of_another_shape_is_not_looked_at(tmp_path):
+    content = edited(lambda c: song(c).enc["4x4_down"].conv0.register_buffer("resample_filter", torch.ones(4000)))
+    with pytest.raises(ValueError, match=r"resample_filter is of shape \(4000,\), expected 0.25 everywhere in"):
+        open_published(saved(tmp_path / "bad.pkl", content))
+
+
+def test_an_archive_holds_its_numbers_plainly_and_once(tmp_path):
+    good = archive(torch.zeros(1000)._typed_storage())
+    zipped = io.BytesIO()
+    torch.save(torch.zeros(1000)._typed_storage(), zipped)
+    # the same without numbers behind its pickles: no keys, and so nothing read
+    parts = io.BytesIO(good)
+    for _ in range(4):
+        for _ in pickletools.genops(parts):
+            pass
+    hollow = good[: parts.tell()] + b"\x80\x02].."
+    hashed = b"".join([good[: parts.tell()], b"\x80\x02}", dag(), b"Ns.", good[parts.tell() :]])
+    for content in (zipped.getvalue(), hollow, hashed):
+        hostile = Reduced(torch.storage._load_from_bytes, content)
+        file = saved(tmp_path / "bad.pkl", {"x": Options(), "tensor": hostile})
+        with pytest.raises(ValueError, match="a tensor whose archive is damaged or names code"):
+            read_persistent(file, "something")
+    again = [Reduced(torch.storage._load_from_bytes, good) for _ in range(3)]
+    file = saved(tmp_path / "bad.pkl", {"x": Options(), "tensors": again})
+    with pytest.raises(ValueError, match="holds tensors larger than the file"):
+        read_persistent(file, "something")
+
+
+def record(**state):
+    made = Record()
+    made.state = state
+    return made
+
+
+def test_modules_have_so_many_names_and_so_long(monkeypatch):
+    from facm.published import persistence
+
+    def chain(depth, name):
+        inner = record()
+        for _ in range(depth):
+            inner = record(_modules={name: inner})
+        return inner
+
+    assert len(modules_of(chain(25, "a" * 9), Path("f"))) == 26
+    for deep in (chain(30, "a" * 9), chain(5000, ""), record(_modules={str(i): None for i in range(1001)})):
+        with pytest.raises(ValueError, match=r"f: .* names, expected at most 1000, with .* at most 256 characters"):
+            modules_of(deep, Path("f"))
+    monkeypatch.setattr(persistence, "MOST_MODULES", 20)
+    with pytest.raises(ValueError, match="f: more than 20 modules, expected a network's"):
+        modules_of(chain(20, "a"), Path("f"))
+    assert len(modules_of(chain(19, "a"), Path("f"))) == 20
+
+
+def test_weights_have_numbers_of_their_own():
+    base = torch.ones(4)
+    shared = record(_parameters={"a": base}, _buffers={"b": base[:2]})
+    with pytest.raises(ValueError, match="f: b shares its numbers with another weight, expected its own"):
+        weights_of(modules_of(shared, Path("f")), Path("f"))

@@ -167,7 +167,9 @@ def _shown(value: Any) -> str:
 def _whole(named: Mapping[str, Any], name: str, path: Path, least: int) -> int:
     value = named[name]
     if type(value) is not int or not least <= value < 2**16:
-        raise ValueError(f"{path}: {name} = {_shown(value)}, expected a whole number of at least {least}, below {2**16}")
+        raise ValueError(
+            f"{path}: {name} = {_shown(value)}, expected a whole number of at least {least}, below {2**16}"
+        )
     return value
 
 

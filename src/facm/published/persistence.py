@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ PICKLES = tuple(b"\x80" + bytes([protocol]) for protocol in (2, 3, 4, 5))
 MOST_OPCODES = 2_000_000
 MOST_TEXT = 10_000_000
 """Characters; the longest is the source of a module."""
-MOST_BITS = 64
+MOST_BITS = 128
 """Of a whole number."""
 MOST_ITEMS = 64
 """Of a tuple: a size, or the arguments of a call."""
@@ -176,12 +176,17 @@ _NOT_HERE = frozenset({"FROZENSET", "NEWOBJ_EX"})
 # said before is named again (so that no hash takes longer than the text of its key). Its archive of today, a zip, can
 # be compressed; torch.storage never made one inside a pickle.
 _STORAGE = frozenset(
-    "PROTO STOP MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG1 BINUNICODE GLOBAL TUPLE EMPTY_DICT SETITEMS"
-    " EMPTY_LIST APPEND APPENDS BINPUT BINPERSID".split()
+    {
+        *("PROTO", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1"),
+        *("BINUNICODE", "GLOBAL", "TUPLE", "EMPTY_DICT", "SETITEMS", "EMPTY_LIST", "APPEND", "BINPUT", "BINPERSID"),
+    }
 )
 
 
-class _Reader(pickle._Unpickler):
+_Python: Any = pickle._Unpickler  # whose steps the type stubs do not know
+
+
+class _Reader(_Python):
     """Python's own unpickler, whose steps can be replaced; the one in C hashes any key, and makes room in its memo for
     an index that a file merely says. Tuples of tuples, each there twice, take 2**depth steps to hash: keys are texts
     and small whole numbers here.
@@ -256,8 +261,8 @@ class _Reader(pickle._Unpickler):
             raise Refused(f"attributes for a {type(target).__name__}")
         super().load_build()
 
-    dispatch = {
-        **pickle._Unpickler.dispatch,
+    dispatch: ClassVar[dict[int, Any]] = {
+        **_Python.dispatch,
         pickle.SETITEM[0]: load_setitem,
         pickle.SETITEMS[0]: load_setitems,
         pickle.DICT[0]: load_dict,

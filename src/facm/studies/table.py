@@ -110,8 +110,8 @@ def said(summary: Summary) -> str:
         f"{summary.study.question} Mean ± standard deviation over the seeds {seeds}, Fréchet distance of "
         f"{summary.n:,} samples in the features {summary.features}: no FID, and to be compared within this table only; "
         f"one half of the real data against the other: {summary.floor:.3f}. Differences are paired by seed. Stable: "
-        f"ended without a skipped step and, where it started from a network, better with {fewest} than that one. Forward "
-        "passes are counted, of the whole run."
+        f"ended without a skipped step and, where it started from a network, better with {fewest} than that one. "
+        "Forward passes are counted, of the whole run."
     )
 
 
