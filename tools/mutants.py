@@ -1396,7 +1396,9 @@ MUTANTS = [
     M("studies/collapse.py", "alpha=One(), beta=One(), clamp=None", "alpha=One(), clamp=None", "plain L2"),
     M("studies/weights.py", "OneMinusPower(0.5), One(), 1.42", "OneMinusPower(0.5), One(), 1.40", "Table 4"),
     M("networks/adapters.py", 'if f.name != "network")', 'if f.name == "network")', "an adapter's settings"),
-    M("run.py", "getattr(value, f.name) != _default(f)", "True", "defaults are left out"),
+    M("run.py", "if f.init and not _at_default(f, getattr(value, f.name))]", "if f.init]", "defaults are left out"),
+    M("run.py", "bool(to_json(value) == to_json(field.default))", "bool(value == field.default)", "as recorded"),
+    M("generate.py", 'not getattr(objective, "learns_flow", True)', "False", "a velocity never trained"),
     M(
         "distances.py",
         "return self.weight * self.distance(prediction, target)",
@@ -1431,8 +1433,8 @@ MUTANTS = [
     M("published/persistence.py", "weights_only=True", "weights_only=False", "tensors inside a pickle"),
     M(
         "published/persistence.py",
-        "return torch.as_strided(numbers, size, stride, offset)",
-        "return torch.as_strided(numbers, size, stride, 0)",
+        "torch.as_strided(numbers, size, stride, offset)",
+        "torch.as_strided(numbers, size, stride, 0)",
         "a tensor's offset",
     ),
     M(
@@ -1448,7 +1450,7 @@ MUTANTS = [
         "a module's constants",
     ),
     M("published/edm_pickle.py", "if not _same(arguments[name], expected):", "if False:", "a network's arguments"),
-    M("published/edm_pickle.py", "and not (value == 0.25).all():", "and False:", "the resampling filter"),
+    M("published/edm_pickle.py", "if held != [0.25] * 4:", "if False:", "the resampling filter"),
     M(
         "networks/ddpm_pp.py",
         "torch.cat([angle.sin(), angle.cos()], dim=1)",
