@@ -210,7 +210,17 @@ def test_the_table_line_by_line(summary):
         "published FID",
     )
     cost = [f"{line.cost * line.entry.run.images / 1000:,.0f}" for line in (*summary.teachers, *summary.lines)]
-    assert teacher == ("teacher", "3.000 ± 0.000", "2.000 ± 0.000", "", "", "4 ± 0", "96", cost[0], "")
+    assert teacher == (
+        "teacher (4 steps: 1.000 ± 0.000)",
+        "3.000 ± 0.000",
+        "2.000 ± 0.000",
+        "",
+        "",
+        "4 ± 0",
+        "96",
+        cost[0],
+        "",
+    )
     published = "1.76 (1 step), 1.50 (2 steps)"
     assert facm == ("FACM", "1.500 ± 0.500", "0.500 ± 0.000", "", "3/3", "4 ± 0", "64", cost[1], published)
     # 2.0 - 1.0, 1.0 - 1.5, 3.5 - 2.0: mean 2/3, sd of (1, -0.5, 1.5)
@@ -266,7 +276,7 @@ def test_markdown_is_one_table(summary):
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) == 5
     assert {line.count("|") for line in lines} == {10}
-    assert lines[2].startswith("| teacher (4 steps: 3.000 ± 0.000) | 3.000 ± 0.000 |")
+    assert lines[2].startswith("| teacher (4 steps: 1.000 ± 0.000) | 3.000 ± 0.000 |")
 
 
 def test_the_terminals_table_fits(summary, capsys, monkeypatch):

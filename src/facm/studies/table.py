@@ -165,7 +165,8 @@ def print_table(summary: Summary) -> None:
     shown = [k for k, name in enumerate(header) if name not in ON_PAGE_ONLY]  # the others do not fit into 80 characters
     table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), title=titled(summary))
     for k in shown:
-        table.add_column(header[k], justify="right" if k else "left")
+        number = header[k].endswith(("step", "steps"))
+        table.add_column(header[k], justify="right" if k else "left", no_wrap=number)
     for row in body:
         table.add_row(*(row[k] for k in shown))
     console = Console()
