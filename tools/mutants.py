@@ -2,7 +2,7 @@
 
     python tools/mutants.py [--only SUBSTRING ...] [--jobs N] [--list]
 
-Works on a copy of src/ and tests/ in a temporary folder; the checkout is never edited. Prints every mutant with the
+Works on a copy of src/, tests/ and examples/ in a temporary folder; the checkout is never edited. Prints every mutant with the
 first test that noticed it, and exits with 1 if one survives or if the tests fail without any mutation.
 """
 
@@ -1507,7 +1507,7 @@ class Workplace:
     @classmethod
     def copy_to(cls, root: Path) -> Workplace:
         ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
-        for folder in ("src", "tests"):
+        for folder in ("src", "tests", "examples"):
             shutil.copytree(REPOSITORY / folder, root / folder, ignore=ignore)
         shutil.copy(REPOSITORY / "pyproject.toml", root)
         return cls(root)
