@@ -16,7 +16,7 @@ from facm.checkpoint import atomically, write_text
 from facm.evaluation import reference_floor
 from facm.evaluation.evaluate import Judge, evaluate, judge, source_of
 from facm.generate import Consistency, Euler, Method, balanced_labels, sample
-from facm.page import Panel
+from facm.page import Panel, steps
 from facm.progress import progress
 from facm.recipes.digits import digits_student, digits_teacher
 from facm.record import RunFolder, RunFolderError, create, open_run
@@ -139,12 +139,8 @@ def _measure(trained: Trained, method: Method, judged: Judge, device: torch.devi
     row = evaluate(trained, method, judged, n=SAMPLES, seed=SEED_OF_EVALUATION, device=device)
     if not quiet:
         who = "student" if isinstance(method, Consistency) else "teacher"
-        print(f"{who}, {_steps(method.nfe)}: Frechet distance {row['frechet_distance']:.3f}", flush=True)
+        print(f"{who}, {steps(method.nfe)}: Frechet distance {row['frechet_distance']:.3f}", flush=True)
     return row
-
-
-def _steps(nfe: int) -> str:
-    return "1 step" if nfe == 1 else f"{nfe} steps"
 
 
 def _panels(teacher: Trained, student: Trained, judged: Judge, device: torch.device) -> list[Panel]:
@@ -155,8 +151,8 @@ def _panels(teacher: Trained, student: Trained, judged: Judge, device: torch.dev
     assert real.cond is not None
     by_class = [real.x_1[real.cond == label][: SHOWN // 10] for label in range(10)]
     panels = [Panel("real digits", torch.stack(by_class, dim=1).flatten(0, 1))]
-    shown: list[tuple[str, Trained, Method]] = [(f"teacher, {_steps(k)}", teacher, Euler(k)) for k in (1, 4, 32)]
-    shown += [(f"student, {_steps(k)}", student, Consistency(k)) for k in STUDENT_NFE]
+    shown: list[tuple[str, Trained, Method]] = [(f"teacher, {steps(k)}", teacher, Euler(k)) for k in (1, 4, 32)]
+    shown += [(f"student, {steps(k)}", student, Consistency(k)) for k in STUDENT_NFE]
     for name, trained, method in shown:
         source = source_of(trained, judged.dataset.shape, device)
         labels = balanced_labels(source.condition, range(SHOWN))
@@ -192,9 +188,9 @@ def _print_table(summary: dict[str, Any], report: Path) -> None:
     console = Console()
     table = Table("", "steps", "Frechet distance", "class accuracy", "precision", "recall", title="digits, 8 x 8")
     for who in ("teacher", "student"):
-        for steps, distance in summary[who].items():
-            others = [summary[what][who][steps] for what in ("accuracy", "precision", "recall")]
-            table.add_row(who, steps, f"{distance:.3f}", *(f"{value:.3f}" for value in others))
+        for nfe, distance in summary[who].items():
+            others = [summary[what][who][nfe] for what in ("accuracy", "precision", "recall")]
+            table.add_row(who, nfe, f"{distance:.3f}", *(f"{value:.3f}" for value in others))
     console.print(table)
     console.print(f"one half of the real digits against the other: {summary['reference_floor']:.3f}")
     seconds = summary["seconds"]

@@ -39,6 +39,11 @@ def page(title: str, parts: Sequence[str]) -> str:
     return f"<!doctype html><html lang=en><head>{head}<style>{STYLE}</style></head><body>{body}</body></html>"
 
 
+def steps(nfe: int) -> str:
+    """1 step, 2 steps: as captions and tables say it."""
+    return "1 step" if nfe == 1 else f"{nfe} steps"
+
+
 def grid(panel: Panel) -> str:
     picture = image(grid_png(panel.samples, scale=4), panel.caption)
     return f"<figure>{picture}<figcaption>{html.escape(panel.caption)}</figcaption></figure>"

@@ -17,6 +17,7 @@ import torch
 
 from facm import logs
 from facm.evaluation.evaluate import Judge
+from facm.page import steps
 from facm.studies.execute import finished, fulfil, stopped, trained_whole
 from facm.studies.study import Entry, Study
 from facm.trained import FromRun
@@ -83,7 +84,7 @@ def _state(path: Path) -> str:
         return f"collapsed after {failed['images']} images"
     latest = sorted(logs.read(path / "evaluations.jsonl"), key=lambda row: row["images"])
     rows = {row["nfe"]: row for row in latest}
-    return ", ".join(f"{nfe} step{'s' * (nfe > 1)}: {row['frechet_distance']:.3f}" for nfe, row in rows.items())
+    return ", ".join(f"{steps(nfe)}: {row['frechet_distance']:.3f}" for nfe, row in rows.items())
 
 
 def in_turn(plan: Plan, judged: Judge) -> bool:

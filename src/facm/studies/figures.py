@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from facm import logs
-from facm.page import png_of
+from facm.page import png_of, steps
 from facm.record import RunFolder
 from facm.studies.study import Entry
 from facm.studies.summary import STEADY, Cell, Line, Summary
@@ -46,7 +46,7 @@ def numbers(summary: Summary) -> bytes:
             cell = line.cells.get((nfe, None))
             xs += cell.known if cell else []
             ys += [-place + 0.15 * (k - (len(nfes) - 1) / 2)] * (len(cell.known) if cell else 0)
-        axis.plot(xs, ys, "o", alpha=0.7, label=f"{nfe} step{'s' * (nfe > 1)}")
+        axis.plot(xs, ys, "o", alpha=0.7, label=steps(nfe))
     axis.axvline(summary.floor, color="gray", linestyle=":", label="real halves")
     axis.set_yticks([-place for place in range(len(lines))], [line.entry.label for line in lines])
     axis.set_xscale("log")
@@ -64,7 +64,7 @@ def _series(summary: Summary) -> dict[str, list[tuple[float, Cell]]]:
             over_time = bool(line.entry.at)
             x = (images or line.entry.run.images) if over_time else line.entry.x
             if x is not None:
-                points[f"{line.entry.series}, {nfe} step{'s' * (nfe > 1)}"].append((x, cell))
+                points[f"{line.entry.series}, {steps(nfe)}"].append((x, cell))
     return points
 
 

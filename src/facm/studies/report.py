@@ -12,7 +12,7 @@ from facm.checkpoint import atomically, write_text
 from facm.evaluation.evaluate import Judge, source_of
 from facm.generate import balanced_labels, sample
 from facm.images import is_image
-from facm.page import Panel, folded_json, grid, image, page
+from facm.page import Panel, folded_json, grid, image, page, steps
 from facm.record import RunFolder
 from facm.studies.execute import SEED_OF_EVALUATION, stopped, wanted
 from facm.studies.figures import numbers, over_training
@@ -67,7 +67,7 @@ def panels(summary: Summary, judged: Judge, folder: Path, device: torch.device) 
         source = source_of(trained, dataset.shape, device)
         labels = balanced_labels(source.condition, range(SHOWN))
         x = sample(source, want.method, range(SHOWN), labels, seed=SEED_OF_EVALUATION)
-        yield Panel(f"{line.entry.label}, {want.nfe} step{'s' * (want.nfe > 1)}", x.cpu())
+        yield Panel(f"{line.entry.label}, {steps(want.nfe)}", x.cpu())
 
 
 def _table(summary: Summary) -> str:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from facm.page import steps
 from facm.record import environment
 from facm.studies.execute import SEED_OF_EVALUATION
 from facm.studies.summary import Cell, Line, Summary
@@ -23,8 +24,8 @@ def rows(summary: Summary) -> tuple[Row, list[Row]]:
     published = any(line.entry.published for line in summary.lines)
     header = (
         "",
-        *map(_steps, nfes),
-        f"{_steps(nfes[0])}, minus {summary.lines[0].entry.label}",
+        *map(steps, nfes),
+        f"{steps(nfes[0])}, minus {summary.lines[0].entry.label}",
         "stable",
         GRADIENT,
         IMAGES,
@@ -52,7 +53,7 @@ def rows(summary: Summary) -> tuple[Row, list[Row]]:
 def _label(line: Line, nfes: list[int]) -> str:
     """A teacher's most steps have no column of their own."""
     ends = [(nfe, cell) for (nfe, images), cell in line.cells.items() if images is None and nfe not in nfes]
-    return line.entry.label + "".join(f" ({_steps(nfe)}: {_spread(cell, '{:.3f}')})" for nfe, cell in ends)
+    return line.entry.label + "".join(f" ({steps(nfe)}: {_spread(cell, '{:.3f}')})" for nfe, cell in ends)
 
 
 def _text(line: Line, cell: Cell | None) -> str:
@@ -82,11 +83,7 @@ def _difference(line: Line, first: Line, nfe: int) -> str:
 
 
 def _published(line: Line) -> str:
-    return ", ".join(f"{fid:.2f} ({_steps(nfe)})" for nfe, fid in line.entry.published.items())
-
-
-def _steps(nfe: int) -> str:
-    return f"{nfe} step{'s' * (nfe > 1)}"
+    return ", ".join(f"{fid:.2f} ({steps(nfe)})" for nfe, fid in line.entry.published.items())
 
 
 def titled(summary: Summary) -> str:
@@ -105,7 +102,7 @@ def markdown(summary: Summary) -> str:
 def said(summary: Summary) -> str:
     """One paragraph: the question, the seeds, the measure and what it is relative to."""
     seeds = ", ".join(map(str, summary.seeds))
-    fewest = _steps(min(nfe for line in summary.lines for nfe, _ in line.cells))
+    fewest = steps(min(nfe for line in summary.lines for nfe, _ in line.cells))
     return (
         f"{summary.study.question} Mean ± standard deviation over the seeds {seeds}, Fréchet distance of "
         f"{summary.n:,} samples in the features {summary.features}: no FID, and to be compared within this table only; "
