@@ -133,7 +133,7 @@ def teacher_run(**changes: Any) -> Any:
     from facm import FlowMatching, Labels, Run
     from facm.data import Digits
     from facm.optim import AdamW
-    from facm.run import Every
+    from facm.run import Intervals
 
     run = Run(
         network=Awake(),
@@ -142,7 +142,7 @@ def teacher_run(**changes: Any) -> Any:
         images=160,
         batch_size=16,
         optimizer=AdamW(lr=1e-3, warmup_images=64),
-        every=Every(log=112, checkpoint=80, ema_snapshots=80, keep=2),
+        every=Intervals(log=112, checkpoint=80, ema_snapshots=80, keep=2),
     )
     return dataclasses.replace(run, **changes)
 

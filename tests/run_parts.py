@@ -26,7 +26,7 @@ from facm.objectives.facm import FACM
 from facm.objectives.flow_matching import FlowMatching
 from facm.optim import AdamW, CosineDecay
 from facm.record import RunFolder, create
-from facm.run import Every, Run
+from facm.run import Intervals, Run
 from facm.seeding import derive
 from facm.trained import FromRun
 from facm.training import train
@@ -35,7 +35,7 @@ from facm.types import Batch, Loss
 BATCH = 16
 IMAGES = 320
 # Neither the log's nor the snapshots' windows are aligned with the checkpoints.
-EVERY = Every(log=112, checkpoint=80, ema_snapshots=64, keep=2)
+EVERY = Intervals(log=112, checkpoint=80, ema_snapshots=64, keep=2)
 
 
 def flow_run(**changes: Any) -> Run:

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from facm import logs
 from facm.conditions import Labels
+from facm.core.serialize import to_json
 from facm.data import Digits, InMemory
 from facm.evaluation.evaluate import Judge, judge
 from facm.guidance import NO_GUIDANCE
 from facm.optim import AdamW
 from facm.record import create
-from facm.run import Every, to_json
+from facm.run import Intervals
 from facm.studies.entries import Bench
 from facm.studies.execute import SEED_OF_EVALUATION, Wanted, wanted
 from facm.studies.setting import Setting, digits
@@ -100,7 +101,7 @@ def setting(**changes: Any) -> Setting:
         teacher_optimizer=adam,
         optimizer=adam,
         scratch_optimizer=adam,
-        every=Every(log=16, checkpoint=32, ema_snapshots=32),
+        every=Intervals(log=16, checkpoint=32, ema_snapshots=32),
         batch_size=16,
         teacher_nfe=4,
         n=N,

@@ -14,7 +14,7 @@ from facm.evaluation.classifier import SmallClassifier
 from facm.networks.lightning_dit import LightningDiT
 from facm.recipes import digits
 from facm.record import open_run
-from facm.run import Every
+from facm.run import Intervals
 from run_parts import Crash, before_step, contents, crash_at, signal_at
 
 NETWORK = LightningDiT(input_size=8, patch_size=4, in_channels=1, hidden_size=16, depth=1, num_heads=2, num_classes=10)
@@ -28,7 +28,7 @@ def small(tmp_path_factory):
     def shortened(recipe, images):
         def short(*arguments, **options):
             run = recipe(*arguments, images=images, **options)
-            return dataclasses.replace(run, every=Every(log=256, checkpoint=256, ema_snapshots=0))
+            return dataclasses.replace(run, every=Intervals(log=256, checkpoint=256, ema_snapshots=0))
 
         return short
 

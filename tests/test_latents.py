@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from facm.core.serialize import to_json
 from facm.data import Latents, Stream, prefetch, read_checked, shards
 from facm.data.crop import centre_crop
 from facm.data.in_memory import from_bytes
-from facm.run import to_json
 from latent_parts import PoolingConfig, change, latents, photos
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -146,15 +146,11 @@ def test_the_path_runs_from_noise_to_data_with_constant_velocity():
     torch.testing.assert_close(paths.velocity(x_0, x_1), slope)
 
 
-def test_conversions_recover_the_ends_and_the_velocity_of_the_path():
+def test_x_1_is_recovered_from_the_velocity():
     x_0, x_1 = randn(5, 3, 2, seed=1), randn(5, 3, 2, seed=2)
     t = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
     x_t, v = paths.interpolate(x_0, x_1, t), paths.velocity(x_0, x_1)
     torch.testing.assert_close(paths.x_1_from_velocity(x_t, v, t), x_1)
-    torch.testing.assert_close(paths.x_0_from_velocity(x_t, v, t), x_0)
-    torch.testing.assert_close(paths.velocity_from_x_1(x_t, x_1, t), v)
-    torch.testing.assert_close(paths.velocity_from_x_0(x_t, x_0, t), v)
-    torch.testing.assert_close(paths.x_0_from_x_1(x_t, x_1, t), x_0)
 
 
 @pytest.mark.parametrize(
@@ -162,16 +158,7 @@ def test_conversions_recover_the_ends_and_the_velocity_of_the_path():
     [
         lambda a, b: paths.interpolate(a, b, torch.zeros(2)),
         paths.velocity,
-        *[
-            lambda a, b, f=f: f(a, b, torch.full((2,), 0.5))
-            for f in (
-                paths.x_1_from_velocity,
-                paths.x_0_from_velocity,
-                paths.velocity_from_x_1,
-                paths.velocity_from_x_0,
-                paths.x_0_from_x_1,
-            )
-        ],
+        lambda a, b: paths.x_1_from_velocity(a, b, torch.full((2,), 0.5)),
     ],
 )
 def test_paths_refuse_to_broadcast(function):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from facm.conditions import Labels, Unconditional
+from facm.core.serialize import from_json, to_json
 from facm.distances import L2, PseudoHuber
 from facm.guidance import NO_GUIDANCE, DataVelocity, Guidance, TeacherVelocity
 from facm.networks.mlp import MLP
@@ -23,7 +24,6 @@ from facm.objectives.pairs import (
     noise_level,
     time_at,
 )
-from facm.run import from_json, to_json
 from facm.tasks import AuxiliaryTime, ExpandedInterval
 from facm.types import Batch, Objective
 

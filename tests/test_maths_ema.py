@@ -9,7 +9,7 @@ from torch import nn
 
 from facm.ema import EMA, PowerEMA, Snapshot, decay, gamma_of, synthesis_weights, synthesise
 from facm.networks.lightning_dit import LightningDiT
-from facm.optim import AdamW, Constant, CosineDecay, LinearDecay
+from facm.optim import AdamW, Constant, CosineDecay
 
 LENGTHS = [0.02, 0.05, 0.1, 0.2, 0.25]
 
@@ -261,20 +261,19 @@ def test_decays():
     cosine = [(1 + math.cos(math.pi * p)) / 2 for p in progress]
     assert [CosineDecay()(p) for p in progress] == pytest.approx(cosine)
     assert [CosineDecay(0.2)(p) for p in progress] == pytest.approx([0.2 + 0.8 * c for c in cosine])
-    assert [LinearDecay()(p) for p in progress] == pytest.approx([1, 0.75, 0.5, 0.25, 0])
-    assert [LinearDecay(0.5, 0.2)(p) for p in progress] == pytest.approx([1, 1, 1, 0.6, 0.2])
-    assert LinearDecay(0.5, 0.2)(0.6) == pytest.approx(0.84)
 
 
-@pytest.mark.parametrize("decayed", [CosineDecay(0.2), LinearDecay(0.5, 0.2)])
-def test_decays_stay_at_their_end_beyond_the_run(decayed):
-    assert decayed(1.5) == pytest.approx(0.2)
+def test_a_decay_stays_at_its_end_beyond_the_run():
+    assert CosineDecay(0.2)(1.5) == pytest.approx(0.2)
 
 
 def test_learning_rate_warms_up_linearly_and_then_decays_over_the_whole_run():
-    optimizer = AdamW(lr=2.0, warmup_images=100, decay=LinearDecay())
+    def cosine(progress):
+        return (1 + math.cos(math.pi * progress)) / 2
+
+    optimizer = AdamW(lr=2.0, warmup_images=100, decay=CosineDecay())
     rates = [optimizer.learning_rate(n, 1000) for n in (10, 50, 100, 500, 1000)]
-    assert rates == pytest.approx([2 * 0.1 * 0.99, 2 * 0.5 * 0.95, 2 * 0.9, 1.0, 0.0])
+    assert rates == pytest.approx([2 * 0.1 * cosine(0.01), 2 * 0.5 * cosine(0.05), 2 * cosine(0.1), 1.0, 0.0])
     assert AdamW(lr=3.0).learning_rate(1, 1000) == 3.0
     assert AdamW(lr=3.0, warmup_images=10).learning_rate(500, 1000) == 3.0
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from facm.conditions import Labels, Unconditional
+from facm.core.serialize import from_json, to_json
 from facm.networks.mlp import MLP
 from facm.objectives.imm import IMM, laplace
-from facm.run import from_json, to_json
 from facm.samplers import jumps, uniform_times
 from facm.tasks import AuxiliaryTime
 from facm.times import Uniform

@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 from facm.conditions import Labels, Unconditional
+from facm.core.serialize import from_json, to_json
 from facm.derivative import Chain, FiniteDifference, NoGraph, OpLevel, WholeNetwork
 from facm.guidance import NO_GUIDANCE, DataVelocity, Guidance, TeacherVelocity
 from facm.networks.lightning_dit import from_reference_flags
 from facm.networks.mlp import MLP
 from facm.objectives.mean_flow import MeanFlow
-from facm.run import Run, from_json, to_json
+from facm.run import Run
 from facm.tasks import AuxiliaryTime
 from facm.times import ArctanLogNormal, Uniform
 from facm.training import check

@@ -16,11 +16,9 @@ from facm.generate import (
     Heun,
     Jumps,
     Source,
-    balanced_labels,
     check_method,
     noise,
     sample,
-    sample_many,
 )
 from facm.guidance import Guidance
 from facm.networks.mlp import MLP
@@ -573,15 +571,6 @@ def test_native_head_of_a_network_with_a_second_time_has_r_equal_to_t():
     torch.testing.assert_close(sample(source, Consistency(), range(3), None), jump.detach())
 
 
-def test_many_samples_come_in_batches_with_balanced_labels(source):
-    batches = list(sample_many(source, Consistency(2), 8, seed=5, batch_size=3))
-    assert [len(x) for x, _ in batches] == [3, 3, 2]
-    labels = torch.cat([y for _, y in batches])
-    assert labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
-    torch.testing.assert_close(torch.cat([x for x, _ in batches]), sample(source, Consistency(2), range(8), labels, 5))
-    assert balanced_labels(Unconditional(), range(3)) is None
-
-
 @pytest.mark.parametrize(
     ("call", "named"),
     [
@@ -597,7 +586,6 @@ def test_many_samples_come_in_batches_with_balanced_labels(source):
         (lambda s: sample(s, Euler(0), [0], torch.tensor([0])), "nfe = 0"),
         (lambda s: sample(s, Euler(2), [0], torch.tensor([5])), r"labels run over \[5, 5\]"),
         (lambda s: sample(s, Euler(2), [0, 1], torch.tensor([0])), r"expected \(2,\) int64"),
-        (lambda s: next(sample_many(s, Euler(2), 0)), "n = 0"),
     ],
 )
 def test_an_impossible_request_is_an_error_that_names_it(source, call, named):

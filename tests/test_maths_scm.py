@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from facm.checkpoint import CheckpointError, load_strictly
 from facm.conditions import Labels, Unconditional
+from facm.core.serialize import from_json, to_json
 from facm.derivative import Chain, FiniteDifference, NoGraph, OpLevel, Prediction, WholeNetwork
 from facm.engine import Engine
 from facm.guidance import NO_GUIDANCE, DataVelocity, Guidance, TeacherVelocity
@@ -20,7 +21,7 @@ from facm.networks.mlp import MLP
 from facm.objectives.scm import SCM, log_weight
 from facm.optim import AdamW
 from facm.parallel.world import opened
-from facm.run import Every, Run, from_json, to_json
+from facm.run import Intervals, Run
 from facm.tasks import AuxiliaryTime, ExpandedInterval
 from facm.times import ArctanLogNormal, Uniform
 from facm.training import check
@@ -361,7 +362,7 @@ def scm_run(**changes):
 
     network = MLP(width=8, depth=1, num_classes=2, weight_head=True)
     objective = SCM(Labels(2), DataVelocity(), warmup_images=64)
-    every = Every(log=16, checkpoint=48, ema_snapshots=0)
+    every = Intervals(log=16, checkpoint=48, ema_snapshots=0)
     run = Run(network, Moons(n=200), objective, images=96, batch_size=16, optimizer=AdamW(lr=1e-2), every=every)
     return dataclasses.replace(run, **changes)
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from facm.conditions import Labels, Unconditional
+from facm.core.serialize import from_json, to_json
 from facm.distances import L2
 from facm.guidance import NO_GUIDANCE, DataVelocity, Guidance, TeacherVelocity
 from facm.networks.mlp import MLP
 from facm.objectives.shortcut_models import ShortcutModel
-from facm.run import from_json, to_json
 from facm.samplers import jumps, uniform_times
 from facm.tasks import AuxiliaryTime
 from facm.times import Uniform

@@ -22,7 +22,7 @@ from facm.parallel import storage, world
 from facm.parallel.memory import OutOfMemory, explained
 from facm.parallel.world import opened
 from facm.record import RunFolder
-from facm.run import Every
+from facm.run import Intervals
 from facm.trained import load_trained
 from facm.types import Batch, Loss
 from parallel_parts import call, facm, finish, start, teacher_run, torchrun, train_in
@@ -31,7 +31,7 @@ NETWORK = MLP(width=16, depth=2, num_classes=2)
 
 
 def run_of(**changes: Any) -> Run:
-    run = Run(NETWORK, Moons(n=99), FlowMatching(Labels(2)), 160, 16, every=Every(80, 80, 80))
+    run = Run(NETWORK, Moons(n=99), FlowMatching(Labels(2)), 160, 16, every=Intervals(80, 80, 80))
     return dataclasses.replace(run, **changes)
 
 
@@ -232,7 +232,7 @@ import os, signal
 from facm import FlowMatching, Labels, Run
 from facm.data import Moons
 from facm.networks.mlp import MLP
-from facm.run import Every
+from facm.run import Intervals
 from facm.data.stream import Stream
 
 original = Stream.at
@@ -246,7 +246,7 @@ Stream.at = at
 
 def run(seed: int = 0):
     return Run(MLP(width=16, num_classes=2), Moons(n=99), FlowMatching(Labels(2)), 160, 16,
-               every=Every(log=80, checkpoint=80, ema_snapshots=0), seed=seed)
+               every=Intervals(log=80, checkpoint=80, ema_snapshots=0), seed=seed)
 """
 
 

@@ -16,7 +16,7 @@ from facm.parallel.storage import load
 from facm.parallel.world import ALONE as WORLD_OF_ONE
 from facm.parallel.world import opened
 from facm.record import RunFolder
-from facm.run import Every
+from facm.run import Intervals
 from facm.types import Loss
 from parallel_parts import Awake, call, contents, difference, log_of, student_run, teacher_run, train_in
 
@@ -31,13 +31,13 @@ STOP = 64  # between two checkpoints
 
 def student(root, derivative="NoGraph", **changes):
     """50 steps from random weights, so that losses are far from zero; two blocks for the derivative to chain."""
-    every = Every(log=112, checkpoint=400, ema_snapshots=0, keep=1)
+    every = Intervals(log=112, checkpoint=400, ema_snapshots=0, keep=1)
     defaults = {"initial": None, "images": IMAGES, "network": Awake(2), "every": every}
     return student_run(Path(root) / "teacher", derivative, **(defaults | changes))
 
 
 def short_student(root):
-    return student(root, network=Awake(), images=SHORT, every=Every(log=80, checkpoint=48, ema_snapshots=0))
+    return student(root, network=Awake(), images=SHORT, every=Intervals(log=80, checkpoint=48, ema_snapshots=0))
 
 
 def rivals(root):
@@ -46,7 +46,7 @@ def rivals(root):
     from facm.objectives.pairs import DoublingSteps
 
     def run(objective, **network):
-        every = Every(log=80, checkpoint=96, ema_snapshots=0)
+        every = Intervals(log=80, checkpoint=96, ema_snapshots=0)
         return student(root, network=Awake(**network), images=SHORT, every=every, objective=objective)
 
     labels, jumps = Labels(10), {"auxiliary_time": True}
@@ -67,7 +67,7 @@ def dropped(root, **changes):
 
     network = MLP(width=16, depth=2, num_classes=2, dropout=0.3)
     parts = {"network": network, "data": Moons(n=200), "objective": FlowMatching(Labels(2)), "images": SHORT}
-    parts["every"] = Every(log=80, checkpoint=48, ema_snapshots=48, keep=3)
+    parts["every"] = Intervals(log=80, checkpoint=48, ema_snapshots=48, keep=3)
     return teacher_run(**(parts | changes))
 
 
@@ -380,7 +380,7 @@ def test_compiled_blocks_change_no_number(tmp_path):
     """Two steps, in blocks whose derivative is compiled, too, and in blocks as they are."""
     train_in(tmp_path / "teacher", teacher_run(images=16))
     for derivative in ("OpLevel", "Chain"):
-        every = Every(log=16, checkpoint=32, ema_snapshots=0)
+        every = Intervals(log=16, checkpoint=32, ema_snapshots=0)
         run = student(tmp_path, derivative, images=32, every=every)
         eager = train_in(tmp_path / f"{derivative}-eager", run)
         graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]

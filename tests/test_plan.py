@@ -17,7 +17,7 @@ from facm.data import Noise
 from facm.derivative import OpLevel, WholeNetwork
 from facm.networks.lightning_dit import LightningDiT
 from facm.plan import plan
-from facm.run import Every
+from facm.run import Intervals
 
 GB = 10**9
 HERE = Path(__file__).resolve().parent
@@ -46,7 +46,7 @@ def distillation(network=SMALL, batch_size=16, derivative=None, **changes):
         optimizer=AdamW(),
         ema=PowerEMA((0.2,)),
         teacher=Untrained(network),
-        every=Every(ema_snapshots=0, checkpoint=10**9, log=10**9),
+        every=Intervals(ema_snapshots=0, checkpoint=10**9, log=10**9),
         precision="fp32",
     )
     return dataclasses.replace(run, **changes)

@@ -16,14 +16,15 @@ from torch import nn
 
 from facm import checkpoint
 from facm.checkpoint import CheckpointError
+from facm.core.serialize import from_json, to_json
 from facm.networks.adapters import Foreign
+from facm.networks.ddpm_pp import DDPMpp
 from facm.networks.lightning_dit import LightningDiT, from_reference_flags
 from facm.networks.mlp import MLP
 from facm.networks.published_sizes import dit, repa, sit
-from facm.networks.unet import UNet
 from facm.networks.variance_preserving import VariancePreserving
 from facm.published import FromFile, built, export_reference, import_file, open_published
-from facm.run import Pretrained, from_json, to_json
+from facm.run import Pretrained
 from golden.gold import fill, probe, tensor, weight
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -538,7 +539,7 @@ def exported(path, config, /, **said):
 
 
 def test_a_file_that_facm_exported_is_any_of_its_networks(tmp_path):
-    unet = UNet(size=8, channels=8, multipliers=(1, 2), blocks=1, attention=(4,), num_classes=10)
+    unet = DDPMpp(size=8, channels=8, multipliers=(1, 2), blocks=1, attention=(4,), num_classes=10)
     published = open_published(exported(tmp_path / "unet.safetensors", unet))
     assert published.network == unet
     assert (published.family, published.learns_shortcut, published.which) == ("facm", None, "EMA 0.05")
@@ -570,7 +571,7 @@ class Own:
         (json.dumps({"type": "facm.networks.adapters:Foreign", "network": {"type": "antigravity:X"}}), "antigravity:X"),
         (json.dumps({"type": "facm.networks.adapters:Foreign", "network": [{"type": "a:X"}]}), "its network is 'a:X'"),
         (json.dumps({"type": "facm.networks.mlp:MLP", "colour": 3}), "does not describe a network .*colour"),
-        (json.dumps({"type": "facm.networks.mlp:MLPNetwork"}), "MLPNetwork is not a dataclass: refused"),
+        (json.dumps({"type": "facm.networks.mlp:MLPNetwork"}), "MLPNetwork', expected one of facm.networks"),
         (json.dumps({"dim": 3}), "is {'dim': 3}, expected a network's configuration"),
         (json.dumps(to_json(MLP(width=64))), "of another shape"),
         (json.dumps(to_json(Own())), "a network of your own is opened from its run folder, with FromRun"),

@@ -25,7 +25,7 @@ from facm.checkpoint import (
 from facm.networks.lightning_dit import LightningDiT
 from facm.networks.mlp import MLP
 from facm.record import create
-from facm.run import Every
+from facm.run import Intervals
 from facm.trained import FromRun, load_trained
 from facm.training import train
 from run_parts import EVERY, Crash, before_step, contents, crash_at, facm_run, flow_run, in_child, trained
@@ -325,7 +325,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
 def test_a_read_only_folder_is_named(tmp_path):
-    run = flow_run(every=Every(log=100_000, checkpoint=80, ema_snapshots=0))
+    run = flow_run(every=Intervals(log=100_000, checkpoint=80, ema_snapshots=0))
     folder = create(tmp_path / "run", run)
     (folder.path / "checkpoints").mkdir()
     (folder.path / ".lock").touch()

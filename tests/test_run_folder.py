@@ -19,16 +19,17 @@ import torch
 import facm
 from facm import cli
 from facm.conditions import Labels
+from facm.core.serialize import fingerprint, from_json, to_json
 from facm.ema import PowerEMA
 from facm.guidance import Guidance, TeacherVelocity
 from facm.networks.lightning_dit import LightningDiT
 from facm.networks.mlp import MLP
 from facm.objectives.facm import FACM
 from facm.objectives.flow_matching import FlowMatching
-from facm.optim import AdamW, LinearDecay
+from facm.optim import AdamW, CosineDecay
 from facm.recipes.find import built_in, find
 from facm.record import RunFolder, RunFolderError, create, environment, load_module, locked, open_run
-from facm.run import Every, Run, fingerprint, from_json, to_json
+from facm.run import Intervals, Run
 from facm.tasks import AuxiliaryTime
 from facm.trained import FromRun, load_trained
 from facm.training import check, train
@@ -191,7 +192,7 @@ def example_runs():
 
 def all_runs():
     recipes = [find(name).function() for name in built_in()]
-    return [*recipes, *example_runs(), flow_run(), facm_run("x", optimizer=AdamW(decay=LinearDecay(0.5), clip=np.inf))]
+    return [*recipes, *example_runs(), flow_run(), facm_run("x", optimizer=AdamW(decay=CosineDecay(0.5), clip=np.inf))]
 
 
 @pytest.mark.parametrize("run", all_runs(), ids=lambda run: type(run.objective).__name__)
@@ -325,7 +326,7 @@ def test_an_impossible_run_names_what_is_wrong():
             flow_run(**change)
     for name in ("log", "checkpoint", "keep", "ema_snapshots"):
         with pytest.raises(ValueError, match=rf"every\.{name} = -1"):
-            Every(**{name: -1})
+            Intervals(**{name: -1})
     for change in (
         {"network": "XL/1"},
         {"data": None},
@@ -377,7 +378,7 @@ def test_a_missing_or_changed_recipe_is_named(tmp_path):
     folder = create(tmp_path / "run", run, f"{file}:run", file)
     sys.modules.pop(type(run.network).__module__)
     (folder.path / "recipe.py").write_text(RECIPE.replace("= 8", "= 9"))
-    with pytest.raises(RunFolderError, match=r"cannot find the component .*:Mine"):
+    with pytest.raises(RunFolderError, match=r":Mine is no component of this package, and no recipe file"):
         open_run(folder.path)
     (folder.path / "recipe.py").unlink()
     with pytest.raises(RunFolderError, match=r"cannot read the recipe file .*recipe\.py"):
@@ -475,7 +476,7 @@ DIT = LightningDiT(input_size=8, patch_size=4, in_channels=1, hidden_size=16, de
 
 
 def test_a_student_with_a_second_time_starts_from_a_teacher_without(tmp_path):
-    digits = {"data": facm.data.Digits(), "images": 48, "every": Every(log=16, checkpoint=48, ema_snapshots=0)}
+    digits = {"data": facm.data.Digits(), "images": 48, "every": Intervals(log=16, checkpoint=48, ema_snapshots=0)}
     teacher = trained(tmp_path / "teacher", flow_run(network=DIT, objective=FlowMatching(Labels(10)), **digits))
     objective = FACM(Labels(10), TeacherVelocity(Guidance(1.0)), AuxiliaryTime())
     network = dataclasses.replace(DIT, auxiliary_time=True)

@@ -11,7 +11,7 @@ from facm import logs
 from facm.checkpoint import load
 from facm.data import InMemory
 from facm.record import create
-from facm.run import Every
+from facm.run import Intervals
 from facm.training import NonFiniteError, State, resolved_precision, train
 from run_parts import (
     BATCH,
@@ -27,7 +27,7 @@ from run_parts import (
     weights,
 )
 
-EACH_STEP = Every(log=BATCH, checkpoint=BATCH, ema_snapshots=0, keep=100)
+EACH_STEP = Intervals(log=BATCH, checkpoint=BATCH, ema_snapshots=0, keep=100)
 
 
 def failing(*clocks, how="nan", **changes):

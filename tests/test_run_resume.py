@@ -362,7 +362,7 @@ def test_a_terminated_command_ends_well_and_is_resumed_by_another(tmp_path):
         "from facm.run import Every\n"
         "def run(images: int = 8_000):\n"
         "    return Run(MLP(width=16, num_classes=2), Moons(n=99), FlowMatching(Labels(2)), images, 16,\n"
-        "               every=Every(log=160, checkpoint=100_000, ema_snapshots=0))\n"
+        "               every=Intervals(log=160, checkpoint=100_000, ema_snapshots=0))\n"
     )
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "facm.cli", "train", f"{recipe}:run", "--out", str(tmp_path / "run")]

@@ -23,7 +23,7 @@ from facm.objectives.mean_flow import MeanFlow
 from facm.objectives.scm import SCM
 from facm.optim import Constant
 from facm.record import create
-from facm.run import Every
+from facm.run import Intervals
 from facm.studies.cost import forward_passes
 from facm.studies.entries import Bench
 from facm.studies.find import NAMES, built_in, find_study
@@ -353,7 +353,7 @@ def test_duration_is_measured_as_it_goes_at_a_constant_learning_rate():
 
 
 def test_duration_keeps_the_snapshots_that_it_measures_whatever_the_size_keeps():
-    for entry in made("duration", replace(digits(), every=Every(ema_snapshots=0))).entries:
+    for entry in made("duration", replace(digits(), every=Intervals(ema_snapshots=0))).entries:
         assert entry.run.every.ema_snapshots == 12_800
         assert entry.at == tuple(range(12_800, 76_800, 12_800))
 
@@ -563,10 +563,10 @@ def test_rows_are_measured_where_weights_are_kept(study):
     ):
         check_study(at(48, 32, 16), HOME)
     with pytest.raises(ValueError, match=r"every.ema_snapshots = 0, expected clocks among none"):
-        check_study(at(32, every=Every(ema_snapshots=0)), HOME)
-    check_study(at(32, 48, 64, every=Every(ema_snapshots=20)), HOME)  # the first steps that reach 20, 40, 60
+        check_study(at(32, every=Intervals(ema_snapshots=0)), HOME)
+    check_study(at(32, 48, 64, every=Intervals(ema_snapshots=20)), HOME)  # the first steps that reach 20, 40, 60
     with pytest.raises(ValueError, match="= 20, expected clocks among 32, 48, 64"):
-        check_study(at(20, every=Every(ema_snapshots=20)), HOME)
+        check_study(at(20, every=Intervals(ema_snapshots=20)), HOME)
 
 
 # --- cost ------------------------------------------------------------------------------------------------------------

@@ -8,18 +8,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from facm.networks.unet import UNet
+from facm.core.serialize import to_json
+from facm.networks.ddpm_pp import DDPMpp
 from facm.objectives.facm import FACM
 from facm.objectives.flow_matching import FlowMatching
 from facm.parallel.storage import load
 from facm.record import RunFolder
-from facm.run import to_json
 from facm.tasks import ExpandedInterval
 from facm.trained import Trained, load_file, load_trained
 from run_parts import EVERY, flow_run
 from run_parts import trained as trained_run
 
-NETWORK = UNet(size=8, channels=8, multipliers=(1, 2), blocks=1, attention=(4,), num_classes=10)
+NETWORK = DDPMpp(size=8, channels=8, multipliers=(1, 2), blocks=1, attention=(4,), num_classes=10)
 
 
 def exported(path: Path, **said: str) -> Path:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from facm.objectives.scm import SCM
     from facm.objectives.shortcut_models import ShortcutModel
     from facm.optim import AdamW
-    from facm.run import Every, Run
+    from facm.run import Intervals, Run
+    from facm.run import Intervals as Every
     from facm.trained import FromRun, load_trained
     from facm.types import Batch, Loss
 
@@ -30,13 +31,14 @@ _HOME = {
     "DataVelocity": "guidance",
     "DiscreteCM": "objectives.discrete",
     "Engine": "engine",
-    "Every": "run",
+    "Every": "run:Intervals",
     "FACM": "objectives.facm",
     "FlowMatching": "objectives.flow_matching",
     "FromRun": "trained",
     "Guidance": "guidance",
     "IMM": "objectives.imm",
     "InMemory": "data",
+    "Intervals": "run",
     "Labels": "conditions",
     "Loss": "types",
     "MeanFlow": "objectives.mean_flow",
@@ -64,6 +66,7 @@ __all__ = [
     "FromRun",
     "Guidance",
     "InMemory",
+    "Intervals",
     "Labels",
     "Loss",
     "MeanFlow",
@@ -82,4 +85,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'facm' has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(f"facm.{_HOME[name]}"), name)
+    module, _, other = _HOME[name].partition(":")
+    return getattr(importlib.import_module(f"facm.{module}"), other or name)

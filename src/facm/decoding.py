@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +9,7 @@ import torch
 from torch import Tensor
 
 from facm.autoencoders.types import Autoencoder, AutoencoderConfig
-from facm.run import from_json
+from facm.core.serialize import from_json, types_in
 from facm.statistics import Statistics
 
 
@@ -67,10 +65,9 @@ def decoder_of(dataset: Any, device: torch.device, autoencoder: AutoencoderConfi
 def _recorded(said: Any) -> AutoencoderConfig:
     """The autoencoder that a data set names. One that is not this package's would be imported from wherever the data
     set says, which may come from anywhere."""
-    types = set(re.findall(r'"type": "([^"]*)"', json.dumps(said)))
-    if not isinstance(said, dict) or not all(re.fullmatch(r"facm\.autoencoders\.\w+:\w+", name) for name in types):
+    if not isinstance(said, dict) or not all(name.startswith("facm.latents:") for name in types_in(said)):
         raise ValueError(
-            f"the latents were made by {said!r}, which is none of facm.autoencoders: expected --autoencoder, or "
+            f"the latents were made by {said!r}, which is none of facm.latents: expected --autoencoder, or "
             "Latents(..., autoencoder=...) in the recipe"
         )
     config = from_json(said)

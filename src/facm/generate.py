@@ -6,7 +6,7 @@ and two methods with one seed start from the same noise.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -212,12 +212,3 @@ def blocks(n: int, size: int = 256) -> list[range]:
     if n < 1:
         raise ValueError(f"n = {n}, expected at least one sample")
     return [range(start, min(start + size, n)) for start in range(0, n, size)]
-
-
-def sample_many(
-    source: Source, method: Method, n: int, seed: int = 0, guidance: Guidance = NO_GUIDANCE, batch_size: int = 256
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """n samples with balanced labels, in batches: (x, labels)."""
-    for indices in blocks(n, batch_size):
-        cond = balanced_labels(source.condition, indices)
-        yield sample(source, method, indices, cond, seed, guidance), cond

@@ -33,19 +33,6 @@ class CosineDecay:
 
 
 @dataclass(frozen=True)
-class LinearDecay:
-    """1 until ``start``, then linearly down to ``final``."""
-
-    start: float = 0.0
-    final: float = 0.0
-
-    def __call__(self, progress: float) -> float:
-        if progress <= self.start:
-            return 1.0
-        return 1 - (1 - self.final) * (min(progress, 1.0) - self.start) / (1 - self.start)
-
-
-@dataclass(frozen=True)
 class AdamW:
     """AdamW as in Table 5. warmup_images: linear warm-up over so many images; clip: bound of the gradient's norm."""
 

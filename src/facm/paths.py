@@ -30,28 +30,3 @@ def x_1_from_velocity(x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
     """x_1 = x_t + (1 - t) v. With the average velocity from t to 1 this is the consistency function f (Eq. 3)."""
     check_same_shape(x_t=x_t, v=v)
     return x_t + (1 - expand(t, x_t)) * v
-
-
-def x_0_from_velocity(x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
-    """x_0 = x_t - t v."""
-    check_same_shape(x_t=x_t, v=v)
-    return x_t - expand(t, x_t) * v
-
-
-def velocity_from_x_1(x_t: Tensor, x_1: Tensor, t: Tensor) -> Tensor:
-    """v = (x_1 - x_t) / (1 - t): from a data ("x_0" elsewhere) prediction. Singular at t = 1."""
-    check_same_shape(x_t=x_t, x_1=x_1)
-    return (x_1 - x_t) / (1 - expand(t, x_t))
-
-
-def velocity_from_x_0(x_t: Tensor, x_0: Tensor, t: Tensor) -> Tensor:
-    """v = (x_t - x_0) / t: from a noise ("epsilon") prediction. Singular at t = 0."""
-    check_same_shape(x_t=x_t, x_0=x_0)
-    return (x_t - x_0) / expand(t, x_t)
-
-
-def x_0_from_x_1(x_t: Tensor, x_1: Tensor, t: Tensor) -> Tensor:
-    """x_0 = (x_t - t x_1) / (1 - t): the noise implied by an endpoint. Singular at t = 1."""
-    check_same_shape(x_t=x_t, x_1=x_1)
-    t = expand(t, x_t)
-    return (x_t - t * x_1) / (1 - t)

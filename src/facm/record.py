@@ -34,7 +34,8 @@ import torch
 
 from facm import __version__
 from facm.checkpoint import atomically, write_text
-from facm.run import Run, fingerprint, from_json, to_json
+from facm.core.serialize import fingerprint, from_json, is_fingerprint_of, to_json
+from facm.run import Run
 
 
 class RunFolderError(RuntimeError):
@@ -157,12 +158,13 @@ def open_run(path: Path) -> tuple[RunFolder, Run]:
         raise RunFolderError(f"{path} is not a run folder: it has no run.json")
     try:
         record = json.loads(folder.run_json.read_text(encoding="utf-8"))
+        recipe = None
         if record["source"] is not None:
-            load_module(path / "recipe.py", record["source"]["name"], Path(record["source"]["folder"]))
-        run = from_json(record["run"])
+            recipe = load_module(path / "recipe.py", record["source"]["name"], Path(record["source"]["folder"]))
+        run = from_json(record["run"], recipe)
     except (KeyError, TypeError, ValueError) as error:
         raise RunFolderError(f"{folder.run_json} does not describe a run: {error}") from error
-    if not isinstance(run, Run) or fingerprint(run) != record["fingerprint"]:
+    if not isinstance(run, Run) or not is_fingerprint_of(record["fingerprint"], run):
         raise RunFolderError(
             f"{folder.run_json}, or a default in this version, was changed since the run started: resuming with "
             "another recipe would be another run; restore the file, or start a new run with 'facm train'"

@@ -1,14 +1,9 @@
-"""A run: one frozen object that holds everything that changes the numbers, to and from JSON."""
+"""A run: one frozen object that holds everything that changes the numbers."""
 
 from __future__ import annotations
 
-import dataclasses
-import enum
-import hashlib
-import importlib
-import json
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 
@@ -25,7 +20,7 @@ class Pretrained(Protocol):
 
 
 @dataclass(frozen=True)
-class Every:
+class Intervals:
     """How often things are written, in images seen.
 
     keep: how many of the newest checkpoints stay. ema_snapshots: EMA weights kept for post-hoc synthesis; 0 is none.
@@ -65,7 +60,7 @@ class Run:
     initial: Pretrained | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     max_nonfinite: int = 10
-    every: Every = Every()
+    every: Intervals = Intervals()
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -85,84 +80,3 @@ class Run:
         for name in ("teacher", "initial"):
             if not isinstance(getattr(self, name), Pretrained | None):
                 raise TypeError(f"{name} = {getattr(self, name)!r}, expected FromRun(folder), or an object with load()")
-
-
-def to_json(value: Any) -> Any:
-    """Frozen dataclasses, enums, tuples and scalars as JSON, each object with the type that rebuilds it."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        if "<locals>" in type(value).__qualname__:
-            raise TypeError(
-                f"{type(value).__qualname__} is defined inside a function, where resuming could not find it: "
-                "move it to the top level of its file"
-            )
-        fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
-        return {"type": f"{type(value).__module__}:{type(value).__qualname__}", **fields}
-    if isinstance(value, enum.Enum):
-        return {"type": f"{type(value).__module__}:{type(value).__qualname__}", "value": value.value}
-    if isinstance(value, tuple | list):
-        return [to_json(item) for item in value]
-    if isinstance(value, dict):
-        if "type" in value or not all(isinstance(key, str) for key in value):
-            raise TypeError(f"{value!r} cannot be recorded: expected text keys, none of them 'type'")
-        return {key: to_json(item) for key, item in value.items()}
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise TypeError(
-        f"{value!r} of type {type(value).__name__} cannot be recorded in run.json: a component is a dataclass of "
-        "numbers, text, tuples and other components"
-    )
-
-
-def from_json(value: Any) -> Any:
-    """The inverse of :func:`to_json`; sequences come back as tuples."""
-    if isinstance(value, list):
-        return tuple(from_json(item) for item in value)
-    if not isinstance(value, dict):
-        return value
-    fields = {key: from_json(item) for key, item in value.items() if key != "type"}
-    if "type" not in value:
-        return fields
-    cls = _find(str(value["type"]))
-    return cls(fields["value"]) if issubclass(cls, enum.Enum) else cls(**fields)
-
-
-def _find(name: str) -> type:
-    module, _, qualified = name.partition(":")
-    try:
-        found: Any = importlib.import_module(module)
-        for part in qualified.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"cannot find the component {name} ({error}): is the file that defines it still there?"
-        ) from error
-    if not (isinstance(found, type) and (dataclasses.is_dataclass(found) or issubclass(found, enum.Enum))):
-        raise ValueError(f"{name} is not a dataclass: refused")
-    return found
-
-
-def fingerprint(value: Any) -> str:
-    """sha256 of a component's JSON: two runs with the same one would give the same numbers.
-
-    Fields at their defaults are left out, so that a run made before a component got a new field is still itself.
-    """
-    return hashlib.sha256(json.dumps(_told(value), sort_keys=True).encode()).hexdigest()
-
-
-def _told(value: Any) -> Any:
-    """As :func:`to_json`, of a component only what differs from its defaults."""
-    if isinstance(value, tuple | list):
-        return [_told(item) for item in value]
-    if isinstance(value, dict):
-        return to_json(value) and {key: _told(item) for key, item in value.items()}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        told = [f for f in dataclasses.fields(value) if f.init and not _at_default(f, getattr(value, f.name))]
-        return {"type": to_json(value)["type"], **{f.name: _told(getattr(value, f.name)) for f in told}}
-    return to_json(value)
-
-
-def _at_default(field: dataclasses.Field[Any], value: Any) -> bool:
-    """As recorded: a list is its tuple, and what takes no part in comparisons still counts."""
-    if field.default_factory is not dataclasses.MISSING:
-        return bool(to_json(value) == to_json(field.default_factory()))
-    return field.default is not dataclasses.MISSING and bool(to_json(value) == to_json(field.default))

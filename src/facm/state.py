@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from facm.checkpoint import CheckpointError, check_fits
+from facm.core.serialize import fingerprint, is_fingerprint_of
 from facm.ema import EMA
 from facm.parallel.agree import by_first, from_first, gathered
 from facm.parallel.storage import Stored, directory_of, remove, save
 from facm.parallel.world import ALONE, World
 from facm.record import RunFolder
-from facm.run import Run, fingerprint
+from facm.run import Run
 from facm.trained import open_newest
 
 
@@ -119,7 +120,7 @@ def restore(state: State, run: Run, folder: RunFolder, teacher: dict[str, str] |
         return
     saved = open_newest(folder, state.world)
     source = str(saved.path)
-    if saved.meta.get("run") != fingerprint(run):
+    if not is_fingerprint_of(saved.meta.get("run"), run):
         raise CheckpointError(f"{source} belongs to another recipe than this run's; resume it in its own folder")
     if saved.meta["teacher"] != teacher and (saved.meta["teacher"] or {}).get("sha256") != (teacher or {}).get(
         "sha256"

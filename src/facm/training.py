@@ -18,6 +18,7 @@ from facm import logs
 from facm.attention.choose import chosen, forget
 from facm.checkpoint import digest, load_strictly
 from facm.conditions import Labels
+from facm.core.serialize import fingerprint
 from facm.data.stream import Stream, prefetch
 from facm.derivative import Chain, WholeNetwork
 from facm.ema import EMA
@@ -30,7 +31,7 @@ from facm.parallel.memory import explained
 from facm.parallel.sharding import shard, spread, without_parameters
 from facm.parallel.world import ALONE, World
 from facm.record import RunFolder, locked
-from facm.run import Run, fingerprint
+from facm.run import Run
 from facm.seeding import derive
 from facm.state import State, Window, borrowed_generators, checkpoint, restore, save_ema_snapshots, seed_generators
 from facm.tasks import check_task

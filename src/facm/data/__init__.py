@@ -10,13 +10,17 @@ from facm.data.idx import Idx
 from facm.data.in_memory import InMemory
 from facm.data.latents import Latents
 from facm.data.noise import Noise
+from facm.data.pictures import CroppedPictures, FolderPictures
 from facm.data.stream import Stream, prefetch
 from facm.data.toys import Checkerboard, Gaussian, Moons, Ring
+from facm.data.webdataset import TarPictures
 
 __all__ = [
     "Checkerboard",
     "Cifar10",
+    "CroppedPictures",
     "Digits",
+    "FolderPictures",
     "Gaussian",
     "Idx",
     "ImageFolder",
@@ -26,6 +30,7 @@ __all__ = [
     "Noise",
     "Ring",
     "Stream",
+    "TarPictures",
     "prefetch",
     "read_checked",
 ]

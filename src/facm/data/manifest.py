@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from facm.autoencoders.types import AutoencoderConfig
+from facm.core.serialize import modernised, to_json
 
 MANIFEST = "latents.json"
 STATISTICS = "latents_stats.pt"
@@ -149,10 +150,7 @@ def faults_in_files(manifest: Manifest, folder: Path, files: list[Path]) -> list
 def check_autoencoder(manifest: Manifest, config: AutoencoderConfig, folder: Path) -> None:
     """Raise ValueError unless ``config`` is the one that made these latents, or has the same weights; these are
     looked at only where the configurations differ, as a path does on another machine."""
-    recorded: dict[str, Any] = {"type": f"{type(config).__module__}:{type(config).__qualname__}"}
-    if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        recorded |= dataclasses.asdict(config)
-    if json.loads(json.dumps(recorded, default=str)) == manifest.autoencoder:
+    if to_json(config) == modernised(manifest.autoencoder):
         return
     identity = config.build().identity
     if identity != manifest.identity:

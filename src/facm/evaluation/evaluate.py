@@ -14,6 +14,7 @@ from torch import Tensor
 
 from facm import logs
 from facm.conditions import Condition, Labels
+from facm.core.serialize import to_json
 from facm.evaluation.classifier import SmallClassifier
 from facm.evaluation.extraction import Quantise, check_quantise
 from facm.evaluation.features import FeatureExtractor, Features, Identity, PretrainedFeatures
@@ -24,7 +25,6 @@ from facm.guidance import NO_GUIDANCE, Guidance
 from facm.parallel.agree import by_first, check_same, in_order, meet
 from facm.parallel.world import ALONE, World
 from facm.record import environment
-from facm.run import to_json
 from facm.tasks import ExpandedInterval
 from facm.trained import Trained
 from facm.types import Dataset, Objective

@@ -3,10 +3,6 @@ paper's pixel-space experiments.
 
 Names and shapes of the state dict are those of the networks that EDM published (NVlabs/edm, less the wrapper's
 ``model.``), so that their weights load strictly.
-
-What :class:`facm.networks.unet.UNet` has otherwise: time frequencies of its own choice, a scale beside the shift of
-every block, labels by a table, attention over heads of 64 channels in all blocks of a level, strided convolutions
-between levels, no factor sqrt(1/2) on sums. No published weights fit it.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import torch
 
 from facm.autoencoders.types import Autoencoder, AutoencoderConfig
 from facm.checkpoint import atomically, write_text
+from facm.core.serialize import to_json
 from facm.data.checked import check_at_least
 from facm.data.folder import THREADS
 from facm.data.manifest import MANIFEST, STATISTICS, Manifest
@@ -25,7 +26,6 @@ from facm.prepare.encode import decoded, encode
 from facm.prepare.moments import Moments
 from facm.prepare.settings import Settings, begin, held
 from facm.prepare.shard import finished, write_shard
-from facm.run import to_json
 from facm.statistics import load_statistics
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from facm.checkpoint import write_text
+from facm.core.serialize import modernised
 from facm.data.manifest import MANIFEST, RECORDS, SETTINGS, STATISTICS
 from facm.data.shards import shard_files
 
@@ -70,7 +71,9 @@ def begin(out: Path, settings: Settings) -> None:
         return
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
-        differing = [f"{key} = {before.get(key)!r}, now {now[key]!r}" for key in now if before.get(key) != now[key]]
+        differing = [
+            f"{key} = {before.get(key)!r}, now {now[key]!r}" for key in now if modernised(before.get(key)) != now[key]
+        ]
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: not the settings of a preparation ({error})") from error
     if differing:

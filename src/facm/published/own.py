@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from facm.checkpoint import CheckpointError, atomically
-from facm.run import from_json, to_json
+from facm.core.serialize import from_json, to_json, types_in
 from facm.statistics import Statistics
 from facm.types import NetworkConfig
 
@@ -45,7 +43,7 @@ def config_of(metadata: Mapping[str, str], path: Path) -> NetworkConfig:
         recorded = json.loads(metadata["config"])
     except ValueError as error:
         raise ValueError(f"{path}: its metadata 'config' is not JSON ({error})") from error
-    foreign = sorted(name for name in _types(recorded) if not re.fullmatch(r"facm\.networks\.\w+:\w+", name))
+    foreign = sorted(name for name in types_in(recorded) if not name.startswith("facm.networks:"))
     if foreign or not isinstance(recorded, dict):
         raise ValueError(
             f"{path}: its network is {', '.join(foreign) or recorded!r}, expected one of facm.networks: a network of "
@@ -82,15 +80,6 @@ def said_of(statistics: Statistics) -> str:
     """The inverse of :func:`statistics_of`."""
     means, deviations = statistics.mean.tolist(), statistics.std.tolist()
     return json.dumps({"mean": means, "std": deviations, "multiplier": statistics.multiplier})
-
-
-def _types(value: Any) -> set[str]:
-    if isinstance(value, list):
-        return set().union(*map(_types, value))
-    if not isinstance(value, dict):
-        return set()
-    own = {str(value["type"])} if "type" in value else set()
-    return own.union(*map(_types, value.values()))
 
 
 def write_own(out: Path, config: NetworkConfig, state: Mapping[str, Tensor], said: Mapping[str, str]) -> None:

@@ -31,7 +31,7 @@ from facm.objectives.pairs import DoublingSteps, ShrinkingGap, SignalToNoise
 from facm.objectives.scm import SCM
 from facm.objectives.shortcut_models import ShortcutModel
 from facm.optim import AdamW
-from facm.run import Every, Pretrained, Run
+from facm.run import Intervals, Pretrained, Run
 from facm.times import ArctanLogNormal
 from facm.trained import FromRun
 
@@ -43,7 +43,7 @@ SHORT = 400_000 * BATCH
 """Images of what starts from a teacher; the paper does not say. These are ECT's 400,000 steps of 128."""
 NETWORK = SimpleEDM(DDPMpp(dropout=0.1))  # Table 5
 TIME = ArctanLogNormal(-1.0, 1.4)  # Table 5: P_mean, P_std
-EVERY = Every(log=51_200, checkpoint=2_000_000, ema_snapshots=10_000_000)
+EVERY = Intervals(log=51_200, checkpoint=2_000_000, ema_snapshots=10_000_000)
 
 
 def cifar10_teacher(path: str = "data/cifar10", images: int = LONG, seed: int = 0) -> Run:

@@ -11,7 +11,7 @@ from facm.objectives.consistency import ContinuousCM
 from facm.objectives.facm import FACM
 from facm.objectives.flow_matching import FlowMatching
 from facm.optim import AdamW, CosineDecay
-from facm.run import Every, Run
+from facm.run import Intervals, Run
 from facm.times import ArctanLogNormal
 from facm.trained import FromRun
 
@@ -26,7 +26,7 @@ NETWORK = LightningDiT(
     num_classes=CLASSES,
     rope=False,  # with four tokens the position embedding says it all, and rotating costs a fifth of a step here
 )
-EVERY = Every(log=2_560, checkpoint=51_200, ema_snapshots=25_600)
+EVERY = Intervals(log=2_560, checkpoint=51_200, ema_snapshots=25_600)
 
 
 def digits_teacher(images: int = 192_000, seed: int = 0) -> Run:

@@ -13,14 +13,14 @@ from facm.networks.lightning_dit import LightningDiT
 from facm.objectives.facm import FACM
 from facm.objectives.flow_matching import FlowMatching
 from facm.optim import AdamW, CosineDecay
-from facm.run import Every, Run
+from facm.run import Intervals, Run
 from facm.trained import FromRun
 
 CLASSES = 10
 NETWORK = LightningDiT(
     input_size=28, patch_size=4, in_channels=1, hidden_size=128, depth=4, num_heads=4, num_classes=CLASSES, rope=False
 )
-EVERY = Every(log=6_400, checkpoint=51_200, ema_snapshots=51_200)
+EVERY = Intervals(log=6_400, checkpoint=51_200, ema_snapshots=51_200)
 
 
 def fashion_teacher(path: str = "data/fashion_mnist", images: int = 384_000, seed: int = 0) -> Run:

@@ -19,7 +19,7 @@ from facm.networks.published_sizes import dit, repa, sit
 from facm.objectives.facm import FACM
 from facm.objectives.flow_matching import FlowMatching
 from facm.optim import AdamW
-from facm.run import Every, Run
+from facm.run import Intervals, Run
 from facm.times import ArctanLogNormal
 from facm.trained import pretrained
 from facm.types import NetworkConfig
@@ -28,7 +28,7 @@ EPOCH = 1_281_167
 """Images in ImageNet's training set."""
 VAVAE = "data/imagenet256-vavae"
 STABLE_DIFFUSION = "data/imagenet256-sdvae"
-EVERY = Every(log=102_400, checkpoint=10 * EPOCH, ema_snapshots=10 * EPOCH)
+EVERY = Intervals(log=102_400, checkpoint=10 * EPOCH, ema_snapshots=10 * EPOCH)
 
 
 def imagenet256_lightningdit_xl_pretrain(

@@ -10,12 +10,13 @@ from typing import Any
 
 from facm import logs
 from facm.checkpoint import write_text
+from facm.core.serialize import modernised, to_json
 from facm.evaluation.evaluate import Judge, default_method, evaluate
 from facm.evaluation.extraction import NonFiniteSamplesError
 from facm.generate import Method
 from facm.guidance import NO_GUIDANCE
 from facm.record import RunFolder, RunFolderError, create_or_continue, open_run
-from facm.run import Run, to_json
+from facm.run import Run
 from facm.studies.study import Entry
 from facm.trained import load_trained
 from facm.training import NonFiniteError, Outcome, check, train
@@ -55,7 +56,7 @@ def measured(path: Path, want: Wanted, run: Run, n: int, features: str) -> dict[
         "features": features,
     }
     rows = logs.read(path / "evaluations.jsonl")
-    return next((row for row in reversed(rows) if all(row.get(k) == value for k, value in expected.items())), None)
+    return next((row for row in reversed(rows) if all(modernised(row.get(k)) == v for k, v in expected.items())), None)
 
 
 def _end(path: Path, run: Run) -> int:

@@ -13,7 +13,7 @@ from facm.distances import Distance, L2Cosine
 from facm.ema import PowerEMA
 from facm.objectives.flow_matching import FlowMatching
 from facm.optim import AdamW, CosineDecay
-from facm.run import Every, Run
+from facm.run import Intervals, Run
 from facm.times import ArctanLogNormal, TimeDistribution
 from facm.trained import FromRun
 from facm.types import Data, NetworkConfig, Objective
@@ -42,7 +42,7 @@ class Setting:
     teacher_optimizer: AdamW
     optimizer: AdamW
     scratch_optimizer: AdamW
-    every: Every
+    every: Intervals
     label_dropout: float
     batch_size: int
     teacher_nfe: int
@@ -145,7 +145,7 @@ def digits(data: str | None = None) -> Setting:
         teacher_optimizer=AdamW(lr=2e-3, warmup_images=6_400, decay=CosineDecay(0.02)),
         optimizer=AdamW(lr=2e-3, warmup_images=2_560, decay=CosineDecay(0.05)),
         scratch_optimizer=AdamW(lr=1e-3, warmup_images=6_400, decay=CosineDecay(0.05)),
-        every=Every(log=640, checkpoint=38_400, ema_snapshots=12_800),
+        every=Intervals(log=640, checkpoint=38_400, ema_snapshots=12_800),
         label_dropout=0.1,
         batch_size=128,
         teacher_nfe=32,
@@ -175,7 +175,7 @@ def cifar10(data: str | None = None) -> Setting:
         teacher_optimizer=AdamW(lr=2e-4, warmup_images=500_000),
         optimizer=AdamW(lr=1e-4, betas=(0.9, 0.995)),  # Table 5
         scratch_optimizer=AdamW(lr=1e-4, betas=(0.9, 0.995), warmup_images=500_000),
-        every=Every(log=12_800, checkpoint=1_000_000, ema_snapshots=6_400_000),
+        every=Intervals(log=12_800, checkpoint=1_000_000, ema_snapshots=6_400_000),
         label_dropout=0.0,
         batch_size=BATCH,
         teacher_nfe=50,

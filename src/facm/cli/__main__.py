@@ -1,3 +1,0 @@
-from facm.cli.entry import main
-
-main()
