@@ -39,12 +39,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from facm.core.hashing import identity_of
 from facm.data import Latents, Stream, prefetch
 from facm.data.crop import centre_crop
 from facm.data.in_memory import from_bytes
 from facm.data.pictures import FolderPictures
 from facm.data.shards import mapped, shard_files
-from facm.identity import identity_of
 from facm.prepare import prepare
 
 

@@ -37,8 +37,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from facm.blocks import blocks_of
 from facm.conditions import Labels
+from facm.core.modules import blocks_of
+from facm.core.types import Batch, losses
 from facm.derivative import Chain, Derivative, NoGraph, OpLevel, WholeNetwork
 from facm.engine import Engine
 from facm.guidance import Guidance, TeacherVelocity
@@ -48,7 +49,6 @@ from facm.parallel.agree import gathered
 from facm.parallel.gradients import clip, reducing
 from facm.parallel.sharding import shard, spread
 from facm.parallel.world import World, opened
-from facm.types import Batch, losses
 
 CLASSES = 10
 CPU = torch.device("cpu")

@@ -33,8 +33,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from facm.blocks import blocks_of
 from facm.conditions import Condition, Labels
+from facm.core.modules import blocks_of
+from facm.core.types import Batch, expand, losses
 from facm.counting import Flops, LiveBytes
 from facm.derivative import Chain, Derivative, FiniteDifference, NoGraph, OpLevel, WholeNetwork
 from facm.ema import EMA, PowerEMA
@@ -43,7 +44,6 @@ from facm.networks.lightning_dit import LightningDiT, lightning_dit
 from facm.objectives.facm import FACM
 from facm.parallel.units import prepare
 from facm.tasks import Task
-from facm.types import Batch, expand, losses
 
 CLASSES = 10
 LEAST = 9.07  # forward-equivalents that a step needs: teacher 2, anchor 3, shortcut with its tangent 4.07

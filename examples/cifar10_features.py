@@ -17,9 +17,9 @@ import torch
 from torch.nn import BatchNorm2d, Conv2d, Linear, Module, Sequential
 from torch.nn import functional as F
 
+from facm.core.untrusted.torch_files import read_foreign
 from facm.data.cifar10 import Cifar10
 from facm.evaluation import Measure, build_reference, identity_of, load_reference
-from facm.foreign_weights import read_foreign
 
 
 @dataclass(frozen=True)

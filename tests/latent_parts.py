@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from facm.identity import identity_of
+from facm.core.hashing import identity_of
 
 
 class Pooling(nn.Module):

@@ -18,6 +18,8 @@ import torch
 from facm import logs
 from facm.checkpoint import load
 from facm.conditions import Labels
+from facm.core.rng import derive
+from facm.core.types import Batch, Loss
 from facm.data import Moons, Stream
 from facm.ema import PowerEMA
 from facm.guidance import Guidance, TeacherVelocity
@@ -27,10 +29,8 @@ from facm.objectives.flow_matching import FlowMatching
 from facm.optim import AdamW, CosineDecay
 from facm.record import RunFolder, create
 from facm.run import Intervals, Run
-from facm.seeding import derive
 from facm.trained import FromRun
 from facm.training import train
-from facm.types import Batch, Loss
 
 BATCH = 16
 IMAGES = 320

@@ -20,9 +20,9 @@ from facm.autoencoders import TAEF2, VAVAE, StableDiffusionVAE
 from facm.autoencoders.kl import KLAutoencoder
 from facm.autoencoders.taef2 import TinyAutoencoder
 from facm.autoencoders.types import AutoencoderConfig
+from facm.core.hashing import identity_of
 from facm.core.serialize import from_json, to_json
-from facm.foreign_weights import read_foreign
-from facm.identity import identity_of
+from facm.core.untrusted.torch_files import read_foreign
 from golden.gold import fill, tensor
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from facm.conditions import Labels, Unconditional
+from facm.core.types import NetworkConfig
 from facm.data import Cifar10, cifar10
 from facm.engine import Engine
 from facm.generate import Consistency, Euler, Jumps, Source, balanced_labels, sample
@@ -19,7 +20,6 @@ from facm.recipes.find import built_in, find
 from facm.record import create
 from facm.trained import FromRun, export, load_file, load_trained
 from facm.training import check, train
-from facm.types import NetworkConfig
 
 NAMES = [name for name in built_in() if name.startswith("cifar10-")]
 TEACHERS = ("cifar10-teacher", "cifar10-cond-teacher", "cifar10-scm-teacher")

@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
+from facm.core.types import Dataset
 from facm.data import Checkerboard, Cifar10, Digits, Gaussian, Idx, ImageFolder, Moons, Ring, Stream, cifar10
-from facm.types import Dataset
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from facm.core.types import Batch
 from facm.data import InMemory, Stream, prefetch, read_checked
-from facm.types import Batch
 
 
 class Counting:

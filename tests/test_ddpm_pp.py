@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from facm.blocks import blocks_of
+from facm.core.modules import blocks_of
 from facm.derivative import Chain, NoGraph, OpLevel, Prediction, WholeNetwork, same_dropout
 from facm.networks.ddpm_pp import DDPMpp, positions
 from facm.tasks import AuxiliaryTime, ExpandedInterval

@@ -25,12 +25,12 @@ from torch import nn
 from facm import cli
 from facm.conditions import Labels, Unconditional
 from facm.core.serialize import from_json, to_json
+from facm.core.untrusted.persistence import Record, is_persistent, modules_of, read_persistent, weights_of
 from facm.networks.ddpm_pp import DDPMpp
 from facm.networks.edm import EDM
 from facm.networks.lightning_dit import LightningDiT
 from facm.published import FromFile, built, import_file, open_published
 from facm.published.edm_pickle import _same, edm_network
-from facm.published.persistence import Record, is_persistent, modules_of, read_persistent, weights_of
 from facm.trained import load_file
 
 TINY = DDPMpp(

@@ -5,9 +5,9 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from facm.core.types import Batch
 from facm.evaluation import Measure, SmallClassifier, build_reference, identity_of, reference_floor
 from facm.evaluation.classifier import SmallClassifierNetwork, _augmented
-from facm.types import Batch
 
 
 class Labelled:

@@ -8,10 +8,10 @@ import torch
 
 from facm import logs
 from facm.conditions import Labels, Unconditional
+from facm.core.types import Batch
 from facm.evaluation import Identity, build_reference, save_reference
 from facm.evaluation.evaluate import evaluate, judge, judge_by_file
 from facm.generate import Euler, balanced_labels, noise, random_labels
-from facm.types import Batch
 
 
 class Images:

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from evaluation_parts import random_inception, torch_fidelity
+from facm.core.types import Batch
 from facm.evaluation import Inception, KernelDistance, Measure, build_reference, inception
 from facm.evaluation.metrics import check_enough
-from facm.types import Batch
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from facm.core.types import Batch
 from facm.evaluation import Identity, Measure, build_reference, frechet_distance, quantise, reference_floor
-from facm.types import Batch
 
 
 class Samples:

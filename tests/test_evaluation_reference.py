@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from facm.core.types import Batch
 from facm.evaluation import Identity, Measure, build_reference, load_reference, save_reference
-from facm.types import Batch
 
 
 class Pixels:

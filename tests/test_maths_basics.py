@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from facm import paths
-from facm.blocks import blocks_of
 from facm.conditions import Labels, Unconditional
+from facm.core.modules import blocks_of
+from facm.core.rng import derive
+from facm.core.types import Batch, at_least_float32, check_same_shape, check_time, expand
 from facm.distances import L2, L2Cosine, NormL2, Scaled, cosine_distance, mean_square
 from facm.networks.mlp import MLP
-from facm.seeding import derive
 from facm.tasks import AuxiliaryTime, ExpandedInterval, check_task, native
 from facm.times import ArctanLogNormal, LogitNormal, Uniform
-from facm.types import Batch, at_least_float32, check_same_shape, check_time, expand
 from facm.weights import Cosine, One, OneMinusPower
 
 

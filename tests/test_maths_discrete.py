@@ -10,6 +10,7 @@ import torch
 
 from facm.conditions import Labels, Unconditional
 from facm.core.serialize import from_json, to_json
+from facm.core.types import Batch, Objective
 from facm.distances import L2, PseudoHuber
 from facm.guidance import NO_GUIDANCE, DataVelocity, Guidance, TeacherVelocity
 from facm.networks.mlp import MLP
@@ -25,7 +26,6 @@ from facm.objectives.pairs import (
     time_at,
 )
 from facm.tasks import AuxiliaryTime, ExpandedInterval
-from facm.types import Batch, Objective
 
 CLASSES, DIM = 3, 5
 

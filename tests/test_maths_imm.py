@@ -8,12 +8,12 @@ import torch
 
 from facm.conditions import Labels, Unconditional
 from facm.core.serialize import from_json, to_json
+from facm.core.types import Batch, Objective
 from facm.networks.mlp import MLP
 from facm.objectives.imm import IMM, laplace
 from facm.samplers import jumps, uniform_times
 from facm.tasks import AuxiliaryTime
 from facm.times import Uniform
-from facm.types import Batch, Objective
 
 CLASSES, DIM = 3, 5
 M, S = 1.5, 0.4

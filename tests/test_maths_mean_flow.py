@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from facm.conditions import Labels, Unconditional
 from facm.core.serialize import from_json, to_json
+from facm.core.types import Batch
 from facm.derivative import Chain, FiniteDifference, NoGraph, OpLevel, WholeNetwork
 from facm.guidance import NO_GUIDANCE, DataVelocity, Guidance, TeacherVelocity
 from facm.networks.lightning_dit import from_reference_flags
@@ -20,7 +21,6 @@ from facm.run import Run
 from facm.tasks import AuxiliaryTime
 from facm.times import ArctanLogNormal, Uniform
 from facm.training import check
-from facm.types import Batch
 from golden.gold import fill, probe, tensor
 
 CLASSES = 3

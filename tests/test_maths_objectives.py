@@ -8,6 +8,7 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from facm.conditions import Labels, Unconditional
+from facm.core.types import Batch, losses
 from facm.derivative import FiniteDifference, NoGraph, OpLevel, WholeNetwork
 from facm.distances import L2, L2Cosine, NormL2
 from facm.guidance import NO_GUIDANCE, DataVelocity, Guidance, TeacherVelocity
@@ -19,7 +20,6 @@ from facm.objectives.flow_matching import FlowMatching
 from facm.objectives.shortcut import shortcut_target
 from facm.tasks import AuxiliaryTime, ExpandedInterval
 from facm.times import ArctanLogNormal, Uniform
-from facm.types import Batch, losses
 from facm.weights import Cosine, One, OneMinusPower
 
 CLASSES = 3

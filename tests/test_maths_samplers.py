@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from facm.conditions import Labels, Unconditional
+from facm.core.rng import derive
 from facm.generate import (
     Consistency,
     DPMSolverPP,
@@ -42,7 +43,6 @@ from facm.samplers import (
     shifted_times,
     uniform_times,
 )
-from facm.seeding import derive
 from facm.tasks import AuxiliaryTime, ExpandedInterval
 
 M, S = 1.5, 0.4  # data ~ N(M, S^2)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from facm.checkpoint import CheckpointError, load_strictly
 from facm.conditions import Labels, Unconditional
 from facm.core.serialize import from_json, to_json
+from facm.core.types import Batch
 from facm.derivative import Chain, FiniteDifference, NoGraph, OpLevel, Prediction, WholeNetwork
 from facm.engine import Engine
 from facm.guidance import NO_GUIDANCE, DataVelocity, Guidance, TeacherVelocity
@@ -25,7 +26,6 @@ from facm.run import Intervals, Run
 from facm.tasks import AuxiliaryTime, ExpandedInterval
 from facm.times import ArctanLogNormal, Uniform
 from facm.training import check
-from facm.types import Batch
 from facm.weights import Cosine, One
 from golden.gold import fill, probe, tensor, weight
 from parallel_parts import call, difference, log_of, train_in

@@ -8,6 +8,7 @@ import torch
 
 from facm.conditions import Labels, Unconditional
 from facm.core.serialize import from_json, to_json
+from facm.core.types import Batch, Objective
 from facm.distances import L2
 from facm.guidance import NO_GUIDANCE, DataVelocity, Guidance, TeacherVelocity
 from facm.networks.mlp import MLP
@@ -15,7 +16,6 @@ from facm.objectives.shortcut_models import ShortcutModel
 from facm.samplers import jumps, uniform_times
 from facm.tasks import AuxiliaryTime
 from facm.times import Uniform
-from facm.types import Batch, Objective
 
 CLASSES, DIM = 3, 5
 M, S = 1.5, 0.4

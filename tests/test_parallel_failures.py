@@ -15,6 +15,7 @@ import torch
 
 from facm import FlowMatching, Labels, Run
 from facm.checkpoint import CheckpointError
+from facm.core.types import Batch, Loss
 from facm.data import Moons
 from facm.engine import Engine
 from facm.networks.mlp import MLP
@@ -24,7 +25,6 @@ from facm.parallel.world import opened
 from facm.record import RunFolder
 from facm.run import Intervals
 from facm.trained import load_trained
-from facm.types import Batch, Loss
 from parallel_parts import call, facm, finish, start, teacher_run, torchrun, train_in
 
 NETWORK = MLP(width=16, depth=2, num_classes=2)

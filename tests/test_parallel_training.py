@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from facm.core.types import Loss
 from facm.derivative import plain_attention
 from facm.engine import Engine
 from facm.parallel.storage import load
@@ -17,7 +18,6 @@ from facm.parallel.world import ALONE as WORLD_OF_ONE
 from facm.parallel.world import opened
 from facm.record import RunFolder
 from facm.run import Intervals
-from facm.types import Loss
 from parallel_parts import Awake, call, contents, difference, log_of, student_run, teacher_run, train_in
 
 pytestmark = pytest.mark.timeout(1800)  # all launches of this file are one, which the first test waits for

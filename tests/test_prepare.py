@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from facm.autoencoders.types import AutoencoderConfig
+from facm.core.rng import derive
 from facm.core.serialize import from_json, to_json
 from facm.data import ImageFolder, Latents, Stream, read_checked
 from facm.data.crop import centre_crop
@@ -32,7 +33,6 @@ from facm.prepare import latents as preparing
 from facm.prepare import prepare, shard, verify
 from facm.prepare.encode import decoded
 from facm.prepare.settings import Settings
-from facm.seeding import derive
 from facm.statistics import load_statistics
 from latent_parts import PoolingConfig, change, latents, photo, photos, png, tar
 from parallel_parts import call

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from facm.conditions import Labels
+from facm.core.types import Batch, Loss
 from facm.data import Cifar10, InMemory
 from facm.derivative import Chain, FiniteDifference, NoGraph, OpLevel, WholeNetwork
 from facm.distances import L2, L2Cosine, NormL2, Scaled
@@ -32,7 +33,6 @@ from facm.studies.study import Entry, check_study
 from facm.tasks import AuxiliaryTime, ExpandedInterval
 from facm.trained import FromRun
 from facm.training import check
-from facm.types import Batch, Loss
 from facm.weights import Cosine, One, OneMinusPower
 from study_parts import Few, Products, bench, pair, setting
 

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from facm.conditions import Labels, Unconditional
+    from facm.core.types import Batch, Loss
     from facm.data import InMemory
     from facm.ema import PowerEMA
     from facm.engine import Engine
@@ -20,13 +21,12 @@ if TYPE_CHECKING:
     from facm.run import Intervals, Run
     from facm.run import Intervals as Every
     from facm.trained import FromRun, load_trained
-    from facm.types import Batch, Loss
 
 __version__ = "0.1.0"
 
 _HOME = {
     "AdamW": "optim",
-    "Batch": "types",
+    "Batch": "core.types",
     "ContinuousCM": "objectives.consistency",
     "DataVelocity": "guidance",
     "DiscreteCM": "objectives.discrete",
@@ -40,7 +40,7 @@ _HOME = {
     "InMemory": "data",
     "Intervals": "run",
     "Labels": "conditions",
-    "Loss": "types",
+    "Loss": "core.types",
     "MeanFlow": "objectives.mean_flow",
     "PowerEMA": "ema",
     "Run": "run",

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from facm import samplers
 from facm.conditions import Condition, Labels
+from facm.core.rng import derive
+from facm.core.types import VelocityField
 from facm.guidance import NO_GUIDANCE, Guidance, velocity_field
-from facm.seeding import derive
 from facm.tasks import Task, native
-from facm.types import VelocityField
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from facm.conditions import Condition, Unconditional, check_label_dropout
+from facm.core.types import VelocityField, at_least_float32, expand
 from facm.derivative.compiled import has_compiled_parts, is_compiled
 from facm.tasks import Task, Times, native
-from facm.types import VelocityField, at_least_float32, expand
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Literal, Protocol, runtime_checkable
 
 import torch
 
+from facm.core.types import Data, NetworkConfig, Objective
 from facm.ema import PowerEMA
 from facm.optim import AdamW
-from facm.types import Data, NetworkConfig, Objective
 
 
 @runtime_checkable

@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from facm.types import VelocityField
+from facm.core.types import VelocityField
 
 
 def uniform_times(n: int) -> list[float]:

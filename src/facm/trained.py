@@ -10,6 +10,7 @@ import torch
 from facm.autoencoders.types import AutoencoderConfig
 from facm.checkpoint import CheckpointError, load_strictly
 from facm.conditions import Condition, Labels, Unconditional
+from facm.core.types import Data, NetworkConfig, Objective
 from facm.ema import Snapshot, synthesise
 from facm.guidance import NO_GUIDANCE, TeacherVelocity
 from facm.objectives.facm import FACM
@@ -24,7 +25,6 @@ from facm.record import RunFolder, open_run
 from facm.run import Pretrained, Run
 from facm.statistics import Statistics
 from facm.tasks import AuxiliaryTime, ExpandedInterval, Task
-from facm.types import Data, NetworkConfig, Objective
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,9 @@ from facm import logs
 from facm.attention.choose import chosen, forget
 from facm.checkpoint import digest, load_strictly
 from facm.conditions import Labels
+from facm.core.rng import derive
 from facm.core.serialize import fingerprint
+from facm.core.types import Batch, Loss, losses
 from facm.data.stream import Stream, prefetch
 from facm.derivative import Chain, WholeNetwork
 from facm.ema import EMA
@@ -32,11 +34,9 @@ from facm.parallel.sharding import shard, spread, without_parameters
 from facm.parallel.world import ALONE, World
 from facm.record import RunFolder, locked
 from facm.run import Run
-from facm.seeding import derive
 from facm.state import State, Window, borrowed_generators, checkpoint, restore, save_ema_snapshots, seed_generators
 from facm.tasks import check_task
 from facm.trained import FromRun
-from facm.types import Batch, Loss, losses
 
 AUTO = Engine()
 

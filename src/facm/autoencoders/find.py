@@ -11,7 +11,7 @@ from facm.autoencoders.stable_diffusion import StableDiffusionVAE
 from facm.autoencoders.taef2 import TAEF2
 from facm.autoencoders.types import AutoencoderConfig
 from facm.autoencoders.vavae import VAVAE, autoencoder_alone, fields_of
-from facm.foreign_weights import read_foreign
+from facm.core.untrusted.torch_files import read_foreign
 
 
 def autoencoder_at(paths: Sequence[str]) -> AutoencoderConfig:

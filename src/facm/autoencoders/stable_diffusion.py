@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from facm.autoencoders.checks import check_images, check_latents, check_noise
 from facm.autoencoders.loading import frozen, misfits
-from facm.identity import identity_of
+from facm.core.hashing import identity_of
 
 WHAT = "a folder with config.json and diffusion_pytorch_model.safetensors of an AutoencoderKL, as diffusers saves it"
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from facm.autoencoders.checks import check_images, check_latents
 from facm.autoencoders.loading import fill, frozen, on_meta, tensors_of
-from facm.foreign_weights import read_foreign
-from facm.identity import identity_of
+from facm.core.hashing import identity_of
+from facm.core.untrusted.torch_files import read_foreign
 
 CHANNELS = 32
 WIDTH = 64

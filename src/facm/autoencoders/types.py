@@ -12,7 +12,7 @@ class Autoencoder(Protocol):
     """A frozen ``nn.Module`` in eval mode, float32, on the device of its parameters.
 
     channels: of a latent. factor: pixels of the image per pixel of the latent, along a side. identity: name and hash
-    of its weights (:func:`facm.identity.identity_of`), recorded with every data set that it encoded.
+    of its weights (:func:`facm.core.hashing.identity_of`), recorded with every data set that it encoded.
     Latents are the autoencoder's own: :class:`facm.statistics.Statistics` standardises them for a network.
     """
 

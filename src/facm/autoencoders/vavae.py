@@ -10,8 +10,8 @@ from torch import Tensor
 
 from facm.autoencoders.kl import KLAutoencoder
 from facm.autoencoders.loading import fill, frozen, on_meta, tensors_of
-from facm.foreign_weights import read_foreign
-from facm.identity import identity_of
+from facm.core.hashing import identity_of
+from facm.core.untrusted.torch_files import read_foreign
 
 GROUPS = 32  # of every GroupNorm
 TRAINING = ("loss.", "foundation_model.", "linear_proj.", "colorize")

@@ -1,6 +1,6 @@
 """Data: configurations that open into data sets, and streams of batches indexed by images seen.
 
-A data set of your own needs only the protocol :class:`facm.types.Dataset`, or its arrays in :class:`InMemory`."""
+A data set of your own needs only the protocol :class:`facm.core.types.Dataset`, or its arrays in :class:`InMemory`."""
 
 from facm.data.checked import read_checked
 from facm.data.cifar10 import Cifar10

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from facm.types import Batch, Dataset
+from facm.core.types import Batch, Dataset
 
 
 def read_checked(dataset: Dataset, indices: np.ndarray, mirrored: np.ndarray | None = None) -> Batch:

@@ -13,9 +13,9 @@ from typing import Literal
 
 import numpy as np
 
+from facm.core.untrusted.arrays import load_plain
 from facm.data.checked import check_choice
 from facm.data.in_memory import InMemory
-from facm.data.pickled import load_plain
 
 COUNTS = {"train": 50_000, "test": 10_000}
 BATCHES = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}

@@ -11,9 +11,9 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 import torch
 
+from facm.core.types import Batch
 from facm.data.checked import check_at_least, check_choice
 from facm.data.in_memory import from_bytes
-from facm.types import Batch
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from facm.core.types import Batch
 from facm.data.checked import check_at_least
-from facm.types import Batch
 
 
 @dataclass(frozen=True, eq=False)

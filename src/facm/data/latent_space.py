@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from facm.autoencoders.types import AutoencoderConfig
+from facm.core.types import Batch
 from facm.statistics import Statistics, load_statistics, scaled
-from facm.types import Batch
 
 
 @dataclass(frozen=True)

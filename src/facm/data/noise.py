@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from facm.types import Batch, Dataset
+from facm.core.types import Batch, Dataset
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from typing import IO, TYPE_CHECKING, Protocol
 import numpy as np
 import torch
 
+from facm.core.types import Batch
 from facm.data.checked import check_at_least
 from facm.data.crop import centre_crop
 from facm.data.folder import THREADS, ImageFolder, class_folders, picture
 from facm.data.in_memory import from_bytes
-from facm.types import Batch
 
 if TYPE_CHECKING:
     from PIL.Image import Image

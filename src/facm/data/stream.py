@@ -10,8 +10,8 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from facm.core.types import Batch, Dataset
 from facm.data.checked import check_at_least, name_of, read_checked
-from facm.types import Batch, Dataset
 
 
 @dataclass(frozen=True, eq=False)

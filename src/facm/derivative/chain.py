@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
-from facm.blocks import blocks_of
+from facm.core.modules import blocks_of
+from facm.core.types import at_least_float32
 from facm.derivative.compiled import compiled, is_compiled, uncompiled
 from facm.derivative.dropout import SameDropout
 from facm.derivative.failure import explained, no_checkpointing
 from facm.derivative.op_by_op import op_level_pair
 from facm.derivative.seam import Function, Pair, Prediction, innermost, inside_wrapper, redirected, unwrapped
 from facm.derivative.whole import plain_attention, whole_pair
-from facm.types import at_least_float32
 
 Tensors = tuple[Tensor, ...]
 

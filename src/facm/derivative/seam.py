@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from facm.types import at_least_float32
+from facm.core.types import at_least_float32
 
 Pair = tuple[Tensor, Tensor]
 Function = Callable[[Tensor, Tensor], Tensor]

@@ -1,5 +1,6 @@
 """FID, Inception score, KID, precision and recall, FD-DINOv2, and the same in features of the user's choice."""
 
+from facm.core.hashing import identity_of
 from facm.evaluation.classifier import SmallClassifier
 from facm.evaluation.dinov2 import DINOv2
 from facm.evaluation.extraction import quantise
@@ -11,7 +12,6 @@ from facm.evaluation.kernel import KernelDistance
 from facm.evaluation.metrics import Measure, Measurement
 from facm.evaluation.neighbours import precision_recall
 from facm.evaluation.reference import Reference, build_reference, load_reference, reference_floor, save_reference
-from facm.identity import identity_of
 
 __all__ = [
     "DINOv2",

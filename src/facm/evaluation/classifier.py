@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from facm.core.hashing import identity_of
+from facm.core.types import Dataset
 from facm.evaluation.features import read_blocks
 from facm.evaluation.frechet import Moments
-from facm.identity import identity_of
-from facm.types import Dataset
 
 _FORMAT = 1  # raise it when the network or its training changes: cached weights of the old one are then not found
 _BATCH = 64

@@ -15,6 +15,7 @@ from torch import Tensor
 from facm import logs
 from facm.conditions import Condition, Labels
 from facm.core.serialize import to_json
+from facm.core.types import Dataset, Objective
 from facm.evaluation.classifier import SmallClassifier
 from facm.evaluation.extraction import Quantise, check_quantise
 from facm.evaluation.features import FeatureExtractor, Features, Identity, PretrainedFeatures
@@ -27,7 +28,6 @@ from facm.parallel.world import ALONE, World
 from facm.record import environment
 from facm.tasks import ExpandedInterval
 from facm.trained import Trained
-from facm.types import Dataset, Objective
 
 LabelDraw = Literal["balanced", "random"]
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from facm.types import Batch, Dataset
+from facm.core.types import Batch, Dataset
 
 
 @runtime_checkable

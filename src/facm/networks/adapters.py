@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from facm.types import NetworkConfig, at_least_float32
+from facm.core.types import NetworkConfig, at_least_float32
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
+from facm.core.types import at_least_float32
 from facm.networks.inputs import check_inputs
 from facm.networks.lightning_dit import pixel_norm
-from facm.types import at_least_float32
 
 Layer = TypeVar("Layer", bound=nn.Linear | nn.Conv2d)
 

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
+from facm.core.types import at_least_float32
 from facm.networks.inputs import check_inputs
-from facm.types import at_least_float32
 
 FREQUENCIES = 256
 PERIOD = 10_000.0

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from facm.types import NetworkConfig, at_least_float32, expand
+from facm.core.types import NetworkConfig, at_least_float32, expand
 
 
 @dataclass(frozen=True)

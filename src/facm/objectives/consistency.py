@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from facm.conditions import Condition
+from facm.core.types import Batch, Loss
 from facm.derivative import Derivative, OpLevel, Prediction, same_dropout
 from facm.distances import Distance, NormL2
 from facm.guidance import Point, TeacherVelocity, VelocityTarget, check_guidance
@@ -20,7 +21,6 @@ from facm.objectives.shortcut import check_clamp, shortcut_target
 from facm.paths import interpolate
 from facm.tasks import ExpandedInterval, Task, check_task
 from facm.times import ArctanLogNormal, TimeDistribution
-from facm.types import Batch, Loss
 from facm.weights import Cosine, OneMinusPower, Weight
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from facm.conditions import Condition
+from facm.core.types import Batch, Loss, check_time, expand
 from facm.derivative import Prediction, same_dropout
 from facm.distances import Distance, PseudoHuber
 from facm.guidance import Point, TeacherVelocity, VelocityTarget, check_guidance
@@ -23,7 +24,6 @@ from facm.objectives.draws import chosen, noise, rows, size
 from facm.objectives.pairs import OverStep, PairSchedule, PairWeight
 from facm.paths import interpolate, x_1_from_velocity
 from facm.tasks import ExpandedInterval, Task, check_task
-from facm.types import Batch, Loss, check_time, expand
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from facm.conditions import Condition
+from facm.core.types import Batch
 from facm.times import TimeDistribution
-from facm.types import Batch
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from facm.conditions import Condition, check_label_dropout
+from facm.core.types import Batch, Loss, at_least_float32
 from facm.distances import Distance, L2Cosine
 from facm.objectives.draws import chosen, noise, rows, size
 from facm.paths import interpolate, velocity
 from facm.tasks import ExpandedInterval, Task, check_task
 from facm.times import TimeDistribution, Uniform
-from facm.types import Batch, Loss, at_least_float32
 
 
 @dataclass(frozen=True)

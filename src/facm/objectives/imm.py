@@ -24,12 +24,12 @@ import torch
 from torch import Tensor
 
 from facm.conditions import Condition, check_label_dropout
+from facm.core.types import Batch, Loss, at_least_float32, check_same_shape, check_time, expand
 from facm.derivative import same_dropout
 from facm.objectives.draws import chosen, noise, rows, size
 from facm.paths import interpolate
 from facm.tasks import AuxiliaryTime, check_task
 from facm.times import TimeDistribution, Uniform
-from facm.types import Batch, Loss, at_least_float32, check_same_shape, check_time, expand
 
 
 def laplace(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:

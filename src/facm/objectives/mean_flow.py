@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from facm.conditions import Condition
+from facm.core.types import Batch, Loss, check_time, expand
 from facm.derivative import Derivative, OpLevel, Prediction, same_dropout
 from facm.distances import NormL2, mean_square
 from facm.guidance import Point, TeacherVelocity, VelocityTarget, check_guidance
@@ -21,7 +22,6 @@ from facm.objectives.draws import chosen, draw, rows, size
 from facm.paths import interpolate
 from facm.tasks import AuxiliaryTime, check_task
 from facm.times import ArctanLogNormal, TimeDistribution
-from facm.types import Batch, Loss, check_time, expand
 
 
 @dataclass(frozen=True)

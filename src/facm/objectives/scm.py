@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from facm.conditions import Condition
+from facm.core.types import Batch, Loss, Objective, at_least_float32, expand
 from facm.derivative import Derivative, OpLevel, Prediction, same_dropout
 from facm.derivative.seam import redirected, unwrapped
 from facm.distances import mean_square
@@ -27,7 +28,6 @@ from facm.objectives.shortcut import check_clamp
 from facm.paths import interpolate
 from facm.tasks import ExpandedInterval, Task, check_task
 from facm.times import ArctanLogNormal, TimeDistribution
-from facm.types import Batch, Loss, Objective, at_least_float32, expand
 from facm.weights import Cosine, Weight
 
 

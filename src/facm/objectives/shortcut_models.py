@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from facm.conditions import Condition
+from facm.core.types import Batch, Loss, at_least_float32, check_time, expand
 from facm.derivative import same_dropout
 from facm.distances import L2, Distance
 from facm.guidance import NO_GUIDANCE, DataVelocity, Guidance, Point, VelocityTarget, check_guidance, extrapolate
@@ -26,7 +27,6 @@ from facm.objectives.draws import chosen, noise, rows, size
 from facm.paths import interpolate
 from facm.tasks import AuxiliaryTime, check_task
 from facm.times import TimeDistribution, Uniform
-from facm.types import Batch, Loss, at_least_float32, check_time, expand
 
 
 @dataclass(frozen=True)

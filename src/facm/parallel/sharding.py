@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from facm.blocks import blocks_of
+from facm.core.modules import blocks_of
 from facm.engine import Engine
 from facm.parallel.duals import let_duals_pass
 from facm.parallel.units import prepare

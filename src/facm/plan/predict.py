@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from facm.blocks import blocks_of
 from facm.conditions import Labels
+from facm.core.modules import blocks_of
+from facm.core.types import Batch
 from facm.engine import Engine
 from facm.plan.rehearsal import Rehearsal, built, rehearse
 from facm.record import RunFolderError, open_run
 from facm.run import Run
 from facm.trained import FromRun
-from facm.types import Batch
 
 GB = 10**9
 CONTEXT = 1.2 * GB  # CUDA context, cuBLAS workspace, NCCL buffers: a rule of thumb

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from facm.blocks import blocks_of
+from facm.core.modules import blocks_of
+from facm.core.types import Batch, losses
 from facm.counting import LiveBytes
 from facm.derivative import OpLevel, Pair
 from facm.engine import Engine
 from facm.parallel.units import prepare
 from facm.run import Run
-from facm.types import Batch, losses
 
 AUTOCAST = frozenset(
     {nnf.linear, nnf.conv1d, nnf.conv2d, nnf.conv3d, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm}

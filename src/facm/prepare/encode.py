@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from facm.autoencoders.types import Autoencoder
+from facm.core.rng import derive
 from facm.data.crop import centre_crop
 from facm.data.pictures import Pictures
-from facm.seeding import derive
 
 
 def decoded(

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from facm.core.types import NetworkConfig
 from facm.networks.adapters import Foreign
 from facm.networks.lightning_dit import LightningDiT
 from facm.networks.variance_preserving import VariancePreserving
-from facm.types import NetworkConfig
 
 NAMES = {"facm": "FACM", "lightningdit": "LightningDiT", "sit": "SiT", "dit": "DiT", "repa": "REPA", "edm": "EDM"}
 

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 from facm.checkpoint import CheckpointError, check_fits
-from facm.foreign_weights import read_foreign
+from facm.core.types import NetworkConfig
+from facm.core.untrusted.persistence import is_persistent
+from facm.core.untrusted.torch_files import read_foreign
 from facm.networks.adapters import inner_config
 from facm.published.architecture import architecture
 from facm.published.edm_pickle import edm_network
 from facm.published.families import NAMES, check_family, decide, fitting, network_of
 from facm.published.layouts import layout_of
 from facm.published.own import SAID, config_of, metadata_of, statistics_of, which_of
-from facm.published.persistence import is_persistent
 from facm.statistics import Statistics
-from facm.types import NetworkConfig
 
 WHAT = "a checkpoint of DiT, SiT, REPA, LightningDiT, FACM or EDM, or a file that facm exported"
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from facm.checkpoint import CheckpointError, atomically
 from facm.core.serialize import from_json, to_json, types_in
+from facm.core.types import NetworkConfig
 from facm.statistics import Statistics
-from facm.types import NetworkConfig
 
 SAID = {"true": True, "false": False, "unknown": None}
 

@@ -11,6 +11,7 @@ None of them has been run to its end here; the FIDs are the paper's, for the len
 from __future__ import annotations
 
 from facm.conditions import Labels
+from facm.core.types import NetworkConfig
 from facm.data import Latents
 from facm.ema import PowerEMA
 from facm.guidance import DataVelocity, Guidance, TeacherVelocity
@@ -22,7 +23,6 @@ from facm.optim import AdamW
 from facm.run import Intervals, Run
 from facm.times import ArctanLogNormal
 from facm.trained import pretrained
-from facm.types import NetworkConfig
 
 EPOCH = 1_281_167
 """Images in ImageNet's training set."""

@@ -11,12 +11,12 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from facm.conditions import Labels
+from facm.core.types import Batch, losses
 from facm.counting import Flops
 from facm.record import open_run
 from facm.run import Run
 from facm.state import borrowed_generators
 from facm.trained import FromRun
-from facm.types import Batch, losses
 
 LEAST = 8
 """Images in the counted step; more where an objective wants whole groups of them."""

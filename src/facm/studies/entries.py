@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from facm.core.types import Objective
 from facm.distances import Scaled
 from facm.guidance import DataVelocity, Guidance, TeacherVelocity
 from facm.objectives.consistency import ContinuousCM
@@ -14,7 +15,6 @@ from facm.objectives.scm import SCM
 from facm.studies.setting import Setting
 from facm.studies.study import Entry
 from facm.tasks import AuxiliaryTime
-from facm.types import Objective
 from facm.weights import Cosine, OneMinusPower, Weight
 
 UNGUIDED = TeacherVelocity(Guidance(1.0))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from facm.conditions import Condition, Labels, Unconditional
+from facm.core.types import Data, NetworkConfig, Objective
 from facm.distances import Distance, L2Cosine
 from facm.ema import PowerEMA
 from facm.objectives.flow_matching import FlowMatching
@@ -16,7 +17,6 @@ from facm.optim import AdamW, CosineDecay
 from facm.run import Intervals, Run
 from facm.times import ArctanLogNormal, TimeDistribution
 from facm.trained import FromRun
-from facm.types import Data, NetworkConfig, Objective
 
 TEACHER_EMA = 0.05
 
