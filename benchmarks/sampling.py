@@ -24,11 +24,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from facm.conditions import Labels
+from facm.flow.conditions import Labels
+from facm.flow.guidance import Guidance
+from facm.flow.time_conditioning import ExpandedInterval
 from facm.generate import Consistency, Euler, Source, noise, sample
-from facm.guidance import Guidance
 from facm.networks.lightning_dit import lightning_dit
-from facm.tasks import ExpandedInterval
 
 CLASSES = 1000
 

@@ -37,12 +37,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from facm.conditions import Labels
 from facm.core.modules import blocks_of
 from facm.core.types import Batch, losses
 from facm.derivative import Chain, Derivative, NoGraph, OpLevel, WholeNetwork
 from facm.engine import Engine
-from facm.guidance import Guidance, TeacherVelocity
+from facm.flow.conditions import Labels
+from facm.flow.guidance import Guidance, TeacherVelocity
 from facm.networks.lightning_dit import LightningDiT
 from facm.objectives.facm import FACM
 from facm.parallel.agree import gathered

@@ -33,17 +33,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from facm.conditions import Condition, Labels
 from facm.core.modules import blocks_of
 from facm.core.types import Batch, expand, losses
 from facm.counting import Flops, LiveBytes
 from facm.derivative import Chain, Derivative, FiniteDifference, NoGraph, OpLevel, WholeNetwork
 from facm.ema import EMA, PowerEMA
-from facm.guidance import Guidance, Point, TeacherVelocity, extrapolate
+from facm.flow.conditions import Condition, Labels
+from facm.flow.guidance import Guidance, Point, TeacherVelocity, extrapolate
+from facm.flow.time_conditioning import Task
 from facm.networks.lightning_dit import LightningDiT, lightning_dit
 from facm.objectives.facm import FACM
 from facm.parallel.units import prepare
-from facm.tasks import Task
 
 CLASSES = 10
 LEAST = 9.07  # forward-equivalents that a step needs: teacher 2, anchor 3, shortcut with its tangent 4.07
@@ -324,7 +324,7 @@ def equivalents(config: LightningDiT, strategies: tuple[Strategy, ...]) -> dict[
 def over_depth(size: Size, depths: list[int]) -> Iterator[dict[str, Any]]:
     """Peak bytes of the shortcut's value, tangent and backward pass, counted on the meta device, without gradients."""
     from facm.derivative import Prediction
-    from facm.tasks import ExpandedInterval
+    from facm.flow.time_conditioning import ExpandedInterval
 
     for depth in depths:
         config = replace(size, depth=depth).network()

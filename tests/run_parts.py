@@ -17,12 +17,12 @@ import torch
 
 from facm import logs
 from facm.checkpoint import load
-from facm.conditions import Labels
 from facm.core.rng import derive
 from facm.core.types import Batch, Loss
 from facm.data import Moons, Stream
 from facm.ema import PowerEMA
-from facm.guidance import Guidance, TeacherVelocity
+from facm.flow.conditions import Labels
+from facm.flow.guidance import Guidance, TeacherVelocity
 from facm.networks.mlp import MLP
 from facm.objectives.facm import FACM
 from facm.objectives.flow_matching import FlowMatching

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from facm import logs
-from facm.conditions import Labels
 from facm.core.serialize import to_json
 from facm.data import Digits, InMemory
 from facm.evaluation.evaluate import Judge, judge
-from facm.guidance import NO_GUIDANCE
+from facm.flow.conditions import Labels
+from facm.flow.guidance import NO_GUIDANCE
 from facm.optim import AdamW
 from facm.record import create
 from facm.run import Intervals

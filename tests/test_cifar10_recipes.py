@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from facm.conditions import Labels, Unconditional
 from facm.core.types import NetworkConfig
 from facm.data import Cifar10, cifar10
 from facm.engine import Engine
+from facm.flow.conditions import Labels, Unconditional
+from facm.flow.guidance import DataVelocity, TeacherVelocity
 from facm.generate import Consistency, Euler, Jumps, Source, balanced_labels, sample
-from facm.guidance import DataVelocity, TeacherVelocity
 from facm.networks.edm import EDM
 from facm.objectives.facm import FACM
 from facm.recipes.find import built_in, find

@@ -445,7 +445,7 @@ def test_rows_carry_their_whole_provenance(runs, capsys):
     for row in rows:
         assert row["sampler"] == "consistency"
         assert (row["n"], row["n_reference"], row["seed"], row["ema"], row["images"]) == (32, 1797, 5, 0.2, 48)
-        assert row["guidance"] == {"type": "facm.guidance:Guidance", "scale": 1.0, "low": 0.125, "high": 1.0}
+        assert row["guidance"] == {"type": "facm.flow.guidance:Guidance", "scale": 1.0, "low": 0.125, "high": 1.0}
         assert row["checkpoint"] == facm.checkpoint.load(folder.checkpoints()[-1]).sha256
         assert row["features"].startswith("small-classifier-")
         assert len(row["reference"]) == 64

@@ -9,8 +9,8 @@ from torch import nn
 
 from facm.core.modules import blocks_of
 from facm.derivative import Chain, NoGraph, OpLevel, Prediction, WholeNetwork, same_dropout
+from facm.flow.time_conditioning import AuxiliaryTime, ExpandedInterval
 from facm.networks.ddpm_pp import DDPMpp, positions
-from facm.tasks import AuxiliaryTime, ExpandedInterval
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 

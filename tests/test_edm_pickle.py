@@ -23,9 +23,9 @@ from safetensors import safe_open
 from torch import nn
 
 from facm import cli
-from facm.conditions import Labels, Unconditional
 from facm.core.serialize import from_json, to_json
 from facm.core.untrusted.persistence import Record, is_persistent, modules_of, read_persistent, weights_of
+from facm.flow.conditions import Labels, Unconditional
 from facm.networks.ddpm_pp import DDPMpp
 from facm.networks.edm import EDM
 from facm.networks.lightning_dit import LightningDiT

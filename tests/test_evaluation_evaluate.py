@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from facm import logs
-from facm.conditions import Labels, Unconditional
 from facm.core.types import Batch
 from facm.evaluation import Identity, build_reference, save_reference
 from facm.evaluation.evaluate import evaluate, judge, judge_by_file
+from facm.flow.conditions import Labels, Unconditional
 from facm.generate import Euler, balanced_labels, noise, random_labels
 
 

@@ -9,15 +9,15 @@ import torch
 from safetensors.torch import load_file
 
 from facm import samplers
-from facm.conditions import Labels
 from facm.derivative import FiniteDifference, NoGraph, WholeNetwork
 from facm.ema import EMA, PowerEMA, Snapshot, decay, synthesise
-from facm.guidance import DataVelocity, Guidance, TeacherVelocity, velocity_field
+from facm.flow.conditions import Labels
+from facm.flow.guidance import DataVelocity, Guidance, TeacherVelocity, velocity_field
+from facm.flow.time_conditioning import ExpandedInterval, native
+from facm.flow.times import ArctanLogNormal, LogitNormal
 from facm.networks.lightning_dit import from_reference_flags, lightning_dit, sinusoid
 from facm.objectives.facm import FACM
 from facm.objectives.flow_matching import FlowMatching
-from facm.tasks import ExpandedInterval, native
-from facm.times import ArctanLogNormal, LogitNormal
 from golden.gold import fill, probe, tensor, tensor64
 
 GOLDEN = Path(__file__).parent / "golden"

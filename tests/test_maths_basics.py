@@ -6,16 +6,16 @@ from statistics import NormalDist
 import pytest
 import torch
 
-from facm import paths
-from facm.conditions import Labels, Unconditional
 from facm.core.modules import blocks_of
 from facm.core.rng import derive
 from facm.core.types import Batch, at_least_float32, check_same_shape, check_time, expand
-from facm.distances import L2, L2Cosine, NormL2, Scaled, cosine_distance, mean_square
+from facm.flow import paths
+from facm.flow.conditions import Labels, Unconditional
+from facm.flow.distances import L2, L2Cosine, NormL2, Scaled, cosine_distance, mean_square
+from facm.flow.time_conditioning import AuxiliaryTime, ExpandedInterval, check_task, native
+from facm.flow.times import ArctanLogNormal, LogitNormal, Uniform
+from facm.flow.weighting import Cosine, One, OneMinusPower
 from facm.networks.mlp import MLP
-from facm.tasks import AuxiliaryTime, ExpandedInterval, check_task, native
-from facm.times import ArctanLogNormal, LogitNormal, Uniform
-from facm.weights import Cosine, One, OneMinusPower
 
 
 def generator(seed=0):

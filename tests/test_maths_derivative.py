@@ -18,9 +18,9 @@ from facm.derivative import (
     same_dropout,
 )
 from facm.derivative.seam import redirected
+from facm.flow.time_conditioning import AuxiliaryTime, ExpandedInterval
 from facm.networks.lightning_dit import LightningDiT
 from facm.networks.mlp import MLP
-from facm.tasks import AuxiliaryTime, ExpandedInterval
 
 
 @pytest.fixture(autouse=True)

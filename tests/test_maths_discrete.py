@@ -8,11 +8,12 @@ from itertools import pairwise
 import pytest
 import torch
 
-from facm.conditions import Labels, Unconditional
 from facm.core.serialize import from_json, to_json
 from facm.core.types import Batch, Objective
-from facm.distances import L2, PseudoHuber
-from facm.guidance import NO_GUIDANCE, DataVelocity, Guidance, TeacherVelocity
+from facm.flow.conditions import Labels, Unconditional
+from facm.flow.distances import L2, PseudoHuber
+from facm.flow.guidance import NO_GUIDANCE, DataVelocity, Guidance, TeacherVelocity
+from facm.flow.time_conditioning import AuxiliaryTime, ExpandedInterval
 from facm.networks.mlp import MLP
 from facm.objectives.discrete import DiscreteCM
 from facm.objectives.pairs import (
@@ -25,7 +26,6 @@ from facm.objectives.pairs import (
     noise_level,
     time_at,
 )
-from facm.tasks import AuxiliaryTime, ExpandedInterval
 
 CLASSES, DIM = 3, 5
 

@@ -13,7 +13,7 @@ from facm.derivative import (
     Prediction,
     WholeNetwork,
 )
-from facm.tasks import ExpandedInterval
+from facm.flow.time_conditioning import ExpandedInterval
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 

@@ -5,8 +5,8 @@ from functools import partial
 import pytest
 import torch
 
-from facm.conditions import Labels, Unconditional
-from facm.guidance import (
+from facm.flow.conditions import Labels, Unconditional
+from facm.flow.guidance import (
     NO_GUIDANCE,
     DataVelocity,
     Guidance,
@@ -16,8 +16,8 @@ from facm.guidance import (
     guided_velocity,
     velocity_field,
 )
+from facm.flow.time_conditioning import AuxiliaryTime, ExpandedInterval, native
 from facm.networks.mlp import MLP
-from facm.tasks import AuxiliaryTime, ExpandedInterval, native
 
 NULL = 2
 LABELS = Labels(NULL)

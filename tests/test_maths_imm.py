@@ -6,14 +6,14 @@ import math
 import pytest
 import torch
 
-from facm.conditions import Labels, Unconditional
 from facm.core.serialize import from_json, to_json
 from facm.core.types import Batch, Objective
+from facm.flow.conditions import Labels, Unconditional
+from facm.flow.time_conditioning import AuxiliaryTime
+from facm.flow.times import Uniform
 from facm.networks.mlp import MLP
 from facm.objectives.imm import IMM, laplace
 from facm.samplers import jumps, uniform_times
-from facm.tasks import AuxiliaryTime
-from facm.times import Uniform
 
 CLASSES, DIM = 3, 5
 M, S = 1.5, 0.4

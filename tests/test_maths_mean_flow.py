@@ -9,17 +9,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from facm.conditions import Labels, Unconditional
 from facm.core.serialize import from_json, to_json
 from facm.core.types import Batch
 from facm.derivative import Chain, FiniteDifference, NoGraph, OpLevel, WholeNetwork
-from facm.guidance import NO_GUIDANCE, DataVelocity, Guidance, TeacherVelocity
+from facm.flow.conditions import Labels, Unconditional
+from facm.flow.guidance import NO_GUIDANCE, DataVelocity, Guidance, TeacherVelocity
+from facm.flow.time_conditioning import AuxiliaryTime
+from facm.flow.times import ArctanLogNormal, Uniform
 from facm.networks.lightning_dit import from_reference_flags
 from facm.networks.mlp import MLP
 from facm.objectives.mean_flow import MeanFlow
 from facm.run import Run
-from facm.tasks import AuxiliaryTime
-from facm.times import ArctanLogNormal, Uniform
 from facm.training import check
 from golden.gold import fill, probe, tensor
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from facm.derivative import NoGraph
+from facm.flow.time_conditioning import ExpandedInterval
 from facm.networks.adapters import Foreign
 from facm.networks.lightning_dit import (
     LightningDiT,
@@ -19,7 +20,6 @@ from facm.networks.lightning_dit import (
     sinusoid,
 )
 from facm.networks.mlp import MLP
-from facm.tasks import ExpandedInterval
 
 TINY = {"input_size": 4, "patch_size": 2, "in_channels": 3, "hidden_size": 32, "depth": 2, "num_heads": 2}
 TINY |= {"num_classes": 5}

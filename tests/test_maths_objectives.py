@@ -7,20 +7,20 @@ import pytest
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from facm.conditions import Labels, Unconditional
 from facm.core.types import Batch, losses
 from facm.derivative import FiniteDifference, NoGraph, OpLevel, WholeNetwork
-from facm.distances import L2, L2Cosine, NormL2
-from facm.guidance import NO_GUIDANCE, DataVelocity, Guidance, TeacherVelocity
+from facm.flow.conditions import Labels, Unconditional
+from facm.flow.distances import L2, L2Cosine, NormL2
+from facm.flow.guidance import NO_GUIDANCE, DataVelocity, Guidance, TeacherVelocity
+from facm.flow.interpolant import draw
+from facm.flow.time_conditioning import AuxiliaryTime, ExpandedInterval
+from facm.flow.times import ArctanLogNormal, Uniform
+from facm.flow.weighting import Cosine, One, OneMinusPower
 from facm.networks.mlp import MLP
 from facm.objectives.consistency import ContinuousCM
-from facm.objectives.draws import draw
 from facm.objectives.facm import FACM
 from facm.objectives.flow_matching import FlowMatching
 from facm.objectives.shortcut import shortcut_target
-from facm.tasks import AuxiliaryTime, ExpandedInterval
-from facm.times import ArctanLogNormal, Uniform
-from facm.weights import Cosine, One, OneMinusPower
 
 CLASSES = 3
 DIM = 5

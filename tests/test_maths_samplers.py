@@ -7,8 +7,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from facm.conditions import Labels, Unconditional
 from facm.core.rng import derive
+from facm.flow.conditions import Labels, Unconditional
+from facm.flow.guidance import Guidance
+from facm.flow.time_conditioning import AuxiliaryTime, ExpandedInterval
 from facm.generate import (
     Consistency,
     DPMSolverPP,
@@ -21,7 +23,6 @@ from facm.generate import (
     noise,
     sample,
 )
-from facm.guidance import Guidance
 from facm.networks.mlp import MLP
 from facm.objectives.consistency import ContinuousCM
 from facm.objectives.discrete import DiscreteCM
@@ -43,7 +44,6 @@ from facm.samplers import (
     shifted_times,
     uniform_times,
 )
-from facm.tasks import AuxiliaryTime, ExpandedInterval
 
 M, S = 1.5, 0.4  # data ~ N(M, S^2)
 

@@ -11,22 +11,22 @@ import torch
 from safetensors.torch import load_file
 
 from facm.checkpoint import CheckpointError, load_strictly
-from facm.conditions import Labels, Unconditional
 from facm.core.serialize import from_json, to_json
 from facm.core.types import Batch
 from facm.derivative import Chain, FiniteDifference, NoGraph, OpLevel, Prediction, WholeNetwork
 from facm.engine import Engine
-from facm.guidance import NO_GUIDANCE, DataVelocity, Guidance, TeacherVelocity
+from facm.flow.conditions import Labels, Unconditional
+from facm.flow.guidance import NO_GUIDANCE, DataVelocity, Guidance, TeacherVelocity
+from facm.flow.time_conditioning import AuxiliaryTime, ExpandedInterval
+from facm.flow.times import ArctanLogNormal, Uniform
+from facm.flow.weighting import Cosine, One
 from facm.networks.lightning_dit import LightningDiT, from_reference_flags, pixel_norm
 from facm.networks.mlp import MLP
 from facm.objectives.scm import SCM, log_weight
 from facm.optim import AdamW
 from facm.parallel.world import opened
 from facm.run import Intervals, Run
-from facm.tasks import AuxiliaryTime, ExpandedInterval
-from facm.times import ArctanLogNormal, Uniform
 from facm.training import check
-from facm.weights import Cosine, One
 from golden.gold import fill, probe, tensor, weight
 from parallel_parts import call, difference, log_of, train_in
 

@@ -6,16 +6,16 @@ import dataclasses
 import pytest
 import torch
 
-from facm.conditions import Labels, Unconditional
 from facm.core.serialize import from_json, to_json
 from facm.core.types import Batch, Objective
-from facm.distances import L2
-from facm.guidance import NO_GUIDANCE, DataVelocity, Guidance, TeacherVelocity
+from facm.flow.conditions import Labels, Unconditional
+from facm.flow.distances import L2
+from facm.flow.guidance import NO_GUIDANCE, DataVelocity, Guidance, TeacherVelocity
+from facm.flow.time_conditioning import AuxiliaryTime
+from facm.flow.times import Uniform
 from facm.networks.mlp import MLP
 from facm.objectives.shortcut_models import ShortcutModel
 from facm.samplers import jumps, uniform_times
-from facm.tasks import AuxiliaryTime
-from facm.times import Uniform
 
 CLASSES, DIM = 3, 5
 M, S = 1.5, 0.4

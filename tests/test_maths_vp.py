@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from facm.derivative import Chain, FiniteDifference, NoGraph, OpLevel, Prediction, WholeNetwork
+from facm.flow.time_conditioning import ExpandedInterval
 from facm.networks.adapters import Foreign
 from facm.networks.lightning_dit import LightningDiT
 from facm.networks.mlp import MLP
 from facm.networks.published_sizes import dit, repa, sit
 from facm.networks.variance_preserving import VariancePreserving, log_noise_ratios, timestep
 from facm.samplers import euler, heun
-from facm.tasks import ExpandedInterval
 
 M, S = 1.5, 0.4  # data ~ N(M, S^2)
 

@@ -127,8 +127,8 @@ def derivatives_through_wrappers(root, world):
 
     import facm.derivative
     from facm.derivative import Prediction
+    from facm.flow.time_conditioning import ExpandedInterval
     from facm.parallel.sharding import spread, whole
-    from facm.tasks import ExpandedInterval
 
     torch.manual_seed(3)
     plain = student(root).network.build()

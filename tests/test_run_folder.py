@@ -18,10 +18,11 @@ import torch
 
 import facm
 from facm import cli
-from facm.conditions import Labels
 from facm.core.serialize import fingerprint, from_json, to_json
 from facm.ema import PowerEMA
-from facm.guidance import Guidance, TeacherVelocity
+from facm.flow.conditions import Labels
+from facm.flow.guidance import Guidance, TeacherVelocity
+from facm.flow.time_conditioning import AuxiliaryTime
 from facm.networks.lightning_dit import LightningDiT
 from facm.networks.mlp import MLP
 from facm.objectives.facm import FACM
@@ -30,7 +31,6 @@ from facm.optim import AdamW, CosineDecay
 from facm.recipes.find import built_in, find
 from facm.record import RunFolder, RunFolderError, create, environment, load_module, locked, open_run
 from facm.run import Intervals, Run
-from facm.tasks import AuxiliaryTime
 from facm.trained import FromRun, load_trained
 from facm.training import check, train
 from run_parts import EVERY, IMAGES, Crash, before_step, crash_at, facm_run, flow_run, trained, weights

@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from facm.conditions import Unconditional
 from facm.derivative import Chain, FiniteDifference, NoGraph, OpLevel, Prediction, WholeNetwork, same_dropout
-from facm.guidance import DataVelocity
+from facm.flow.conditions import Unconditional
+from facm.flow.guidance import DataVelocity
+from facm.flow.time_conditioning import AuxiliaryTime, ExpandedInterval
 from facm.networks.ddpm_pp import DDPMpp
 from facm.networks.mlp import MLP
 from facm.networks.simple_edm import SimpleEDM
 from facm.objectives.facm import FACM
 from facm.objectives.mean_flow import MeanFlow
 from facm.objectives.scm import SCM
-from facm.tasks import AuxiliaryTime, ExpandedInterval
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 T = torch.tensor([0.0, 0.2, 0.5, 0.9, 1.0], dtype=torch.float64)

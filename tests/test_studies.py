@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from facm.conditions import Labels
 from facm.core.types import Batch, Loss
 from facm.data import Cifar10, InMemory
 from facm.derivative import Chain, FiniteDifference, NoGraph, OpLevel, WholeNetwork
-from facm.distances import L2, L2Cosine, NormL2, Scaled
-from facm.guidance import DataVelocity, Guidance, TeacherVelocity
+from facm.flow.conditions import Labels
+from facm.flow.distances import L2, L2Cosine, NormL2, Scaled
+from facm.flow.guidance import DataVelocity, Guidance, TeacherVelocity
+from facm.flow.time_conditioning import AuxiliaryTime, ExpandedInterval
+from facm.flow.weighting import Cosine, One, OneMinusPower
 from facm.networks.adapters import inner_config
 from facm.objectives.consistency import ContinuousCM
 from facm.objectives.facm import FACM
@@ -30,10 +32,8 @@ from facm.studies.entries import Bench
 from facm.studies.find import NAMES, built_in, find_study
 from facm.studies.setting import altered, cifar10, digits, find_setting
 from facm.studies.study import Entry, check_study
-from facm.tasks import AuxiliaryTime, ExpandedInterval
 from facm.trained import FromRun
 from facm.training import check
-from facm.weights import Cosine, One, OneMinusPower
 from study_parts import Few, Products, bench, pair, setting
 
 HOME = Path("studies/seed-0")

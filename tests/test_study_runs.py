@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from facm import logs
-from facm.conditions import Labels
 from facm.evaluation.extraction import NonFiniteSamplesError, check_samples
+from facm.flow.conditions import Labels
 from facm.generate import Consistency, Euler, Jumps
 from facm.record import RunFolderError, open_run
 from facm.studies import conduct, execute
@@ -136,7 +136,7 @@ def test_another_number_of_samples_is_another_number(home, copy, judge):
     [
         {"ema": 0.2},
         {"ema": None},
-        {"guidance": {"type": "facm.guidance:Guidance", "scale": 2.0}},
+        {"guidance": {"type": "facm.flow.guidance:Guidance", "scale": 2.0}},
         {"method": {"type": "facm.generate:Consistency", "nfe": 1, "shift": 3.0, "times": None}},
         {"images": 48},
         {"n": N - 1},

@@ -3,12 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from facm.conditions import Labels, Unconditional
     from facm.core.types import Batch, Loss
     from facm.data import InMemory
     from facm.ema import PowerEMA
     from facm.engine import Engine
-    from facm.guidance import DataVelocity, Guidance, TeacherVelocity
+    from facm.flow.conditions import Labels, Unconditional
+    from facm.flow.guidance import DataVelocity, Guidance, TeacherVelocity
     from facm.objectives.consistency import ContinuousCM
     from facm.objectives.discrete import DiscreteCM
     from facm.objectives.facm import FACM
@@ -28,26 +28,26 @@ _HOME = {
     "AdamW": "optim",
     "Batch": "core.types",
     "ContinuousCM": "objectives.consistency",
-    "DataVelocity": "guidance",
+    "DataVelocity": "flow.guidance",
     "DiscreteCM": "objectives.discrete",
     "Engine": "engine",
     "Every": "run:Intervals",
     "FACM": "objectives.facm",
     "FlowMatching": "objectives.flow_matching",
     "FromRun": "trained",
-    "Guidance": "guidance",
+    "Guidance": "flow.guidance",
     "IMM": "objectives.imm",
     "InMemory": "data",
     "Intervals": "run",
-    "Labels": "conditions",
+    "Labels": "flow.conditions",
     "Loss": "core.types",
     "MeanFlow": "objectives.mean_flow",
     "PowerEMA": "ema",
     "Run": "run",
     "SCM": "objectives.scm",
     "ShortcutModel": "objectives.shortcut_models",
-    "TeacherVelocity": "guidance",
-    "Unconditional": "conditions",
+    "TeacherVelocity": "flow.guidance",
+    "Unconditional": "flow.conditions",
     "load_trained": "trained",
 }
 

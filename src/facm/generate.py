@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from facm import samplers
-from facm.conditions import Condition, Labels
 from facm.core.rng import derive
 from facm.core.types import VelocityField
-from facm.guidance import NO_GUIDANCE, Guidance, velocity_field
-from facm.tasks import Task, native
+from facm.flow.conditions import Condition, Labels
+from facm.flow.guidance import NO_GUIDANCE, Guidance, velocity_field
+from facm.flow.time_conditioning import Task, native
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 
-from facm.conditions import Labels, Unconditional
 from facm.decoding import Decoder
 from facm.ema import Weights
 from facm.evaluation.evaluate import default_method
+from facm.flow.conditions import Labels, Unconditional
+from facm.flow.time_conditioning import ExpandedInterval
 from facm.generate import Source, balanced_labels, sample
 from facm.images import is_image, save_grid
 from facm.parallel.agree import any_of
 from facm.parallel.sharding import is_sharded
 from facm.run import Run
 from facm.state import State
-from facm.tasks import ExpandedInterval
 
 PREVIEW = 20
 TEACHER_NFE = 8

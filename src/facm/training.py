@@ -17,7 +17,6 @@ import torch
 from facm import logs
 from facm.attention.choose import chosen, forget
 from facm.checkpoint import digest, load_strictly
-from facm.conditions import Labels
 from facm.core.rng import derive
 from facm.core.serialize import fingerprint
 from facm.core.types import Batch, Loss, losses
@@ -25,7 +24,9 @@ from facm.data.stream import Stream, prefetch
 from facm.derivative import Chain, WholeNetwork
 from facm.ema import EMA
 from facm.engine import Engine
-from facm.guidance import NO_GUIDANCE
+from facm.flow.conditions import Labels
+from facm.flow.guidance import NO_GUIDANCE
+from facm.flow.time_conditioning import check_task
 from facm.networks.adapters import adapters_of, inner_config, unlike
 from facm.parallel.agree import any_of, check_same, gathered, means
 from facm.parallel.gradients import check_gradients, check_parameters, clip, reducing
@@ -35,7 +36,6 @@ from facm.parallel.world import ALONE, World
 from facm.record import RunFolder, locked
 from facm.run import Run
 from facm.state import State, Window, borrowed_generators, checkpoint, restore, save_ema_snapshots, seed_generators
-from facm.tasks import check_task
 from facm.trained import FromRun
 
 AUTO = Engine()

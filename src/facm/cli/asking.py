@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     import torch
 
     from facm.decoding import Decoder
+    from facm.flow.guidance import Guidance
     from facm.generate import Method
-    from facm.guidance import Guidance
     from facm.trained import Trained
 
 Sampler = Literal["auto", "consistency", "jumps", "euler", "heun", "dpm", "edm"]
@@ -125,7 +125,7 @@ class SamplingOptions:
             raise ValueError(f"--seed {self.seed}, expected 0 or more")
 
     def guidance(self) -> Guidance:
-        from facm.guidance import Guidance
+        from facm.flow.guidance import Guidance
 
         return Guidance(self.guidance_scale, self.guidance_low, self.guidance_high)
 

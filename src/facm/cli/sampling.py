@@ -68,8 +68,8 @@ def _sample(
 ) -> None:
     import torch
 
-    from facm.conditions import Labels
     from facm.evaluation.evaluate import source_of
+    from facm.flow.conditions import Labels
     from facm.generate import balanced_labels, blocks
     from facm.generate import sample as draw
     from facm.images import save_grid, to_uint8

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from facm import logs
-from facm.conditions import Condition, Labels
 from facm.core.serialize import to_json
 from facm.core.types import Dataset, Objective
 from facm.evaluation.classifier import SmallClassifier
@@ -21,12 +20,13 @@ from facm.evaluation.extraction import Quantise, check_quantise
 from facm.evaluation.features import FeatureExtractor, Features, Identity, PretrainedFeatures
 from facm.evaluation.metrics import Measure, check_enough
 from facm.evaluation.reference import KEEP, Reference, build_reference, load_reference
+from facm.flow.conditions import Condition, Labels
+from facm.flow.guidance import NO_GUIDANCE, Guidance
+from facm.flow.time_conditioning import ExpandedInterval
 from facm.generate import Consistency, Euler, Jumps, Method, Source, balanced_labels, blocks, random_labels, sample
-from facm.guidance import NO_GUIDANCE, Guidance
 from facm.parallel.agree import by_first, check_same, in_order, meet
 from facm.parallel.world import ALONE, World
 from facm.record import environment
-from facm.tasks import ExpandedInterval
 from facm.trained import Trained
 
 LabelDraw = Literal["balanced", "random"]

@@ -1,9 +1,9 @@
 """The flow between noise and data: times, weightings, distances, conditions, guidance."""
 
-from facm.distances import L2, L2Cosine, NormL2, PseudoHuber, Scaled
-from facm.tasks import AuxiliaryTime, ExpandedInterval
-from facm.times import ArctanLogNormal, LogitNormal, Uniform
-from facm.weights import Cosine, One, OneMinusPower
+from facm.flow.distances import L2, L2Cosine, NormL2, PseudoHuber, Scaled
+from facm.flow.time_conditioning import AuxiliaryTime, ExpandedInterval
+from facm.flow.times import ArctanLogNormal, LogitNormal, Uniform
+from facm.flow.weighting import Cosine, One, OneMinusPower
 
 __all__ = [
     "L2",

@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facm.conditions import Condition
 from facm.core.types import Batch, Loss
 from facm.derivative import Derivative, OpLevel, Prediction, same_dropout
-from facm.distances import Distance, NormL2
-from facm.guidance import Point, TeacherVelocity, VelocityTarget, check_guidance
-from facm.objectives.draws import draw
+from facm.flow.conditions import Condition
+from facm.flow.distances import Distance, NormL2
+from facm.flow.guidance import Point, TeacherVelocity, VelocityTarget, check_guidance
+from facm.flow.interpolant import draw
+from facm.flow.paths import interpolate
+from facm.flow.time_conditioning import ExpandedInterval, Task, check_task
+from facm.flow.times import ArctanLogNormal, TimeDistribution
+from facm.flow.weighting import Cosine, OneMinusPower, Weight
 from facm.objectives.shortcut import check_clamp, shortcut_target
-from facm.paths import interpolate
-from facm.tasks import ExpandedInterval, Task, check_task
-from facm.times import ArctanLogNormal, TimeDistribution
-from facm.weights import Cosine, OneMinusPower, Weight
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facm.conditions import Condition, check_label_dropout
 from facm.core.types import Batch, Loss, at_least_float32
-from facm.distances import Distance, L2Cosine
-from facm.objectives.draws import chosen, noise, rows, size
-from facm.paths import interpolate, velocity
-from facm.tasks import ExpandedInterval, Task, check_task
-from facm.times import TimeDistribution, Uniform
+from facm.flow.conditions import Condition, check_label_dropout
+from facm.flow.distances import Distance, L2Cosine
+from facm.flow.interpolant import chosen, noise, rows, size
+from facm.flow.paths import interpolate, velocity
+from facm.flow.time_conditioning import ExpandedInterval, Task, check_task
+from facm.flow.times import TimeDistribution, Uniform
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facm.conditions import Condition, check_label_dropout
 from facm.core.types import Batch, Loss, at_least_float32, check_same_shape, check_time, expand
 from facm.derivative import same_dropout
-from facm.objectives.draws import chosen, noise, rows, size
-from facm.paths import interpolate
-from facm.tasks import AuxiliaryTime, check_task
-from facm.times import TimeDistribution, Uniform
+from facm.flow.conditions import Condition, check_label_dropout
+from facm.flow.interpolant import chosen, noise, rows, size
+from facm.flow.paths import interpolate
+from facm.flow.time_conditioning import AuxiliaryTime, check_task
+from facm.flow.times import TimeDistribution, Uniform
 
 
 def laplace(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facm.conditions import Condition
 from facm.core.types import Batch, Loss, check_time, expand
 from facm.derivative import Derivative, OpLevel, Prediction, same_dropout
-from facm.distances import NormL2, mean_square
-from facm.guidance import Point, TeacherVelocity, VelocityTarget, check_guidance
-from facm.objectives.draws import chosen, draw, rows, size
-from facm.paths import interpolate
-from facm.tasks import AuxiliaryTime, check_task
-from facm.times import ArctanLogNormal, TimeDistribution
+from facm.flow.conditions import Condition
+from facm.flow.distances import NormL2, mean_square
+from facm.flow.guidance import Point, TeacherVelocity, VelocityTarget, check_guidance
+from facm.flow.interpolant import chosen, draw, rows, size
+from facm.flow.paths import interpolate
+from facm.flow.time_conditioning import AuxiliaryTime, check_task
+from facm.flow.times import ArctanLogNormal, TimeDistribution
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facm.conditions import Condition
 from facm.core.types import Batch, Loss, at_least_float32, check_time, expand
 from facm.derivative import same_dropout
-from facm.distances import L2, Distance
-from facm.guidance import NO_GUIDANCE, DataVelocity, Guidance, Point, VelocityTarget, check_guidance, extrapolate
-from facm.objectives.draws import chosen, noise, rows, size
-from facm.paths import interpolate
-from facm.tasks import AuxiliaryTime, check_task
-from facm.times import TimeDistribution, Uniform
+from facm.flow.conditions import Condition
+from facm.flow.distances import L2, Distance
+from facm.flow.guidance import NO_GUIDANCE, DataVelocity, Guidance, Point, VelocityTarget, check_guidance, extrapolate
+from facm.flow.interpolant import chosen, noise, rows, size
+from facm.flow.paths import interpolate
+from facm.flow.time_conditioning import AuxiliaryTime, check_task
+from facm.flow.times import TimeDistribution, Uniform
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from facm.conditions import Labels
 from facm.core.modules import blocks_of
 from facm.core.types import Batch
 from facm.engine import Engine
+from facm.flow.conditions import Labels
 from facm.plan.rehearsal import Rehearsal, built, rehearse
 from facm.record import RunFolderError, open_run
 from facm.run import Run

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from facm.conditions import Labels, Unconditional
 from facm.data import Cifar10
 from facm.ema import PowerEMA
-from facm.guidance import DataVelocity, Guidance, TeacherVelocity
+from facm.flow.conditions import Labels, Unconditional
+from facm.flow.guidance import DataVelocity, Guidance, TeacherVelocity
+from facm.flow.times import ArctanLogNormal
 from facm.networks.ddpm_pp import DDPMpp
 from facm.networks.simple_edm import SimpleEDM
 from facm.objectives.discrete import DiscreteCM
@@ -32,7 +33,6 @@ from facm.objectives.scm import SCM
 from facm.objectives.shortcut_models import ShortcutModel
 from facm.optim import AdamW
 from facm.run import Intervals, Pretrained, Run
-from facm.times import ArctanLogNormal
 from facm.trained import FromRun
 
 CLASSES = 10

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from facm.conditions import Labels
 from facm.data import Digits
 from facm.ema import PowerEMA
-from facm.guidance import DataVelocity, Guidance, TeacherVelocity
+from facm.flow.conditions import Labels
+from facm.flow.guidance import DataVelocity, Guidance, TeacherVelocity
+from facm.flow.times import ArctanLogNormal
 from facm.networks.lightning_dit import LightningDiT
 from facm.objectives.consistency import ContinuousCM
 from facm.objectives.facm import FACM
 from facm.objectives.flow_matching import FlowMatching
 from facm.optim import AdamW, CosineDecay
 from facm.run import Intervals, Run
-from facm.times import ArctanLogNormal
 from facm.trained import FromRun
 
 CLASSES = 10

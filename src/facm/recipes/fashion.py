@@ -5,10 +5,10 @@ The data set's four idx files go into one folder, plain or gzipped: https://gith
 
 from __future__ import annotations
 
-from facm.conditions import Labels
 from facm.data import Idx
 from facm.ema import PowerEMA
-from facm.guidance import Guidance, TeacherVelocity
+from facm.flow.conditions import Labels
+from facm.flow.guidance import Guidance, TeacherVelocity
 from facm.networks.lightning_dit import LightningDiT
 from facm.objectives.facm import FACM
 from facm.objectives.flow_matching import FlowMatching

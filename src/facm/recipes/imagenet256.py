@@ -10,18 +10,18 @@ None of them has been run to its end here; the FIDs are the paper's, for the len
 
 from __future__ import annotations
 
-from facm.conditions import Labels
 from facm.core.types import NetworkConfig
 from facm.data import Latents
 from facm.ema import PowerEMA
-from facm.guidance import DataVelocity, Guidance, TeacherVelocity
+from facm.flow.conditions import Labels
+from facm.flow.guidance import DataVelocity, Guidance, TeacherVelocity
+from facm.flow.times import ArctanLogNormal
 from facm.networks.lightning_dit import lightning_dit
 from facm.networks.published_sizes import dit, repa, sit
 from facm.objectives.facm import FACM
 from facm.objectives.flow_matching import FlowMatching
 from facm.optim import AdamW
 from facm.run import Intervals, Run
-from facm.times import ArctanLogNormal
 from facm.trained import pretrained
 
 EPOCH = 1_281_167

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from facm.distances import L2
-from facm.guidance import Guidance, TeacherVelocity
+from facm.flow.distances import L2
+from facm.flow.guidance import Guidance, TeacherVelocity
+from facm.flow.weighting import One
 from facm.objectives.consistency import ContinuousCM
 from facm.objectives.facm import FACM
 from facm.optim import AdamW
 from facm.studies.entries import Bench
 from facm.studies.study import Entry, Study
-from facm.weights import One
 
 SCALES = (1.0, 1.75)
 SLOWER = 4

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from facm.conditions import Labels
 from facm.core.types import Batch, losses
 from facm.counting import Flops
+from facm.flow.conditions import Labels
 from facm.record import open_run
 from facm.run import Run
 from facm.state import borrowed_generators

@@ -6,16 +6,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from facm.core.types import Objective
-from facm.distances import Scaled
-from facm.guidance import DataVelocity, Guidance, TeacherVelocity
+from facm.flow.distances import Scaled
+from facm.flow.guidance import DataVelocity, Guidance, TeacherVelocity
+from facm.flow.time_conditioning import AuxiliaryTime
+from facm.flow.weighting import Cosine, OneMinusPower, Weight
 from facm.objectives.consistency import ContinuousCM
 from facm.objectives.facm import FACM
 from facm.objectives.mean_flow import MeanFlow
 from facm.objectives.scm import SCM
 from facm.studies.setting import Setting
 from facm.studies.study import Entry
-from facm.tasks import AuxiliaryTime
-from facm.weights import Cosine, OneMinusPower, Weight
 
 UNGUIDED = TeacherVelocity(Guidance(1.0))
 ALPHA, BETA = OneMinusPower(0.5), Cosine()  # Table 4's best

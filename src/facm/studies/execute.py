@@ -13,8 +13,8 @@ from facm.checkpoint import write_text
 from facm.core.serialize import modernised, to_json
 from facm.evaluation.evaluate import Judge, default_method, evaluate
 from facm.evaluation.extraction import NonFiniteSamplesError
+from facm.flow.guidance import NO_GUIDANCE
 from facm.generate import Method
-from facm.guidance import NO_GUIDANCE
 from facm.record import RunFolder, RunFolderError, create_or_continue, open_run
 from facm.run import Run
 from facm.studies.study import Entry

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from facm.guidance import DataVelocity, TeacherVelocity
+from facm.flow.guidance import DataVelocity, TeacherVelocity
 from facm.objectives.discrete import DiscreteCM
 from facm.objectives.imm import IMM
 from facm.objectives.pairs import DoublingSteps, ShrinkingGap, SignalToNoise

@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from facm.conditions import Condition, Labels, Unconditional
 from facm.core.types import Data, NetworkConfig, Objective
-from facm.distances import Distance, L2Cosine
 from facm.ema import PowerEMA
+from facm.flow.conditions import Condition, Labels, Unconditional
+from facm.flow.distances import Distance, L2Cosine
+from facm.flow.times import ArctanLogNormal, TimeDistribution
 from facm.objectives.flow_matching import FlowMatching
 from facm.optim import AdamW, CosineDecay
 from facm.run import Intervals, Run
-from facm.times import ArctanLogNormal, TimeDistribution
 from facm.trained import FromRun
 
 TEACHER_EMA = 0.05

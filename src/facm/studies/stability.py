@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from facm.flow.weighting import One
 from facm.objectives.consistency import ContinuousCM
 from facm.studies.entries import UNGUIDED, Bench, published
 from facm.studies.study import Study
-from facm.weights import One
 
 LONGER = 1.6
 """A step of FACM costs 8 forward passes (teacher 1, anchor 3, shortcut with its tangent 4), one of a method without

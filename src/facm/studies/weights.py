@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from facm.flow.weighting import Cosine, One, OneMinusPower, Weight
 from facm.studies.entries import Bench, published
 from facm.studies.study import Study
-from facm.weights import Cosine, One, OneMinusPower, Weight
 
 ROWS: tuple[tuple[str, str, Weight, Weight, float], ...] = (  # published: FID with two steps on ImageNet 256
     ("facm-1-1", "1, 1", One(), One(), 1.45),

@@ -15,10 +15,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from facm.conditions import Condition, Unconditional, check_label_dropout
 from facm.core.types import VelocityField, at_least_float32, expand
 from facm.derivative.compiled import has_compiled_parts, is_compiled
-from facm.tasks import Task, Times, native
+from facm.flow.conditions import Condition, Unconditional, check_label_dropout
+from facm.flow.time_conditioning import Task, Times, native
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from facm.conditions import Condition
 from facm.core.types import Batch
-from facm.times import TimeDistribution
+from facm.flow.conditions import Condition
+from facm.flow.times import TimeDistribution
 
 
 @dataclass(frozen=True)
