@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from facm.attention.kernel import available, kernel_tangent
-from facm.attention.plain import plain_tangent
-from facm.attention.value import value_and_lse
+from facm.derivative.attention.reference import plain_tangent
+from facm.derivative.attention.sdpa import value_and_lse
+from facm.derivative.attention.triton_kernel import available, kernel_tangent
 
 HEADS, HEAD_DIMENSION = 16, 72
 SHAPES = ((256, 32), (1024, 8), (4096, 2), (8192, 1), (16384, 1), (32768, 1), (65536, 1))  # tokens, batch

@@ -22,11 +22,11 @@ import torch.nn.functional as nnf
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import facm
-from facm.attention import choose, kernel
-from facm.attention.choose import attention_pair, chosen, forget
-from facm.attention.kernel import kernel_tangent, supports
-from facm.attention.plain import plain_tangent
-from facm.attention.value import value_and_lse, without_lse
+from facm.derivative.attention import choose, kernel
+from facm.derivative.attention.dispatch import attention_pair, chosen, forget
+from facm.derivative.attention.reference import plain_tangent
+from facm.derivative.attention.sdpa import value_and_lse, without_lse
+from facm.derivative.attention.triton_kernel import kernel_tangent, supports
 
 NAMES = ("dq", "dk", "dv")
 
@@ -358,7 +358,7 @@ def test_kernel_refuses_with_the_names_and_values():
 
 
 def test_kernel_module_imports_without_triton():
-    code = "import sys; sys.modules['triton'] = None; from facm.attention import kernel; print(kernel.available())"
+    code = "import sys; sys.modules['triton'] = None; from facm.derivative.attention import kernel; print(kernel.available())"
     assert python("-c", code).strip() == "triton is not installed"
 
 

@@ -6,7 +6,6 @@ import torch.autograd.forward_ad as fwd
 import torch.nn.functional as nnf
 from torch import nn
 
-from facm.attention.choose import chosen, forget
 from facm.derivative import (
     Chain,
     FiniteDifference,
@@ -17,7 +16,8 @@ from facm.derivative import (
     plain_attention,
     same_dropout,
 )
-from facm.derivative.seam import redirected
+from facm.derivative.attention.dispatch import chosen, forget
+from facm.derivative.base import redirected
 from facm.flow.time_conditioning import AuxiliaryTime, ExpandedInterval
 from facm.networks.lightning_dit import LightningDiT
 from facm.networks.mlp import MLP

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 
 from facm import logs
-from facm.attention.choose import chosen, forget
 from facm.checkpoint import digest, load_strictly
 from facm.core.rng import derive
 from facm.core.serialize import fingerprint
 from facm.core.types import Batch, Loss, losses
 from facm.data.stream import Stream, prefetch
 from facm.derivative import Chain, WholeNetwork
+from facm.derivative.attention.dispatch import chosen, forget
 from facm.ema import EMA
 from facm.engine import Engine
 from facm.flow.conditions import Labels

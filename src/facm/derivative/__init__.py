@@ -6,14 +6,14 @@ The value F carries the graph for the backward pass, the tangent dF never does: 
 (Alg. 1, line 7). How the strategies compare: docs/performance.md.
 """
 
+from facm.derivative.base import Derivative, Function, Pair, Prediction
 from facm.derivative.chain import Chain
-from facm.derivative.dropout import same_dropout
-from facm.derivative.failure import ForwardModeError
+from facm.derivative.errors import ForwardModeError
 from facm.derivative.finite_difference import FiniteDifference
+from facm.derivative.fixed_dropout import same_dropout
 from facm.derivative.no_graph import NoGraph
 from facm.derivative.op_level import OpLevel
-from facm.derivative.seam import Derivative, Function, Pair, Prediction
-from facm.derivative.whole import WholeNetwork, plain_attention
+from facm.derivative.whole_network import WholeNetwork, plain_attention
 
 __all__ = [
     "Chain",

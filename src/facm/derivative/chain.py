@@ -16,12 +16,12 @@ from torch.utils.checkpoint import checkpoint
 
 from facm.core.modules import blocks_of
 from facm.core.types import at_least_float32
+from facm.derivative.base import Function, Pair, Prediction, innermost, inside_wrapper, redirected, unwrapped
 from facm.derivative.compiled import compiled, is_compiled, uncompiled
-from facm.derivative.dropout import SameDropout
-from facm.derivative.failure import explained, no_checkpointing
-from facm.derivative.op_by_op import op_level_pair
-from facm.derivative.seam import Function, Pair, Prediction, innermost, inside_wrapper, redirected, unwrapped
-from facm.derivative.whole import plain_attention, whole_pair
+from facm.derivative.dual_mode import op_level_pair
+from facm.derivative.errors import explained, no_checkpointing
+from facm.derivative.fixed_dropout import SameDropout
+from facm.derivative.whole_network import plain_attention, whole_pair
 
 Tensors = tuple[Tensor, ...]
 

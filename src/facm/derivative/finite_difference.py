@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from facm.derivative.seam import Function, Pair, inside_wrapper
+from facm.derivative.base import Function, Pair, inside_wrapper
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from facm.attention.choose import Kernel
+from facm.derivative.attention.dispatch import Kernel
+from facm.derivative.base import Function, Pair, Prediction, innermost, inside_wrapper, unwrapped
 from facm.derivative.chain import Chain, Chained
 from facm.derivative.compiled import compiled, has_compiled_parts, is_compiled, uncompiled
-from facm.derivative.failure import explained
-from facm.derivative.op_by_op import op_level_pair
-from facm.derivative.seam import Function, Pair, Prediction, innermost, inside_wrapper, unwrapped
+from facm.derivative.dual_mode import op_level_pair
+from facm.derivative.errors import explained
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class OpLevel:
 
     Where the network's blocks are compiled and it offers its chain, each block's pair is compiled, too; compiled blocks
     of another network run eagerly in this pass.
-    attention: "auto" chooses the tangent's kernel (see :mod:`facm.attention.choose`), "plain" is the formula, "kernel"
+    attention: "auto" chooses the tangent's kernel (see :mod:`facm.derivative.attention.dispatch`), "plain" is the formula, "kernel"
     insists on the fused one.
     """
 

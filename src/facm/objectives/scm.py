@@ -19,7 +19,7 @@ from torch import Tensor
 
 from facm.core.types import Batch, Loss, Objective, at_least_float32, expand
 from facm.derivative import Derivative, OpLevel, Prediction, same_dropout
-from facm.derivative.seam import redirected, unwrapped
+from facm.derivative.base import redirected, unwrapped
 from facm.flow.conditions import Condition
 from facm.flow.distances import mean_square
 from facm.flow.guidance import Point, TeacherVelocity, VelocityTarget, check_guidance

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from facm.attention.choose import Kernel, attention_pair
+from facm.derivative.attention.dispatch import Kernel, attention_pair
 
 
 def _named(names: str, *places: Any) -> frozenset[Any]:

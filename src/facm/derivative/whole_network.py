@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from facm.derivative.base import Function, Pair, innermost, inside_wrapper
 from facm.derivative.compiled import uncompiled
-from facm.derivative.failure import explained, no_checkpointing
-from facm.derivative.seam import Function, Pair, innermost, inside_wrapper
+from facm.derivative.errors import explained, no_checkpointing
 
 
 def plain_attention() -> AbstractContextManager[Any]:

@@ -14,8 +14,8 @@ import torch.autograd.forward_ad as fwd
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from facm.attention.plain import Tangents, Three, plain_tangent
-from facm.attention.value import value_and_lse, without_lse
+from facm.derivative.attention.reference import Tangents, Three, plain_tangent
+from facm.derivative.attention.sdpa import value_and_lse, without_lse
 
 Kernel = Literal["auto", "plain", "kernel"]
 FEWEST_KEYS = 512  # below, the plain formula's scores are small; unmeasured on a GPU
@@ -112,7 +112,7 @@ def _why_plain(
     if torch.compiler.is_compiling():
         reason: str | None = "inside torch.compile, which does not see through the kernel"
     else:
-        from facm.attention.kernel import available, supports  # triton takes its time
+        from facm.derivative.attention.triton_kernel import available, supports  # triton takes its time
 
         reason = available() or supports(q, k, v, mask=mask, enable_gqa=enable_gqa)
         reason = reason or without_lse(q, k, v, is_causal=is_causal, scale=scale)
@@ -125,7 +125,7 @@ def _by_kernel(
     primals: Three, tangents: Tangents, value: Tensor, lse: Tensor, is_causal: bool, scale: float | None, kernel: Kernel
 ) -> tuple[Tensor | None, str | None]:
     """The kernel's tangent, or why there is none."""
-    from facm.attention.kernel import kernel_tangent
+    from facm.derivative.attention.triton_kernel import kernel_tangent
 
     q = primals[0]
     build = (q.device, q.dtype, q.shape[-1], is_causal, *(d is None for d in tangents))

@@ -2,7 +2,7 @@
 
 Dual numbers ride through the ordinary call of the network. Each operation is taken apart: its value is computed on
 plain tensors, so that autograd, fused kernels, hooks and checkpointing see nothing unusual; its tangent without graph;
-and the two are joined again. The rules are in :mod:`facm.derivative.rules`.
+and the two are joined again. The rules are in :mod:`facm.derivative.tangent_rules`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch.autograd.forward_ad as fwd
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from facm.attention.choose import Kernel
-from facm.derivative.rules import NATIVE, apply_rule
+from facm.derivative.attention.dispatch import Kernel
+from facm.derivative.tangent_rules import NATIVE, apply_rule
 
 
 def op_level_pair(

@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from facm.attention.plain import check_tangents, default_scale
+from facm.derivative.attention.reference import check_tangents, default_scale
 
 try:
     import triton

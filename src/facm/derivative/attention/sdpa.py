@@ -11,7 +11,7 @@ import torch.nn.functional as nnf
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-from facm.attention.plain import default_scale
+from facm.derivative.attention.reference import default_scale
 
 FUSED = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facm.derivative.seam import unwrapped
+from facm.derivative.base import unwrapped
 
 
 @dataclass(frozen=True, eq=False)
