@@ -15,8 +15,8 @@ from facm.flow.distances import L2, PseudoHuber
 from facm.flow.guidance import NO_GUIDANCE, DataVelocity, Guidance, TeacherVelocity
 from facm.flow.time_conditioning import AuxiliaryTime, ExpandedInterval
 from facm.networks.mlp import MLP
-from facm.objectives.discrete import DiscreteCM
-from facm.objectives.pairs import (
+from facm.objectives.discrete_cm import DiscreteCM
+from facm.objectives.discrete_schedules import (
     DoublingSteps,
     OverStep,
     PairSchedule,

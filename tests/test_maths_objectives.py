@@ -17,10 +17,10 @@ from facm.flow.time_conditioning import AuxiliaryTime, ExpandedInterval
 from facm.flow.times import ArctanLogNormal, Uniform
 from facm.flow.weighting import Cosine, One, OneMinusPower
 from facm.networks.mlp import MLP
-from facm.objectives.consistency import ContinuousCM
+from facm.objectives.consistency_target import shortcut_target
+from facm.objectives.continuous_cm import ContinuousCM
 from facm.objectives.facm import FACM
 from facm.objectives.flow_matching import FlowMatching
-from facm.objectives.shortcut import shortcut_target
 
 CLASSES = 3
 DIM = 5

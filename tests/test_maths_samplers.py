@@ -24,14 +24,14 @@ from facm.generate import (
     sample,
 )
 from facm.networks.mlp import MLP
-from facm.objectives.consistency import ContinuousCM
-from facm.objectives.discrete import DiscreteCM
+from facm.objectives.continuous_cm import ContinuousCM
+from facm.objectives.discrete_cm import DiscreteCM
+from facm.objectives.discrete_schedules import DoublingSteps
 from facm.objectives.facm import FACM
 from facm.objectives.imm import IMM
 from facm.objectives.mean_flow import MeanFlow
-from facm.objectives.pairs import DoublingSteps
 from facm.objectives.scm import SCM
-from facm.objectives.shortcut_models import ShortcutModel
+from facm.objectives.shortcut_model import ShortcutModel
 from facm.samplers import (
     check_times,
     consistency,

@@ -14,7 +14,7 @@ from facm.flow.guidance import NO_GUIDANCE, DataVelocity, Guidance, TeacherVeloc
 from facm.flow.time_conditioning import AuxiliaryTime
 from facm.flow.times import Uniform
 from facm.networks.mlp import MLP
-from facm.objectives.shortcut_models import ShortcutModel
+from facm.objectives.shortcut_model import ShortcutModel
 from facm.samplers import jumps, uniform_times
 
 CLASSES, DIM = 3, 5

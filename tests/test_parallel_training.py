@@ -43,7 +43,7 @@ def short_student(root):
 def rivals(root):
     """A short run of every other few-step objective."""
     from facm import IMM, SCM, DiscreteCM, Labels, MeanFlow, ShortcutModel
-    from facm.objectives.pairs import DoublingSteps
+    from facm.objectives.discrete_schedules import DoublingSteps
 
     def run(objective, **network):
         every = Intervals(log=80, checkpoint=96, ema_snapshots=0)

@@ -19,7 +19,7 @@ from facm.flow.guidance import DataVelocity, Guidance, TeacherVelocity
 from facm.flow.time_conditioning import AuxiliaryTime, ExpandedInterval
 from facm.flow.weighting import Cosine, One, OneMinusPower
 from facm.networks.adapters import inner_config
-from facm.objectives.consistency import ContinuousCM
+from facm.objectives.continuous_cm import ContinuousCM
 from facm.objectives.facm import FACM
 from facm.objectives.flow_matching import FlowMatching
 from facm.objectives.mean_flow import MeanFlow

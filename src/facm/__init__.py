@@ -9,14 +9,14 @@ if TYPE_CHECKING:
     from facm.engine import Engine
     from facm.flow.conditions import Labels, Unconditional
     from facm.flow.guidance import DataVelocity, Guidance, TeacherVelocity
-    from facm.objectives.consistency import ContinuousCM
-    from facm.objectives.discrete import DiscreteCM
+    from facm.objectives.continuous_cm import ContinuousCM
+    from facm.objectives.discrete_cm import DiscreteCM
     from facm.objectives.facm import FACM
     from facm.objectives.flow_matching import FlowMatching
     from facm.objectives.imm import IMM
     from facm.objectives.mean_flow import MeanFlow
     from facm.objectives.scm import SCM
-    from facm.objectives.shortcut_models import ShortcutModel
+    from facm.objectives.shortcut_model import ShortcutModel
     from facm.optim import AdamW
     from facm.run import Intervals, Run
     from facm.run import Intervals as Every
@@ -27,9 +27,9 @@ __version__ = "0.1.0"
 _HOME = {
     "AdamW": "optim",
     "Batch": "core.types",
-    "ContinuousCM": "objectives.consistency",
+    "ContinuousCM": "objectives.continuous_cm",
     "DataVelocity": "flow.guidance",
-    "DiscreteCM": "objectives.discrete",
+    "DiscreteCM": "objectives.discrete_cm",
     "Engine": "engine",
     "Every": "run:Intervals",
     "FACM": "objectives.facm",
@@ -45,7 +45,7 @@ _HOME = {
     "PowerEMA": "ema",
     "Run": "run",
     "SCM": "objectives.scm",
-    "ShortcutModel": "objectives.shortcut_models",
+    "ShortcutModel": "objectives.shortcut_model",
     "TeacherVelocity": "flow.guidance",
     "Unconditional": "flow.conditions",
     "load_trained": "trained",

@@ -28,7 +28,7 @@ from facm.flow.paths import interpolate
 from facm.flow.time_conditioning import ExpandedInterval, Task, check_task
 from facm.flow.times import ArctanLogNormal, TimeDistribution
 from facm.flow.weighting import Cosine, Weight
-from facm.objectives.shortcut import check_clamp
+from facm.objectives.consistency_target import check_clamp
 
 
 @dataclass(frozen=True)

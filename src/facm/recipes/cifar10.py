@@ -23,14 +23,14 @@ from facm.flow.guidance import DataVelocity, Guidance, TeacherVelocity
 from facm.flow.times import ArctanLogNormal
 from facm.networks.ddpm_pp import DDPMpp
 from facm.networks.simple_edm import SimpleEDM
-from facm.objectives.discrete import DiscreteCM
+from facm.objectives.discrete_cm import DiscreteCM
+from facm.objectives.discrete_schedules import DoublingSteps, ShrinkingGap, SignalToNoise
 from facm.objectives.facm import FACM
 from facm.objectives.flow_matching import FlowMatching
 from facm.objectives.imm import IMM
 from facm.objectives.mean_flow import MeanFlow
-from facm.objectives.pairs import DoublingSteps, ShrinkingGap, SignalToNoise
 from facm.objectives.scm import SCM
-from facm.objectives.shortcut_models import ShortcutModel
+from facm.objectives.shortcut_model import ShortcutModel
 from facm.optim import AdamW
 from facm.run import Intervals, Pretrained, Run
 from facm.trained import FromRun

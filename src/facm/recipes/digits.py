@@ -8,7 +8,7 @@ from facm.flow.conditions import Labels
 from facm.flow.guidance import DataVelocity, Guidance, TeacherVelocity
 from facm.flow.times import ArctanLogNormal
 from facm.networks.lightning_dit import LightningDiT
-from facm.objectives.consistency import ContinuousCM
+from facm.objectives.continuous_cm import ContinuousCM
 from facm.objectives.facm import FACM
 from facm.objectives.flow_matching import FlowMatching
 from facm.optim import AdamW, CosineDecay

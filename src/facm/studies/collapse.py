@@ -7,7 +7,7 @@ from dataclasses import replace
 from facm.flow.distances import L2
 from facm.flow.guidance import Guidance, TeacherVelocity
 from facm.flow.weighting import One
-from facm.objectives.consistency import ContinuousCM
+from facm.objectives.continuous_cm import ContinuousCM
 from facm.objectives.facm import FACM
 from facm.optim import AdamW
 from facm.studies.entries import Bench

@@ -10,7 +10,7 @@ from facm.flow.distances import Scaled
 from facm.flow.guidance import DataVelocity, Guidance, TeacherVelocity
 from facm.flow.time_conditioning import AuxiliaryTime
 from facm.flow.weighting import Cosine, OneMinusPower, Weight
-from facm.objectives.consistency import ContinuousCM
+from facm.objectives.continuous_cm import ContinuousCM
 from facm.objectives.facm import FACM
 from facm.objectives.mean_flow import MeanFlow
 from facm.objectives.scm import SCM

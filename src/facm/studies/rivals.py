@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from facm.flow.guidance import DataVelocity, TeacherVelocity
-from facm.objectives.discrete import DiscreteCM
+from facm.objectives.discrete_cm import DiscreteCM
+from facm.objectives.discrete_schedules import DoublingSteps, ShrinkingGap, SignalToNoise
 from facm.objectives.imm import IMM
-from facm.objectives.pairs import DoublingSteps, ShrinkingGap, SignalToNoise
-from facm.objectives.shortcut_models import ShortcutModel
+from facm.objectives.shortcut_model import ShortcutModel
 from facm.studies.entries import UNGUIDED, Bench, published
 from facm.studies.study import Study
 

@@ -21,7 +21,7 @@ from facm.flow.paths import interpolate
 from facm.flow.time_conditioning import ExpandedInterval, Task, check_task
 from facm.flow.times import ArctanLogNormal, TimeDistribution
 from facm.flow.weighting import Cosine, OneMinusPower, Weight
-from facm.objectives.shortcut import check_clamp, shortcut_target
+from facm.objectives.consistency_target import check_clamp, shortcut_target
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from facm.flow.guidance import Point, TeacherVelocity, VelocityTarget, check_gui
 from facm.flow.interpolant import chosen, noise, rows, size
 from facm.flow.paths import interpolate, x_1_from_velocity
 from facm.flow.time_conditioning import ExpandedInterval, Task, check_task
-from facm.objectives.pairs import OverStep, PairSchedule, PairWeight
+from facm.objectives.discrete_schedules import OverStep, PairSchedule, PairWeight
 
 
 @dataclass(frozen=True)
