@@ -14,7 +14,7 @@ from facm.engine import Engine
 from facm.flow.conditions import Labels, Unconditional
 from facm.flow.guidance import DataVelocity, TeacherVelocity
 from facm.generate import Consistency, Euler, Jumps, Source, balanced_labels, sample
-from facm.networks.edm import EDM
+from facm.networks.adapters.edm import EDM
 from facm.objectives.facm import FACM
 from facm.recipes.find import built_in, find
 from facm.record import create

@@ -9,8 +9,8 @@ from torch import nn
 
 from facm.derivative import Chain, FiniteDifference, NoGraph, OpLevel, Prediction, WholeNetwork
 from facm.flow.time_conditioning import ExpandedInterval
+from facm.networks.adapters.edm import EDM, noise_condition
 from facm.networks.ddpm_pp import DDPMpp
-from facm.networks.edm import EDM, noise_condition
 from facm.networks.mlp import MLP
 from facm.samplers import edm_heun, edm_sigmas, heun
 

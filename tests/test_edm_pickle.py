@@ -26,8 +26,8 @@ from facm import cli
 from facm.core.serialize import from_json, to_json
 from facm.core.untrusted.persistence import Record, is_persistent, modules_of, read_persistent, weights_of
 from facm.flow.conditions import Labels, Unconditional
+from facm.networks.adapters.edm import EDM
 from facm.networks.ddpm_pp import DDPMpp
-from facm.networks.edm import EDM
 from facm.networks.lightning_dit import LightningDiT
 from facm.published import FromFile, built, import_file, open_published
 from facm.published.edm_pickle import _same, edm_network

@@ -15,7 +15,7 @@ from facm import cli
 from facm.data import Latents
 from facm.decoding import decoder_of
 from facm.networks.lightning_dit import LightningDiT
-from facm.networks.published_sizes import dit, sit
+from facm.networks.presets import dit, sit
 from facm.published import export_reference, open_published
 from facm.published.own import write_own
 from facm.recipes import imagenet256

@@ -8,7 +8,7 @@ from torch import nn
 
 from facm.derivative import NoGraph
 from facm.flow.time_conditioning import ExpandedInterval
-from facm.networks.adapters import Foreign
+from facm.networks.adapters.foreign import Foreign
 from facm.networks.lightning_dit import (
     LightningDiT,
     RMSNorm,

@@ -10,11 +10,11 @@ from torch import nn
 
 from facm.derivative import Chain, FiniteDifference, NoGraph, OpLevel, Prediction, WholeNetwork
 from facm.flow.time_conditioning import ExpandedInterval
-from facm.networks.adapters import Foreign
+from facm.networks.adapters.foreign import Foreign
+from facm.networks.adapters.variance_preserving import VariancePreserving, log_noise_ratios, timestep
 from facm.networks.lightning_dit import LightningDiT
 from facm.networks.mlp import MLP
-from facm.networks.published_sizes import dit, repa, sit
-from facm.networks.variance_preserving import VariancePreserving, log_noise_ratios, timestep
+from facm.networks.presets import dit, repa, sit
 from facm.samplers import euler, heun
 
 M, S = 1.5, 0.4  # data ~ N(M, S^2)

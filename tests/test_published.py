@@ -17,12 +17,12 @@ from torch import nn
 from facm import checkpoint
 from facm.checkpoint import CheckpointError
 from facm.core.serialize import from_json, to_json
-from facm.networks.adapters import Foreign
+from facm.networks.adapters.foreign import Foreign
+from facm.networks.adapters.variance_preserving import VariancePreserving
 from facm.networks.ddpm_pp import DDPMpp
 from facm.networks.lightning_dit import LightningDiT, from_reference_flags
 from facm.networks.mlp import MLP
-from facm.networks.published_sizes import dit, repa, sit
-from facm.networks.variance_preserving import VariancePreserving
+from facm.networks.presets import dit, repa, sit
 from facm.published import FromFile, built, export_reference, import_file, open_published
 from facm.run import Pretrained
 from golden.gold import fill, probe, tensor, weight
@@ -568,8 +568,14 @@ class Own:
         ("3", "its network is 3, expected one of facm.networks"),
         (json.dumps({"type": "os:system"}), "its network is 'os:system', expected one of facm.networks"),
         (json.dumps({"type": "facm.networks.mlp:nn.Linear"}), "its network is 'facm.networks.mlp:nn.Linear'"),
-        (json.dumps({"type": "facm.networks.adapters:Foreign", "network": {"type": "antigravity:X"}}), "antigravity:X"),
-        (json.dumps({"type": "facm.networks.adapters:Foreign", "network": [{"type": "a:X"}]}), "its network is 'a:X'"),
+        (
+            json.dumps({"type": "facm.networks.adapters.foreign:Foreign", "network": {"type": "antigravity:X"}}),
+            "antigravity:X",
+        ),
+        (
+            json.dumps({"type": "facm.networks.adapters.foreign:Foreign", "network": [{"type": "a:X"}]}),
+            "its network is 'a:X'",
+        ),
         (json.dumps({"type": "facm.networks.mlp:MLP", "colour": 3}), "does not describe a network .*colour"),
         (json.dumps({"type": "facm.networks.mlp:MLPNetwork"}), "MLPNetwork', expected one of facm.networks"),
         (json.dumps({"dim": 3}), "is {'dim': 3}, expected a network's configuration"),

@@ -10,9 +10,9 @@ from facm.derivative import Chain, FiniteDifference, NoGraph, OpLevel, Predictio
 from facm.flow.conditions import Unconditional
 from facm.flow.guidance import DataVelocity
 from facm.flow.time_conditioning import AuxiliaryTime, ExpandedInterval
+from facm.networks.adapters.simple_edm import SimpleEDM
 from facm.networks.ddpm_pp import DDPMpp
 from facm.networks.mlp import MLP
-from facm.networks.simple_edm import SimpleEDM
 from facm.objectives.facm import FACM
 from facm.objectives.mean_flow import MeanFlow
 from facm.objectives.scm import SCM

@@ -18,7 +18,7 @@ from facm.flow.distances import L2, L2Cosine, NormL2, Scaled
 from facm.flow.guidance import DataVelocity, Guidance, TeacherVelocity
 from facm.flow.time_conditioning import AuxiliaryTime, ExpandedInterval
 from facm.flow.weighting import Cosine, One, OneMinusPower
-from facm.networks.adapters import inner_config
+from facm.networks.adapters.foreign import inner_config
 from facm.objectives.continuous_cm import ContinuousCM
 from facm.objectives.facm import FACM
 from facm.objectives.flow_matching import FlowMatching

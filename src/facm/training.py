@@ -27,7 +27,7 @@ from facm.engine import Engine
 from facm.flow.conditions import Labels
 from facm.flow.guidance import NO_GUIDANCE
 from facm.flow.time_conditioning import check_task
-from facm.networks.adapters import adapters_of, inner_config, unlike
+from facm.networks.adapters.foreign import adapters_of, inner_config, unlike
 from facm.parallel.agree import any_of, check_same, gathered, means
 from facm.parallel.gradients import check_gradients, check_parameters, clip, reducing
 from facm.parallel.memory import explained

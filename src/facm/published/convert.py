@@ -8,8 +8,8 @@ import torch
 
 from facm.checkpoint import CheckpointError, atomically, check_fits
 from facm.core.types import NetworkConfig
+from facm.networks.adapters.variance_preserving import VariancePreserving
 from facm.networks.lightning_dit import LightningDiT
-from facm.networks.variance_preserving import VariancePreserving
 from facm.published.opened import Published, open_published
 from facm.published.own import said_of, spelled, write_own
 

@@ -15,8 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from facm.core.untrusted.persistence import Record, modules_of, read_persistent, weights_of
+from facm.networks.adapters.edm import EDM
 from facm.networks.ddpm_pp import DDPMpp
-from facm.networks.edm import EDM
 
 MOST_ITEMS = 64
 """Of a list among the arguments."""

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from facm.core.types import NetworkConfig
-from facm.networks.adapters import Foreign
+from facm.networks.adapters.foreign import Foreign
+from facm.networks.adapters.variance_preserving import VariancePreserving
 from facm.networks.lightning_dit import LightningDiT
-from facm.networks.variance_preserving import VariancePreserving
 
 NAMES = {"facm": "FACM", "lightningdit": "LightningDiT", "sit": "SiT", "dit": "DiT", "repa": "REPA", "edm": "EDM"}
 

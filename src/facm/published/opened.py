@@ -17,7 +17,7 @@ from facm.checkpoint import CheckpointError, check_fits
 from facm.core.types import NetworkConfig
 from facm.core.untrusted.persistence import is_persistent
 from facm.core.untrusted.torch_files import read_foreign
-from facm.networks.adapters import inner_config
+from facm.networks.adapters.foreign import inner_config
 from facm.published.architecture import architecture
 from facm.published.edm_pickle import edm_network
 from facm.published.families import NAMES, check_family, decide, fitting, network_of

@@ -21,8 +21,8 @@ from facm.ema import PowerEMA
 from facm.flow.conditions import Labels, Unconditional
 from facm.flow.guidance import DataVelocity, Guidance, TeacherVelocity
 from facm.flow.times import ArctanLogNormal
+from facm.networks.adapters.simple_edm import SimpleEDM
 from facm.networks.ddpm_pp import DDPMpp
-from facm.networks.simple_edm import SimpleEDM
 from facm.objectives.discrete_cm import DiscreteCM
 from facm.objectives.discrete_schedules import DoublingSteps, ShrinkingGap, SignalToNoise
 from facm.objectives.facm import FACM

@@ -17,7 +17,7 @@ from facm.flow.conditions import Labels
 from facm.flow.guidance import DataVelocity, Guidance, TeacherVelocity
 from facm.flow.times import ArctanLogNormal
 from facm.networks.lightning_dit import lightning_dit
-from facm.networks.published_sizes import dit, repa, sit
+from facm.networks.presets import dit, repa, sit
 from facm.objectives.facm import FACM
 from facm.objectives.flow_matching import FlowMatching
 from facm.optim import AdamW

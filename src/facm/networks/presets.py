@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from facm.networks.adapters import Foreign
+from facm.networks.adapters.foreign import Foreign
+from facm.networks.adapters.variance_preserving import VariancePreserving
 from facm.networks.lightning_dit import LightningDiT, lightning_dit
-from facm.networks.variance_preserving import VariancePreserving
 
 NAMES = ("S", "B", "L", "XL")
 PLAIN = dict.fromkeys(("qk_norm", "swiglu", "rope", "rmsnorm"), False)

@@ -1,5 +1,5 @@
 """Foreign conventions of a velocity network are translated here and nowhere else: time that runs the other way or is
-scaled, arguments with other names. (One that predicts noise: :mod:`facm.networks.variance_preserving`.)
+scaled, arguments with other names. (One that predicts noise: :mod:`facm.networks.adapters.variance_preserving`.)
 
 A network trained with noise at tau = 1 and data at tau = 0 predicts dx/dtau = x_0 - x_1 = -v. The map tau = 1 - c
 turns c_FM = 2 - t into -tau_t, which is what the paper prescribes for reversed time (Sec. 3.2.2).
