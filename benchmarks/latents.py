@@ -44,8 +44,8 @@ from facm.data import Latents, Stream, prefetch
 from facm.data.crop import centre_crop
 from facm.data.in_memory import from_bytes
 from facm.data.pictures import FolderPictures
-from facm.data.shards import mapped, shard_files
-from facm.prepare import prepare
+from facm.latents.prepare import prepare
+from facm.latents.shards import mapped, shard_files
 
 
 class Encoder(nn.Module):

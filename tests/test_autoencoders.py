@@ -16,13 +16,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from facm.autoencoders import TAEF2, VAVAE, StableDiffusionVAE
-from facm.autoencoders.kl import KLAutoencoder
-from facm.autoencoders.taef2 import TinyAutoencoder
-from facm.autoencoders.types import AutoencoderConfig
 from facm.core.hashing import identity_of
 from facm.core.serialize import from_json, to_json
 from facm.core.untrusted.torch_files import read_foreign
+from facm.latents.autoencoders import TAEF2, VAVAE, StableDiffusionVAE
+from facm.latents.autoencoders.kl import KLAutoencoder
+from facm.latents.autoencoders.taef2 import TinyAutoencoder
+from facm.latents.autoencoders.types import AutoencoderConfig
 from golden.gold import fill, tensor
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -57,7 +57,7 @@ def small(path):
 
 
 def is_frozen_autoencoder(module, factor, channels):
-    """What facm.autoencoders.types promises."""
+    """What facm.latents.autoencoders.types promises."""
     assert (module.factor, module.channels) == (factor, channels)
     assert not module.training
     assert all(p.dtype == torch.float32 and p.device.type == "cpu" for p in module.parameters())

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from facm.autoencoders import VAVAE
 from facm.core.serialize import to_json
-from facm.decoding import Decoder, decoder_of
-from facm.statistics import Statistics
+from facm.latents.autoencoders import VAVAE
+from facm.latents.decode import Decoder, decoder_of
+from facm.latents.statistics import Statistics
 from latent_parts import Pooling, PoolingConfig
 
 CPU = torch.device("cpu")
@@ -78,7 +78,7 @@ def test_the_autoencoder_that_a_data_set_names_is_one_of_this_packages(tmp_path:
     named = Opened(encoded_by=to_json(VAVAE(str(tmp_path / "gone.pt"))))
     with pytest.raises(ValueError, match=r"gone\.pt: there is no such file"):  # it is the one that is built
         decoder_of(named, CPU)
-    for said in (to_json(PoolingConfig()), 3, {"no": 1}, {"type": "facm.autoencoders.types:Nothing"}):
+    for said in (to_json(PoolingConfig()), 3, {"no": 1}, {"type": "facm.latents.autoencoders.types:Nothing"}):
         with pytest.raises(ValueError, match=r"none of facm\.latents|expected an autoencoder"):
             decoder_of(Opened(encoded_by=said), CPU)
 

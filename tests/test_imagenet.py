@@ -13,7 +13,7 @@ from PIL import Image
 
 from facm import cli
 from facm.data import Latents
-from facm.decoding import decoder_of
+from facm.latents.decode import decoder_of
 from facm.networks.lightning_dit import LightningDiT
 from facm.networks.presets import dit, sit
 from facm.published import export_reference, open_published

@@ -304,7 +304,7 @@ def test_no_folder(tmp_path: Path) -> None:
 @pytest.fixture
 def prepared(tmp_path: Path) -> Path:
     from facm.data.pictures import FolderPictures
-    from facm.prepare import prepare
+    from facm.latents.prepare import prepare
 
     source = FolderPictures(str(photos(tmp_path / "photos")))
     prepare(source, PoolingConfig(path="here"), tmp_path / "latents", size=16, shard_size=7)

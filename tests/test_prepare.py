@@ -19,7 +19,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from facm.autoencoders.types import AutoencoderConfig
 from facm.core.rng import derive
 from facm.core.serialize import from_json, to_json
 from facm.data import ImageFolder, Latents, Stream, read_checked
@@ -28,12 +27,13 @@ from facm.data.in_memory import from_bytes
 from facm.data.pictures import CroppedPictures, FolderPictures, Pictures, picture, source_at
 from facm.data.webdataset import TarPictures
 from facm.engine import Engine
+from facm.latents.autoencoders.types import AutoencoderConfig
+from facm.latents.prepare import latents as preparing
+from facm.latents.prepare import prepare, shard, verify
+from facm.latents.prepare.encode import decoded
+from facm.latents.prepare.settings import Settings
+from facm.latents.statistics import load_statistics
 from facm.parallel.world import opened
-from facm.prepare import latents as preparing
-from facm.prepare import prepare, shard, verify
-from facm.prepare.encode import decoded
-from facm.prepare.settings import Settings
-from facm.statistics import load_statistics
 from latent_parts import PoolingConfig, change, latents, photo, photos, png, tar
 from parallel_parts import call
 

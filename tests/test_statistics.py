@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from facm.statistics import Statistics, load_statistics, scaled
+from facm.latents.statistics import Statistics, load_statistics, scaled
 
 MEAN, STD = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 4.0])
 

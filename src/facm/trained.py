@@ -7,13 +7,14 @@ from pathlib import Path
 
 import torch
 
-from facm.autoencoders.types import AutoencoderConfig
 from facm.checkpoint import CheckpointError, load_strictly
 from facm.core.types import Data, NetworkConfig, Objective
 from facm.ema import Snapshot, synthesise
 from facm.flow.conditions import Condition, Labels, Unconditional
 from facm.flow.guidance import NO_GUIDANCE, TeacherVelocity
 from facm.flow.time_conditioning import AuxiliaryTime, ExpandedInterval, Task
+from facm.latents.autoencoders.types import AutoencoderConfig
+from facm.latents.statistics import Statistics
 from facm.objectives.facm import FACM
 from facm.objectives.flow_matching import FlowMatching
 from facm.parallel.storage import Stored, load, open_stored
@@ -24,7 +25,6 @@ from facm.published.own import said_of, spelled, write_own
 from facm.published.space import space_of
 from facm.record import RunFolder, open_run
 from facm.run import Pretrained, Run
-from facm.statistics import Statistics
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import tyro
 if TYPE_CHECKING:
     import torch
 
-    from facm.decoding import Decoder
     from facm.flow.guidance import Guidance
     from facm.generate import Method
+    from facm.latents.decode import Decoder
     from facm.trained import Trained
 
 Sampler = Literal["auto", "consistency", "jumps", "euler", "heun", "dpm", "edm"]
@@ -42,7 +42,7 @@ class FileOptions:
 
     def open(self, run: Path | None, sampling: SamplingOptions) -> Trained:
         """The network of the run, or in the file."""
-        from facm.autoencoders import autoencoder_at
+        from facm.latents.autoencoders import autoencoder_at
         from facm.trained import load_file, load_trained
 
         if (run is None) == (self.from_ is None):
@@ -79,9 +79,9 @@ class FileOptions:
         """What makes images of the network's samples; None where they are what they are.
 
         Raises ValueError for latents without an autoencoder."""
-        from facm.autoencoders import autoencoder_at
-        from facm.decoding import decoder_of
         from facm.images import is_image
+        from facm.latents.autoencoders import autoencoder_at
+        from facm.latents.decode import decoder_of
         from facm.published.space import STABLE_DIFFUSION, VAVAE
 
         dataset: Any = trained.data.open()

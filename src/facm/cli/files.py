@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 if TYPE_CHECKING:
-    from facm.statistics import Statistics
+    from facm.latents.statistics import Statistics
     from facm.trained import Trained
 
 

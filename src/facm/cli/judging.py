@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from facm.decoding import Decoder
     from facm.evaluation import Features
     from facm.evaluation.evaluate import Judge
+    from facm.latents.decode import Decoder
     from facm.parallel.world import World
     from facm.trained import Trained
 

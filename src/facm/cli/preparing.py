@@ -35,10 +35,10 @@ def prepare(
         means: the posterior's means instead of its samples.
         quiet: print nothing but errors.
     """
-    from facm.autoencoders import autoencoder_at
     from facm.data.pictures import source_at
+    from facm.latents.autoencoders import autoencoder_at
+    from facm.latents.prepare import prepare as encode
     from facm.parallel.world import opened
-    from facm.prepare import prepare as encode
 
     with opened(Engine()) as world:
         summary = encode(
@@ -70,7 +70,7 @@ def verify(
         grid: PNG to draw 20 of the latents into, decoded, each beside its mirror image.
         autoencoder: what decodes them; default: what the manifest says.
     """
-    from facm.prepare import verify as check
+    from facm.latents.prepare import verify as check
 
     if grid is not None and grid.exists():
         raise ValueError(f"--grid {grid} exists and is not overwritten; choose another name")
@@ -86,11 +86,11 @@ def _draw(latents: Path, grid: Path, paths: tuple[str, ...]) -> None:
     import numpy as np
     import torch
 
-    from facm.autoencoders import autoencoder_at
     from facm.data import Latents
-    from facm.data.manifest import read_manifest
-    from facm.decoding import decoder_of
     from facm.images import save_grid
+    from facm.latents.autoencoders import autoencoder_at
+    from facm.latents.decode import decoder_of
+    from facm.latents.manifest import read_manifest
 
     manifest = read_manifest(latents)
     classes = 1000 if manifest is None else manifest.num_classes

@@ -16,7 +16,7 @@ import tyro
 from facm.engine import Engine
 
 if TYPE_CHECKING:
-    from facm.decoding import Decoder
+    from facm.latents.decode import Decoder
     from facm.parallel.world import World
     from facm.recipes.find import Recipe
     from facm.record import RunFolder
@@ -185,7 +185,7 @@ def _run_to_end(run: Run, folder: RunFolder, quiet: bool, engine: Engine, world:
 def _decoder(run: Run, world: World) -> Decoder | None:
     """What makes images of the run's latents, on the first rank. One that the recipe names must be there; without the
     one that only the latents' manifest names, a run has no previews, and says so."""
-    from facm.decoding import decoder_of
+    from facm.latents.decode import decoder_of
 
     if not world.first:
         return None

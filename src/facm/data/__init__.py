@@ -8,12 +8,12 @@ from facm.data.digits import Digits
 from facm.data.folder import ImageFolder
 from facm.data.idx import Idx
 from facm.data.in_memory import InMemory
-from facm.data.latents import Latents
 from facm.data.noise import Noise
 from facm.data.pictures import CroppedPictures, FolderPictures
 from facm.data.stream import Stream, prefetch
 from facm.data.toys import Checkerboard, Gaussian, Moons, Ring
 from facm.data.webdataset import TarPictures
+from facm.latents.dataset import Latents
 
 __all__ = [
     "Checkerboard",

@@ -1,7 +1,7 @@
 """Between pixels and latents: autoencoders, prepared latents, their statistics, decoding."""
 
-from facm.autoencoders import TAEF2, VAVAE, StableDiffusionVAE
-from facm.data.latent_space import LatentSpace
-from facm.data.latents import Latents
+from facm.latents.autoencoders import TAEF2, VAVAE, StableDiffusionVAE
+from facm.latents.dataset import Latents
+from facm.latents.space import LatentSpace
 
 __all__ = ["TAEF2", "VAVAE", "LatentSpace", "Latents", "StableDiffusionVAE"]

@@ -17,13 +17,13 @@ from facm.checkpoint import CheckpointError, check_fits
 from facm.core.types import NetworkConfig
 from facm.core.untrusted.persistence import is_persistent
 from facm.core.untrusted.torch_files import read_foreign
+from facm.latents.statistics import Statistics
 from facm.networks.adapters.foreign import inner_config
 from facm.published.architecture import architecture
 from facm.published.edm_pickle import edm_network
 from facm.published.families import NAMES, check_family, decide, fitting, network_of
 from facm.published.layouts import layout_of
 from facm.published.own import SAID, config_of, metadata_of, statistics_of, which_of
-from facm.statistics import Statistics
 
 WHAT = "a checkpoint of DiT, SiT, REPA, LightningDiT, FACM or EDM, or a file that facm exported"
 

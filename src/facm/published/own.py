@@ -18,7 +18,7 @@ from torch import Tensor
 from facm.checkpoint import CheckpointError, atomically
 from facm.core.serialize import from_json, to_json, types_in
 from facm.core.types import NetworkConfig
-from facm.statistics import Statistics
+from facm.latents.statistics import Statistics
 
 SAID = {"true": True, "false": False, "unknown": None}
 

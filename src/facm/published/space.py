@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from facm.autoencoders.find import autoencoder_at
-from facm.autoencoders.types import AutoencoderConfig
-from facm.data.latent_space import LatentSpace
-from facm.statistics import Statistics, load_statistics
+from facm.latents.autoencoders.find import autoencoder_at
+from facm.latents.autoencoders.types import AutoencoderConfig
+from facm.latents.space import LatentSpace
+from facm.latents.statistics import Statistics, load_statistics
 
 STATISTICS = "latents_stats.pt"
 VAVAE = ("vavae-imagenet256-f16d32-dinov2.pt",)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from facm.autoencoders.types import AutoencoderConfig
 from facm.core.serialize import modernised, to_json
+from facm.latents.autoencoders.types import AutoencoderConfig
 
 MANIFEST = "latents.json"
 STATISTICS = "latents_stats.pt"

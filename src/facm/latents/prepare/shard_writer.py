@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from facm.checkpoint import atomically, write_text
-from facm.data.manifest import RECORDS, ShardRecord, shard_record
-from facm.prepare.moments import Moments, sums
+from facm.latents.manifest import RECORDS, ShardRecord, shard_record
+from facm.latents.prepare.moments import Moments, sums
 
 
 def write_shard(path: Path, latents: Tensor, latents_flip: Tensor, labels: np.ndarray) -> ShardRecord:

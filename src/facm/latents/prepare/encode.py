@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from facm.autoencoders.types import Autoencoder
 from facm.core.rng import derive
 from facm.data.crop import centre_crop
 from facm.data.pictures import Pictures
+from facm.latents.autoencoders.types import Autoencoder
 
 
 def decoded(

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from facm.autoencoders.kl import KLAutoencoder
-from facm.autoencoders.loading import fill, frozen, on_meta, tensors_of
 from facm.core.hashing import identity_of
 from facm.core.untrusted.torch_files import read_foreign
+from facm.latents.autoencoders.kl import KLAutoencoder
+from facm.latents.autoencoders.loading import fill, frozen, on_meta, tensors_of
 
 GROUPS = 32  # of every GroupNorm
 TRAINING = ("loss.", "foundation_model.", "linear_proj.", "colorize")
@@ -24,7 +24,7 @@ class VAVAE:
     """The weights of vavae-imagenet256-f16d32-dinov2.pt, or another KL autoencoder of the same kind.
 
     weights: a file: a state dict, a Lightning checkpoint with ``state_dict``, or safetensors.
-    ch, ch_mult, z_channels, num_res_blocks, attention: see :class:`facm.autoencoders.kl.KLAutoencoder`; the defaults
+    ch, ch_mult, z_channels, num_res_blocks, attention: see :class:`facm.latents.autoencoders.kl.KLAutoencoder`; the defaults
     are VA-VAE's: factor 16, 32 channels, 69.8 million parameters.
     """
 

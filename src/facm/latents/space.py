@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from facm.autoencoders.types import AutoencoderConfig
 from facm.core.types import Batch
-from facm.statistics import Statistics, load_statistics, scaled
+from facm.latents.autoencoders.types import AutoencoderConfig
+from facm.latents.statistics import Statistics, load_statistics, scaled
 
 
 @dataclass(frozen=True)

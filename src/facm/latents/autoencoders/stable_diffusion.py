@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from facm.autoencoders.checks import check_images, check_latents, check_noise
-from facm.autoencoders.loading import frozen, misfits
 from facm.core.hashing import identity_of
+from facm.latents.autoencoders.checks import check_images, check_latents, check_noise
+from facm.latents.autoencoders.loading import frozen, misfits
 
 WHAT = "a folder with config.json and diffusion_pytorch_model.safetensors of an AutoencoderKL, as diffusers saves it"
 
@@ -23,7 +23,7 @@ class StableDiffusionVAE:
 
     path: the folder, or with ``subfolder`` (usually "vae") the one of a whole pipeline. Stable Diffusion's has factor
     8 and 4 channels, and its latents are meant to be multiplied by 0.18215: the module's ``scaling_factor``, for
-    :func:`facm.statistics.scaled`.
+    :func:`facm.latents.statistics.scaled`.
     """
 
     path: str
@@ -54,7 +54,7 @@ class StableDiffusionVAE:
 
 
 class DiffusersKL(nn.Module):
-    """diffusers' AutoencoderKL as an :class:`facm.autoencoders.types.Autoencoder`; latents are not scaled here.
+    """diffusers' AutoencoderKL as an :class:`facm.latents.autoencoders.types.Autoencoder`; latents are not scaled here.
 
     scaling_factor, shift_factor: of its configuration: diffusers' networks see (z - shift_factor) * scaling_factor.
     """
@@ -70,7 +70,7 @@ class DiffusersKL(nn.Module):
         self.identity = identity_of(f"autoencoder-kl-f{self.factor}d{self.channels}", vae)
 
     def encode(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
-        """See :class:`facm.autoencoders.types.Autoencoder`."""
+        """See :class:`facm.latents.autoencoders.types.Autoencoder`."""
         check_images(x, self.factor)
         posterior = self.vae.encode(x).latent_dist
         if noise is None:
@@ -79,7 +79,7 @@ class DiffusersKL(nn.Module):
         return posterior.mean + posterior.std * noise
 
     def decode(self, z: Tensor) -> Tensor:
-        """See :class:`facm.autoencoders.types.Autoencoder`."""
+        """See :class:`facm.latents.autoencoders.types.Autoencoder`."""
         check_latents(z, self.channels)
         return self.vae.decode(z).sample
 

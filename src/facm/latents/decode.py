@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facm.autoencoders.types import Autoencoder, AutoencoderConfig
 from facm.core.serialize import from_json, types_in
-from facm.statistics import Statistics
+from facm.latents.autoencoders.types import Autoencoder, AutoencoderConfig
+from facm.latents.statistics import Statistics
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from facm.autoencoders.checks import check_images, check_latents
-from facm.autoencoders.loading import fill, frozen, on_meta, tensors_of
 from facm.core.hashing import identity_of
 from facm.core.untrusted.torch_files import read_foreign
+from facm.latents.autoencoders.checks import check_images, check_latents
+from facm.latents.autoencoders.loading import fill, frozen, on_meta, tensors_of
 
 CHANNELS = 32
 WIDTH = 64
@@ -55,12 +55,12 @@ class TinyAutoencoder(nn.Module):
         self.decoder = nn.Sequential(*decoder_layers())
 
     def encode(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
-        """See :class:`facm.autoencoders.types.Autoencoder`; ``noise`` changes nothing."""
+        """See :class:`facm.latents.autoencoders.types.Autoencoder`; ``noise`` changes nothing."""
         check_images(x, self.factor)
         return self.encoder((x + 1) / 2)
 
     def decode(self, z: Tensor) -> Tensor:
-        """See :class:`facm.autoencoders.types.Autoencoder`."""
+        """See :class:`facm.latents.autoencoders.types.Autoencoder`."""
         check_latents(z, self.channels)
         return self.decoder(z) * 2 - 1
 

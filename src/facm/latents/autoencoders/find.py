@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from facm.autoencoders.loading import tensors_of
-from facm.autoencoders.stable_diffusion import StableDiffusionVAE
-from facm.autoencoders.taef2 import TAEF2
-from facm.autoencoders.types import AutoencoderConfig
-from facm.autoencoders.vavae import VAVAE, autoencoder_alone, fields_of
 from facm.core.untrusted.torch_files import read_foreign
+from facm.latents.autoencoders.loading import tensors_of
+from facm.latents.autoencoders.stable_diffusion import StableDiffusionVAE
+from facm.latents.autoencoders.taef2 import TAEF2
+from facm.latents.autoencoders.types import AutoencoderConfig
+from facm.latents.autoencoders.vavae import VAVAE, autoencoder_alone, fields_of
 
 
 def autoencoder_at(paths: Sequence[str]) -> AutoencoderConfig:

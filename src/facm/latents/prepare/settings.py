@@ -13,8 +13,8 @@ from typing import Any
 
 from facm.checkpoint import write_text
 from facm.core.serialize import modernised
-from facm.data.manifest import MANIFEST, RECORDS, SETTINGS, STATISTICS
-from facm.data.shards import shard_files
+from facm.latents.manifest import MANIFEST, RECORDS, SETTINGS, STATISTICS
+from facm.latents.shards import shard_files
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from facm.autoencoders.types import AutoencoderConfig
 from facm.core.types import Batch
 from facm.data.checked import check_at_least
-from facm.data.manifest import STATISTICS, Manifest, check_autoencoder, faults_in_files, read_manifest
-from facm.data.shards import PATTERN, RAW, Shard, as_float32, mapped, read_shard, shard_files
-from facm.statistics import Statistics, load_statistics, scaled
+from facm.latents.autoencoders.types import AutoencoderConfig
+from facm.latents.manifest import STATISTICS, Manifest, check_autoencoder, faults_in_files, read_manifest
+from facm.latents.shards import PATTERN, RAW, Shard, as_float32, mapped, read_shard, shard_files
+from facm.latents.statistics import Statistics, load_statistics, scaled
 
 
 @dataclass(frozen=True)

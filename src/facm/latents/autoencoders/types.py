@@ -13,7 +13,7 @@ class Autoencoder(Protocol):
 
     channels: of a latent. factor: pixels of the image per pixel of the latent, along a side. identity: name and hash
     of its weights (:func:`facm.core.hashing.identity_of`), recorded with every data set that it encoded.
-    Latents are the autoencoder's own: :class:`facm.statistics.Statistics` standardises them for a network.
+    Latents are the autoencoder's own: :class:`facm.latents.statistics.Statistics` standardises them for a network.
     """
 
     channels: int

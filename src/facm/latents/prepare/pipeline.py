@@ -12,21 +12,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from facm.autoencoders.types import Autoencoder, AutoencoderConfig
 from facm.checkpoint import atomically, write_text
 from facm.core.serialize import to_json
 from facm.data.checked import check_at_least
 from facm.data.folder import THREADS
-from facm.data.manifest import MANIFEST, STATISTICS, Manifest
 from facm.data.pictures import Pictures, Source
-from facm.data.shards import read_shard
+from facm.latents.autoencoders.types import Autoencoder, AutoencoderConfig
+from facm.latents.manifest import MANIFEST, STATISTICS, Manifest
+from facm.latents.prepare.encode import decoded, encode
+from facm.latents.prepare.moments import Moments
+from facm.latents.prepare.settings import Settings, begin, held
+from facm.latents.prepare.shard_writer import finished, write_shard
+from facm.latents.shards import read_shard
+from facm.latents.statistics import load_statistics
 from facm.parallel.agree import by_first, check_same, gathered
 from facm.parallel.world import ALONE, World
-from facm.prepare.encode import decoded, encode
-from facm.prepare.moments import Moments
-from facm.prepare.settings import Settings, begin, held
-from facm.prepare.shard import finished, write_shard
-from facm.statistics import load_statistics
 
 
 @dataclass(frozen=True)

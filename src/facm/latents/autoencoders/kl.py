@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from facm.autoencoders.checks import check_images, check_latents, check_noise
+from facm.latents.autoencoders.checks import check_images, check_latents, check_noise
 
 
 class KLAutoencoder(nn.Module):
@@ -40,7 +40,7 @@ class KLAutoencoder(nn.Module):
         return mean, torch.exp(0.5 * logvar.clamp(-30.0, 20.0))
 
     def encode(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
-        """See :class:`facm.autoencoders.types.Autoencoder`."""
+        """See :class:`facm.latents.autoencoders.types.Autoencoder`."""
         mean, std = self.posterior(x)
         if noise is None:
             return mean
@@ -48,7 +48,7 @@ class KLAutoencoder(nn.Module):
         return mean + std * noise
 
     def decode(self, z: Tensor) -> Tensor:
-        """See :class:`facm.autoencoders.types.Autoencoder`."""
+        """See :class:`facm.latents.autoencoders.types.Autoencoder`."""
         check_latents(z, self.channels)
         return self.decoder(self.post_quant_conv(z))
 

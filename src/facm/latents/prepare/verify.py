@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from facm.data.manifest import MANIFEST, STATISTICS, Manifest, ShardRecord, faults_in_files, read_manifest
-from facm.data.shards import PATTERN, Shard, as_float32, mapped, read_shard, shard_files
-from facm.prepare.moments import Moments, sums
-from facm.statistics import load_statistics
+from facm.latents.manifest import MANIFEST, STATISTICS, Manifest, ShardRecord, faults_in_files, read_manifest
+from facm.latents.prepare.moments import Moments, sums
+from facm.latents.shards import PATTERN, Shard, as_float32, mapped, read_shard, shard_files
+from facm.latents.statistics import load_statistics
 
 SAME = 1e-9  # of sums in float64 in another order, relative to the largest that they can be
 CLOSE = 1e-4  # of statistics, relative to the standard deviation: float32 and sums in another order

@@ -1,0 +1,8 @@
+"""Autoencoders: images to latents and back. A component is a frozen configuration with ``build()``."""
+
+from facm.latents.autoencoders.find import autoencoder_at
+from facm.latents.autoencoders.stable_diffusion import StableDiffusionVAE
+from facm.latents.autoencoders.taef2 import TAEF2
+from facm.latents.autoencoders.vavae import VAVAE
+
+__all__ = ["TAEF2", "VAVAE", "StableDiffusionVAE", "autoencoder_at"]
