@@ -40,15 +40,15 @@ from torch.utils._pytree import tree_leaves
 from facm.core.modules import blocks_of
 from facm.core.types import Batch, losses
 from facm.derivative import Chain, Derivative, NoGraph, OpLevel, WholeNetwork
-from facm.engine import Engine
+from facm.distributed.collectives import gathered
+from facm.distributed.engine import Engine
+from facm.distributed.gradients import clip, reducing
+from facm.distributed.process_group import World, opened
+from facm.distributed.wrap import shard, spread
 from facm.flow.conditions import Labels
 from facm.flow.guidance import Guidance, TeacherVelocity
 from facm.networks.lightning_dit import LightningDiT
 from facm.objectives.facm import FACM
-from facm.parallel.agree import gathered
-from facm.parallel.gradients import clip, reducing
-from facm.parallel.sharding import shard, spread
-from facm.parallel.world import World, opened
 
 CLASSES = 10
 CPU = torch.device("cpu")

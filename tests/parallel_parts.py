@@ -160,9 +160,9 @@ def student_run(teacher: Path | str, derivative: str = "NoGraph", **changes: Any
 
 def train_in(path: Path | str, run: Any, engine: Any = None, world: Any = None, **options: Any) -> Any:
     """Train, or go on, in ``path``; its folder."""
-    from facm.engine import Engine
-    from facm.parallel.agree import by_first
-    from facm.parallel.world import ALONE
+    from facm.distributed.collectives import by_first
+    from facm.distributed.engine import Engine
+    from facm.distributed.process_group import ALONE
     from facm.record import RunFolder, create_or_continue
     from facm.training import train
 
@@ -181,7 +181,7 @@ def log_of(folder: Any) -> list[dict[str, Any]]:
 def contents(folder: Any) -> dict[str, Any]:
     """name -> hash of all tensors, of every checkpoint and snapshot; and the log."""
     from facm.checkpoint import digest
-    from facm.parallel.storage import load
+    from facm.runs.checkpointer import load
 
     files = [*folder.checkpoints(), *(file for _, _, file in folder.ema_snapshots())]
     return {file.name: digest(load(file).tensors) for file in files} | {"log": repr(log_of(folder))}
@@ -189,7 +189,7 @@ def contents(folder: Any) -> dict[str, Any]:
 
 def difference(a: Any, b: Any) -> float:
     """The largest difference between the newest checkpoints of two folders, of every tensor but random states."""
-    from facm.parallel.storage import load
+    from facm.runs.checkpointer import load
 
     x, y = (load(folder.checkpoints()[-1]).tensors for folder in (a, b))
     names = [name for name in x if not name.startswith(("rng/", "window/"))]

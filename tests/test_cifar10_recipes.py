@@ -10,7 +10,7 @@ import torch
 
 from facm.core.types import NetworkConfig
 from facm.data import Cifar10, cifar10
-from facm.engine import Engine
+from facm.distributed.engine import Engine
 from facm.flow.conditions import Labels, Unconditional
 from facm.flow.guidance import DataVelocity, TeacherVelocity
 from facm.generate import Consistency, Euler, Jumps, Source, balanced_labels, sample

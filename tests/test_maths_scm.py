@@ -14,7 +14,8 @@ from facm.checkpoint import CheckpointError, load_strictly
 from facm.core.serialize import from_json, to_json
 from facm.core.types import Batch
 from facm.derivative import Chain, FiniteDifference, NoGraph, OpLevel, Prediction, WholeNetwork
-from facm.engine import Engine
+from facm.distributed.engine import Engine
+from facm.distributed.process_group import opened
 from facm.flow.conditions import Labels, Unconditional
 from facm.flow.guidance import NO_GUIDANCE, DataVelocity, Guidance, TeacherVelocity
 from facm.flow.time_conditioning import AuxiliaryTime, ExpandedInterval
@@ -24,7 +25,6 @@ from facm.networks.lightning_dit import LightningDiT, from_reference_flags, pixe
 from facm.networks.mlp import MLP
 from facm.objectives.scm import SCM, log_weight
 from facm.optim import AdamW
-from facm.parallel.world import opened
 from facm.run import Intervals, Run
 from facm.training import check
 from golden.gold import fill, probe, tensor, weight

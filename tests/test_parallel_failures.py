@@ -17,11 +17,11 @@ from facm import FlowMatching, Labels, Run
 from facm.checkpoint import CheckpointError
 from facm.core.types import Batch, Loss
 from facm.data import Moons
-from facm.engine import Engine
+from facm.distributed import storage, world
+from facm.distributed.engine import Engine
+from facm.distributed.out_of_memory import OutOfMemory, explained
+from facm.distributed.process_group import opened
 from facm.networks.mlp import MLP
-from facm.parallel import storage, world
-from facm.parallel.memory import OutOfMemory, explained
-from facm.parallel.world import opened
 from facm.record import RunFolder
 from facm.run import Intervals
 from facm.trained import load_trained

@@ -12,12 +12,12 @@ from torch import nn
 
 from facm.core.types import Loss
 from facm.derivative import plain_attention
-from facm.engine import Engine
-from facm.parallel.storage import load
-from facm.parallel.world import ALONE as WORLD_OF_ONE
-from facm.parallel.world import opened
+from facm.distributed.engine import Engine
+from facm.distributed.process_group import ALONE as WORLD_OF_ONE
+from facm.distributed.process_group import opened
 from facm.record import RunFolder
 from facm.run import Intervals
+from facm.runs.checkpointer import load
 from parallel_parts import Awake, call, contents, difference, log_of, student_run, teacher_run, train_in
 
 pytestmark = pytest.mark.timeout(1800)  # all launches of this file are one, which the first test waits for
@@ -127,8 +127,8 @@ def derivatives_through_wrappers(root, world):
 
     import facm.derivative
     from facm.derivative import Prediction
+    from facm.distributed.wrap import spread, whole
     from facm.flow.time_conditioning import ExpandedInterval
-    from facm.parallel.sharding import spread, whole
 
     torch.manual_seed(3)
     plain = student(root).network.build()
@@ -161,7 +161,7 @@ def tangents_through_units(root, world):
     gradient with it."""
     import torch.autograd.forward_ad as fwd
 
-    from facm.parallel.sharding import spread, whole
+    from facm.distributed.wrap import spread, whole
 
     torch.manual_seed(3)
     plain, sharded = (student(root).network.build() for _ in range(2))
@@ -233,7 +233,7 @@ def preview_changes_nothing(root, world):
 
 def sharded_bytes(root, world):
     """How much of the trained numbers this rank holds."""
-    from facm.parallel.sharding import local, spread
+    from facm.distributed.wrap import local, spread
 
     network = student(root).network.build()
     total = sum(p.numel() for p in network.parameters())
@@ -401,7 +401,7 @@ class Own(nn.Module):
 
 
 def test_checkpointing_keeps_names_and_recomputes():
-    from facm.parallel.units import prepare
+    from facm.distributed.block_transforms import prepare
 
     network, calls = Own(), []
     network.layers[0].register_forward_hook(lambda *_: calls.append("hook"))
@@ -418,7 +418,7 @@ def test_checkpointing_keeps_names_and_recomputes():
 
 
 def test_blocks_are_asked_for_where_there_are_none():
-    from facm.parallel.units import prepare
+    from facm.distributed.block_transforms import prepare
 
     with pytest.raises(ValueError, match=r"engine.checkpointing acts on blocks.*engine.blocks"):
         prepare([], checkpointing=True, compiled=False)

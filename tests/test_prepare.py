@@ -26,14 +26,14 @@ from facm.data.crop import centre_crop
 from facm.data.in_memory import from_bytes
 from facm.data.pictures import CroppedPictures, FolderPictures, Pictures, picture, source_at
 from facm.data.webdataset import TarPictures
-from facm.engine import Engine
+from facm.distributed.engine import Engine
+from facm.distributed.process_group import opened
 from facm.latents.autoencoders.types import AutoencoderConfig
 from facm.latents.prepare import latents as preparing
 from facm.latents.prepare import prepare, shard, verify
 from facm.latents.prepare.encode import decoded
 from facm.latents.prepare.settings import Settings
 from facm.latents.statistics import load_statistics
-from facm.parallel.world import opened
 from latent_parts import PoolingConfig, change, latents, photo, photos, png, tar
 from parallel_parts import call
 

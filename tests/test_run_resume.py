@@ -15,7 +15,7 @@ import torch
 import facm.checkpoint
 from facm import cli, logs
 from facm.checkpoint import load
-from facm.engine import Engine
+from facm.distributed.engine import Engine
 from facm.networks.mlp import MLP
 from facm.record import RunFolder, create, open_run
 from facm.training import train

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from facm.core.types import Batch, Loss
     from facm.data import InMemory
+    from facm.distributed.engine import Engine
     from facm.ema import PowerEMA
-    from facm.engine import Engine
     from facm.flow.conditions import Labels, Unconditional
     from facm.flow.guidance import DataVelocity, Guidance, TeacherVelocity
     from facm.objectives.continuous_cm import ContinuousCM
@@ -30,7 +30,7 @@ _HOME = {
     "ContinuousCM": "objectives.continuous_cm",
     "DataVelocity": "flow.guidance",
     "DiscreteCM": "objectives.discrete_cm",
-    "Engine": "engine",
+    "Engine": "distributed.engine",
     "Every": "run:Intervals",
     "FACM": "objectives.facm",
     "FlowMatching": "objectives.flow_matching",

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from facm.distributed.collectives import any_of
+from facm.distributed.wrap import is_sharded
 from facm.ema import Weights
 from facm.evaluation.evaluate import default_method
 from facm.flow.conditions import Labels, Unconditional
@@ -16,8 +18,6 @@ from facm.flow.time_conditioning import ExpandedInterval
 from facm.generate import Source, balanced_labels, sample
 from facm.images import is_image, save_grid
 from facm.latents.decode import Decoder
-from facm.parallel.agree import any_of
-from facm.parallel.sharding import is_sharded
 from facm.run import Run
 from facm.state import State
 

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from facm.checkpoint import CheckpointError, check_fits
 from facm.core.serialize import fingerprint, is_fingerprint_of
+from facm.distributed.collectives import by_first, from_first, gathered
+from facm.distributed.process_group import ALONE, World
 from facm.ema import EMA
-from facm.parallel.agree import by_first, from_first, gathered
-from facm.parallel.storage import Stored, directory_of, remove, save
-from facm.parallel.world import ALONE, World
 from facm.record import RunFolder
 from facm.run import Run
+from facm.runs.checkpointer import Stored, directory_of, remove, save
 from facm.trained import open_newest
 
 

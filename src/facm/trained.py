@@ -9,6 +9,7 @@ import torch
 
 from facm.checkpoint import CheckpointError, load_strictly
 from facm.core.types import Data, NetworkConfig, Objective
+from facm.distributed.process_group import ALONE, World
 from facm.ema import Snapshot, synthesise
 from facm.flow.conditions import Condition, Labels, Unconditional
 from facm.flow.guidance import NO_GUIDANCE, TeacherVelocity
@@ -17,14 +18,13 @@ from facm.latents.autoencoders.types import AutoencoderConfig
 from facm.latents.statistics import Statistics
 from facm.objectives.facm import FACM
 from facm.objectives.flow_matching import FlowMatching
-from facm.parallel.storage import Stored, load, open_stored
-from facm.parallel.world import ALONE, World
 from facm.published import FromFile, open_published
 from facm.published.from_file import built
 from facm.published.own import said_of, spelled, write_own
 from facm.published.space import space_of
 from facm.record import RunFolder, open_run
 from facm.run import Pretrained, Run
+from facm.runs.checkpointer import Stored, load, open_stored
 
 
 @dataclass(frozen=True)

@@ -22,17 +22,17 @@ from facm.core.types import Batch, Loss, losses
 from facm.data.stream import Stream, prefetch
 from facm.derivative import Chain, WholeNetwork
 from facm.derivative.attention.dispatch import chosen, forget
+from facm.distributed.collectives import any_of, check_same, gathered, means
+from facm.distributed.engine import Engine
+from facm.distributed.gradients import check_gradients, check_parameters, clip, reducing
+from facm.distributed.out_of_memory import explained
+from facm.distributed.process_group import ALONE, World
+from facm.distributed.wrap import shard, spread, without_parameters
 from facm.ema import EMA
-from facm.engine import Engine
 from facm.flow.conditions import Labels
 from facm.flow.guidance import NO_GUIDANCE
 from facm.flow.time_conditioning import check_task
 from facm.networks.adapters.foreign import adapters_of, inner_config, unlike
-from facm.parallel.agree import any_of, check_same, gathered, means
-from facm.parallel.gradients import check_gradients, check_parameters, clip, reducing
-from facm.parallel.memory import explained
-from facm.parallel.sharding import shard, spread, without_parameters
-from facm.parallel.world import ALONE, World
 from facm.record import RunFolder, locked
 from facm.run import Run
 from facm.state import State, Window, borrowed_generators, checkpoint, restore, save_ema_snapshots, seed_generators

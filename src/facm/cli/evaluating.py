@@ -11,7 +11,7 @@ import tyro
 from facm.cli.asking import FILE, SAMPLING, FileOptions, SamplingOptions
 from facm.cli.judging import FeatureOptions, JudgeOptions, folder_of_images
 from facm.cli.terminal import counting
-from facm.engine import Engine
+from facm.distributed.engine import Engine
 
 JUDGE = JudgeOptions()
 FEATURES = FeatureOptions()
@@ -38,8 +38,8 @@ def evaluate(
         batch: samples made at once.
         quiet: print nothing but errors.
     """
+    from facm.distributed.process_group import opened
     from facm.evaluation.evaluate import evaluate as measure
-    from facm.parallel.world import opened
 
     if n < 2:
         raise ValueError(f"--n {n}, expected at least 2 samples to measure")

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from facm.distributed.process_group import World
     from facm.evaluation import Features
     from facm.evaluation.evaluate import Judge
     from facm.latents.decode import Decoder
-    from facm.parallel.world import World
     from facm.trained import Trained
 
 

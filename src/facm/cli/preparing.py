@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from facm.cli.terminal import counting
-from facm.engine import Engine
+from facm.distributed.engine import Engine
 
 
 def prepare(
@@ -36,9 +36,9 @@ def prepare(
         quiet: print nothing but errors.
     """
     from facm.data.pictures import source_at
+    from facm.distributed.process_group import opened
     from facm.latents.autoencoders import autoencoder_at
     from facm.latents.prepare import prepare as encode
-    from facm.parallel.world import opened
 
     with opened(Engine()) as world:
         summary = encode(

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from facm.cli.asking import FILE, SAMPLING, FileOptions, SamplingOptions
-from facm.engine import Engine
+from facm.distributed.engine import Engine
 
 if TYPE_CHECKING:
-    from facm.parallel.world import World
+    from facm.distributed.process_group import World
 
 
 def sample(
@@ -36,7 +36,7 @@ def sample(
             overwritten.
         npz: also write the images (uint8) and labels as NumPy arrays beside the PNG.
     """
-    from facm.parallel.world import opened
+    from facm.distributed.process_group import opened
 
     if n < 1:
         raise ValueError(f"--n {n}, expected at least one sample")
@@ -68,12 +68,12 @@ def _sample(
 ) -> None:
     import torch
 
+    from facm.distributed.collectives import in_order
     from facm.evaluation.evaluate import source_of
     from facm.flow.conditions import Labels
     from facm.generate import balanced_labels, blocks
     from facm.generate import sample as draw
     from facm.images import save_grid, to_uint8
-    from facm.parallel.agree import in_order
 
     trained = file.open(run, options)
     method = options.method(trained, nfe)

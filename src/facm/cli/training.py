@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from facm.engine import Engine
+from facm.distributed.engine import Engine
 
 if TYPE_CHECKING:
+    from facm.distributed.process_group import World
     from facm.latents.decode import Decoder
-    from facm.parallel.world import World
     from facm.recipes.find import Recipe
     from facm.record import RunFolder
     from facm.run import Run
@@ -41,8 +41,8 @@ def train_recipe(spec: str, arguments: list[str]) -> None:
 
     recipe = find(spec)
     chosen, run, engine = _parse_run("train", recipe, arguments, TrainOptions())
-    from facm.parallel.agree import by_first
-    from facm.parallel.world import opened, restarts
+    from facm.distributed.collectives import by_first
+    from facm.distributed.process_group import opened, restarts
     from facm.record import LockedError, RunFolder, create, create_or_continue, discard
     from facm.training import check, check_engine
 
@@ -207,7 +207,7 @@ def resume(run: Annotated[Path, tyro.conf.Positional], engine: Engine = DEFAULT,
         engine: how it is executed, which may differ from before.
         quiet: print nothing but errors.
     """
-    from facm.parallel.world import opened
+    from facm.distributed.process_group import opened
     from facm.record import open_run
 
     with opened(engine) as world:

@@ -15,6 +15,8 @@ from torch import Tensor
 from facm import logs
 from facm.core.serialize import to_json
 from facm.core.types import Dataset, Objective
+from facm.distributed.collectives import by_first, check_same, in_order, meet
+from facm.distributed.process_group import ALONE, World
 from facm.evaluation.classifier import SmallClassifier
 from facm.evaluation.extraction import Quantise, check_quantise
 from facm.evaluation.features import FeatureExtractor, Features, Identity, PretrainedFeatures
@@ -24,8 +26,6 @@ from facm.flow.conditions import Condition, Labels
 from facm.flow.guidance import NO_GUIDANCE, Guidance
 from facm.flow.time_conditioning import ExpandedInterval
 from facm.generate import Consistency, Euler, Jumps, Method, Source, balanced_labels, blocks, random_labels, sample
-from facm.parallel.agree import by_first, check_same, in_order, meet
-from facm.parallel.world import ALONE, World
 from facm.record import environment
 from facm.trained import Trained
 

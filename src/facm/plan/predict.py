@@ -15,7 +15,7 @@ from torch import nn
 
 from facm.core.modules import blocks_of
 from facm.core.types import Batch
-from facm.engine import Engine
+from facm.distributed.engine import Engine
 from facm.flow.conditions import Labels
 from facm.plan.rehearsal import Rehearsal, built, rehearse
 from facm.record import RunFolderError, open_run

@@ -17,8 +17,8 @@ from facm.core.modules import blocks_of
 from facm.core.types import Batch, losses
 from facm.counting import LiveBytes
 from facm.derivative import OpLevel, Pair
-from facm.engine import Engine
-from facm.parallel.units import prepare
+from facm.distributed.block_transforms import prepare
+from facm.distributed.engine import Engine
 from facm.run import Run
 
 AUTOCAST = frozenset(

@@ -17,6 +17,8 @@ from facm.core.serialize import to_json
 from facm.data.checked import check_at_least
 from facm.data.folder import THREADS
 from facm.data.pictures import Pictures, Source
+from facm.distributed.collectives import by_first, check_same, gathered
+from facm.distributed.process_group import ALONE, World
 from facm.latents.autoencoders.types import Autoencoder, AutoencoderConfig
 from facm.latents.manifest import MANIFEST, STATISTICS, Manifest
 from facm.latents.prepare.encode import decoded, encode
@@ -25,8 +27,6 @@ from facm.latents.prepare.settings import Settings, begin, held
 from facm.latents.prepare.shard_writer import finished, write_shard
 from facm.latents.shards import read_shard
 from facm.latents.statistics import load_statistics
-from facm.parallel.agree import by_first, check_same, gathered
-from facm.parallel.world import ALONE, World
 
 
 @dataclass(frozen=True)

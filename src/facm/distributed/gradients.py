@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from facm.parallel.agree import gathered
-from facm.parallel.sharding import is_sharded, local, whole
-from facm.parallel.world import World
+from facm.distributed.collectives import gathered
+from facm.distributed.process_group import World
+from facm.distributed.wrap import is_sharded, local, whole
 
 
 def reducing(wrapped: Any, last: bool) -> AbstractContextManager[Any]:

@@ -14,7 +14,7 @@ import torch.autograd.forward_ad as fwd
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from facm.parallel.units import duals_travel
+from facm.distributed.block_transforms import duals_travel
 
 
 def let_duals_pass(unit: nn.Module) -> None:

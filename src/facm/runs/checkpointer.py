@@ -23,9 +23,9 @@ from torch import Tensor
 
 from facm import checkpoint
 from facm.checkpoint import Checkpoint, CheckpointError, sync, write_text
-from facm.parallel.agree import by_first, gathered, meet
-from facm.parallel.sharding import fill, is_sharded
-from facm.parallel.world import ALONE, World
+from facm.distributed.collectives import by_first, gathered, meet
+from facm.distributed.process_group import ALONE, World
+from facm.distributed.wrap import fill, is_sharded
 
 FORMAT = "facm-sharded-checkpoint-1"
 RECORD = "checkpoint.json"

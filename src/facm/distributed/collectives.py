@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from facm.parallel.world import World
+from facm.distributed.process_group import World
 
 T = TypeVar("T")
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from facm.core.modules import blocks_of
-from facm.engine import Engine
-from facm.parallel.duals import let_duals_pass
-from facm.parallel.units import prepare
-from facm.parallel.world import World
+from facm.distributed.block_transforms import prepare
+from facm.distributed.engine import Engine
+from facm.distributed.forward_ad_hooks import let_duals_pass
+from facm.distributed.process_group import World
 
 
 def spread(network: nn.Module, engine: Engine, world: World, device: torch.device, bf16: bool = False) -> nn.Module:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from facm.engine import Engine
+from facm.distributed.engine import Engine
 
 ROLL_CALL_S = 5.0
 ECHO_S = 1.0
