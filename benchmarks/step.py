@@ -38,12 +38,12 @@ from facm.core.types import Batch, expand, losses
 from facm.counting import Flops, LiveBytes
 from facm.derivative import Chain, Derivative, FiniteDifference, NoGraph, OpLevel, WholeNetwork
 from facm.distributed.block_transforms import prepare
-from facm.ema import EMA, PowerEMA
 from facm.flow.conditions import Condition, Labels
 from facm.flow.guidance import Guidance, Point, TeacherVelocity, extrapolate
 from facm.flow.time_conditioning import Task
 from facm.networks.lightning_dit import LightningDiT, lightning_dit
 from facm.objectives.facm import FACM
+from facm.runs.ema import EMA, PowerEMA
 
 CLASSES = 10
 LEAST = 9.07  # forward-equivalents that a step needs: teacher 2, anchor 3, shortcut with its tangent 4.07

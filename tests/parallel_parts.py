@@ -132,8 +132,8 @@ def teacher_run(**changes: Any) -> Any:
     """Flow matching on digits with a transformer small enough for a step in some milliseconds."""
     from facm import FlowMatching, Labels, Run
     from facm.data import Digits
-    from facm.optim import AdamW
-    from facm.run import Intervals
+    from facm.runs.config import Intervals
+    from facm.runs.optim import AdamW
 
     run = Run(
         network=Awake(),
@@ -163,7 +163,7 @@ def train_in(path: Path | str, run: Any, engine: Any = None, world: Any = None, 
     from facm.distributed.collectives import by_first
     from facm.distributed.engine import Engine
     from facm.distributed.process_group import ALONE
-    from facm.record import RunFolder, create_or_continue
+    from facm.runs.folder import RunFolder, create_or_continue
     from facm.training import train
 
     world = world or ALONE
@@ -173,14 +173,14 @@ def train_in(path: Path | str, run: Any, engine: Any = None, world: Any = None, 
 
 
 def log_of(folder: Any) -> list[dict[str, Any]]:
-    from facm import logs
+    from facm.runs import log as logs
 
     return [{k: v for k, v in record.items() if k != "images_per_s"} for record in logs.read(folder.log)]
 
 
 def contents(folder: Any) -> dict[str, Any]:
     """name -> hash of all tensors, of every checkpoint and snapshot; and the log."""
-    from facm.checkpoint import digest
+    from facm.runs.checkpoint import digest
     from facm.runs.checkpointer import load
 
     files = [*folder.checkpoints(), *(file for _, _, file in folder.ema_snapshots())]

@@ -15,20 +15,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from facm import logs
-from facm.checkpoint import load
 from facm.core.rng import derive
 from facm.core.types import Batch, Loss
 from facm.data import Moons, Stream
-from facm.ema import PowerEMA
 from facm.flow.conditions import Labels
 from facm.flow.guidance import Guidance, TeacherVelocity
 from facm.networks.mlp import MLP
 from facm.objectives.facm import FACM
 from facm.objectives.flow_matching import FlowMatching
-from facm.optim import AdamW, CosineDecay
-from facm.record import RunFolder, create
-from facm.run import Intervals, Run
+from facm.runs import log as logs
+from facm.runs.checkpoint import load
+from facm.runs.config import Intervals, Run
+from facm.runs.ema import PowerEMA
+from facm.runs.folder import RunFolder, create
+from facm.runs.optim import AdamW, CosineDecay
 from facm.trained import FromRun
 from facm.training import train
 

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from facm import logs
 from facm.core.serialize import to_json
 from facm.data import Digits, InMemory
 from facm.evaluation.evaluate import Judge, judge
 from facm.flow.conditions import Labels
 from facm.flow.guidance import NO_GUIDANCE
-from facm.optim import AdamW
-from facm.record import create
-from facm.run import Intervals
+from facm.runs import log as logs
+from facm.runs.config import Intervals
+from facm.runs.folder import create
+from facm.runs.optim import AdamW
 from facm.studies.entries import Bench
 from facm.studies.execute import SEED_OF_EVALUATION, Wanted, wanted
 from facm.studies.setting import Setting, digits

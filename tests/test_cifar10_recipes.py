@@ -17,7 +17,7 @@ from facm.generate import Consistency, Euler, Jumps, Source, balanced_labels, sa
 from facm.networks.adapters.edm import EDM
 from facm.objectives.facm import FACM
 from facm.recipes.find import built_in, find
-from facm.record import create
+from facm.runs.folder import create
 from facm.trained import FromRun, export, load_file, load_trained
 from facm.training import check, train
 

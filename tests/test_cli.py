@@ -19,7 +19,7 @@ import facm
 from facm import cli
 from facm.evaluation.classifier import SmallClassifier
 from facm.recipes.find import built_in
-from facm.record import create, open_run
+from facm.runs.folder import create, open_run
 from facm.training import NonFiniteError
 from run_parts import before_step, contents, flow_run, signal_at, trained
 
@@ -206,7 +206,7 @@ def test_not_quiet_says_how_it_goes_and_how_it_ended(recipes, capsys):
         (["mine.py"], "expected mine.py:FUNCTION, with one of moons"),
         (["yours.py:moons"], "there is no file yours.py"),
         (["folder.py:moons"], "cannot read the recipe file folder.py: Is a directory"),
-        (["mine.py:nothing"], "returned int, expected a facm.run.Run"),
+        (["mine.py:nothing"], "returned int, expected a facm.runs.config.Run"),
         (["mine.py:broken"], "broken at the first step"),
         (["mine.py:clash"], "has an argument 'out', an option of the command: rename it"),
         (["mine.py:pictures", "--path", "empty"], "path = 'empty' holds no images"),
@@ -255,7 +255,7 @@ def test_a_run_that_got_somewhere_is_kept_when_it_fails(recipes, monkeypatch):
 def test_a_folder_of_another_process_is_not_taken_away(recipes, monkeypatch, capsys):
     import contextlib
 
-    from facm.record import LockedError
+    from facm.runs.folder import LockedError
 
     @contextlib.contextmanager
     def held(folder):
@@ -427,7 +427,9 @@ def test_what_cannot_be_drawn_or_guided_is_said(recipes, capsys):
     run = flow_run(
         data=facm.data.Checkerboard(n=64), objective=facm.FlowMatching(facm.Unconditional(), label_dropout=0.0)
     )
-    folder = trained(recipes / "plain", facm.run.dataclasses.replace(run, network=facm.networks.mlp.MLP(width=8)))
+    folder = trained(
+        recipes / "plain", facm.runs.config.dataclasses.replace(run, network=facm.networks.mlp.MLP(width=8))
+    )
     assert "--classes (1,), but the network is unconditional" in refused(capsys, "sample", folder.path, "--classes", 1)
     words = refused(capsys, "evaluate", folder.path, "--guidance-scale", 2, "--n", 4)
     assert "no null condition to guide with" in words
@@ -446,7 +448,7 @@ def test_rows_carry_their_whole_provenance(runs, capsys):
         assert row["sampler"] == "consistency"
         assert (row["n"], row["n_reference"], row["seed"], row["ema"], row["images"]) == (32, 1797, 5, 0.2, 48)
         assert row["guidance"] == {"type": "facm.flow.guidance:Guidance", "scale": 1.0, "low": 0.125, "high": 1.0}
-        assert row["checkpoint"] == facm.checkpoint.load(folder.checkpoints()[-1]).sha256
+        assert row["checkpoint"] == facm.runs.checkpoint.load(folder.checkpoints()[-1]).sha256
         assert row["features"].startswith("small-classifier-")
         assert len(row["reference"]) == 64
         assert row["versions"]["torch"] == torch.__version__

@@ -13,8 +13,8 @@ from facm import cli, demo
 from facm.evaluation.classifier import SmallClassifier
 from facm.networks.lightning_dit import LightningDiT
 from facm.recipes import digits
-from facm.record import open_run
-from facm.run import Intervals
+from facm.runs.config import Intervals
+from facm.runs.folder import open_run
 from run_parts import Crash, before_step, contents, crash_at, signal_at
 
 NETWORK = LightningDiT(input_size=8, patch_size=4, in_channels=1, hidden_size=16, depth=1, num_heads=2, num_classes=10)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from facm import cli
-from facm.record import load_module, open_run
+from facm.runs.folder import load_module, open_run
 from facm.trained import load_trained
 from run_parts import Crash, before_step, contents, crash_at
 

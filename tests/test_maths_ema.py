@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from facm.ema import EMA, PowerEMA, Snapshot, decay, gamma_of, synthesis_weights, synthesise
 from facm.networks.lightning_dit import LightningDiT
-from facm.optim import AdamW, Constant, CosineDecay
+from facm.runs.ema import EMA, PowerEMA, Snapshot, decay, gamma_of, synthesis_weights, synthesise
+from facm.runs.optim import AdamW, Constant, CosineDecay
 
 LENGTHS = [0.02, 0.05, 0.1, 0.2, 0.25]
 

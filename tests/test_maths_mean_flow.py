@@ -19,7 +19,7 @@ from facm.flow.times import ArctanLogNormal, Uniform
 from facm.networks.lightning_dit import from_reference_flags
 from facm.networks.mlp import MLP
 from facm.objectives.mean_flow import MeanFlow
-from facm.run import Run
+from facm.runs.config import Run
 from facm.training import check
 from golden.gold import fill, probe, tensor
 

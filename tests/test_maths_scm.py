@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from facm.checkpoint import CheckpointError, load_strictly
 from facm.core.serialize import from_json, to_json
 from facm.core.types import Batch
 from facm.derivative import Chain, FiniteDifference, NoGraph, OpLevel, Prediction, WholeNetwork
@@ -24,8 +23,9 @@ from facm.flow.weighting import Cosine, One
 from facm.networks.lightning_dit import LightningDiT, from_reference_flags, pixel_norm
 from facm.networks.mlp import MLP
 from facm.objectives.scm import SCM, log_weight
-from facm.optim import AdamW
-from facm.run import Intervals, Run
+from facm.runs.checkpoint import CheckpointError, load_strictly
+from facm.runs.config import Intervals, Run
+from facm.runs.optim import AdamW
 from facm.training import check
 from golden.gold import fill, probe, tensor, weight
 from parallel_parts import call, difference, log_of, train_in
@@ -451,7 +451,7 @@ def test_the_weight_is_computed_inside_the_forward_of_the_network_and_of_its_wra
 def test_two_ranks_learn_the_weight_that_one_does(root, tmp_path, name):
     alone = train_in(tmp_path / "one", parallel_run(DERIVATIVES[name]))
     for engine in ("ddp", "fsdp", *(["parts"] if name == "op" else [])):
-        from facm.record import RunFolder
+        from facm.runs.folder import RunFolder
 
         folder = RunFolder(root / f"{engine}-{name}")
         assert difference(alone, folder) < 1e-6, engine

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from facm import FlowMatching, Labels, Run
-from facm.checkpoint import CheckpointError
 from facm.core.types import Batch, Loss
 from facm.data import Moons
 from facm.distributed import storage, world
@@ -22,8 +21,9 @@ from facm.distributed.engine import Engine
 from facm.distributed.out_of_memory import OutOfMemory, explained
 from facm.distributed.process_group import opened
 from facm.networks.mlp import MLP
-from facm.record import RunFolder
-from facm.run import Intervals
+from facm.runs.checkpoint import CheckpointError
+from facm.runs.config import Intervals
+from facm.runs.folder import RunFolder
 from facm.trained import load_trained
 from parallel_parts import call, facm, finish, start, teacher_run, torchrun, train_in
 
@@ -232,7 +232,7 @@ import os, signal
 from facm import FlowMatching, Labels, Run
 from facm.data import Moons
 from facm.networks.mlp import MLP
-from facm.run import Intervals
+from facm.runs.config import Intervals
 from facm.data.stream import Stream
 
 original = Stream.at
@@ -306,7 +306,7 @@ def test_train_resume_continues_this_very_run_and_no_other(tmp_path, monkeypatch
 
 
 def test_resume_tidies_only_what_making_a_folder_leaves(tmp_path):
-    from facm.record import RunFolderError, create_or_continue
+    from facm.runs.folder import RunFolderError, create_or_continue
 
     own, other = tmp_path / "own", tmp_path / "other"
     for folder in (own, other):

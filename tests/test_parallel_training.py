@@ -15,9 +15,9 @@ from facm.derivative import plain_attention
 from facm.distributed.engine import Engine
 from facm.distributed.process_group import ALONE as WORLD_OF_ONE
 from facm.distributed.process_group import opened
-from facm.record import RunFolder
-from facm.run import Intervals
 from facm.runs.checkpointer import load
+from facm.runs.config import Intervals
+from facm.runs.folder import RunFolder
 from parallel_parts import Awake, call, contents, difference, log_of, student_run, teacher_run, train_in
 
 pytestmark = pytest.mark.timeout(1800)  # all launches of this file are one, which the first test waits for
@@ -446,7 +446,7 @@ def test_an_objective_that_draws_for_its_batch_gets_other_draws_in_each_part(tmp
 
 
 def test_the_engine_is_recorded_and_is_no_part_of_the_run(tmp_path):
-    from facm import logs
+    from facm.runs import log as logs
 
     folder = train_in(tmp_path / "run", dropped(tmp_path, images=16), Engine(accumulate=2))
     session = logs.read(folder.sessions)[0]

@@ -17,7 +17,7 @@ from facm.data import Noise
 from facm.derivative import OpLevel, WholeNetwork
 from facm.networks.lightning_dit import LightningDiT
 from facm.plan import plan
-from facm.run import Intervals
+from facm.runs.config import Intervals
 
 GB = 10**9
 HERE = Path(__file__).resolve().parent
@@ -67,7 +67,7 @@ def measured(case: str) -> int:
     import tempfile
 
     from facm import state, training
-    from facm.record import create
+    from facm.runs.folder import create
 
     torch.set_num_threads(1)
     changes, options = CASES[case]

@@ -14,8 +14,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from facm import checkpoint
-from facm.checkpoint import CheckpointError
 from facm.core.serialize import from_json, to_json
 from facm.networks.adapters.foreign import Foreign
 from facm.networks.adapters.variance_preserving import VariancePreserving
@@ -24,7 +22,9 @@ from facm.networks.lightning_dit import LightningDiT, from_reference_flags
 from facm.networks.mlp import MLP
 from facm.networks.presets import dit, repa, sit
 from facm.published import FromFile, built, export_reference, import_file, open_published
-from facm.run import Pretrained
+from facm.runs import checkpoint
+from facm.runs.checkpoint import CheckpointError
+from facm.runs.config import Pretrained
 from golden.gold import fill, probe, tensor, weight
 
 GOLDEN = Path(__file__).parent / "golden"

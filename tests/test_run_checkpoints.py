@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from facm.checkpoint import (
+from facm.networks.lightning_dit import LightningDiT
+from facm.networks.mlp import MLP
+from facm.runs.checkpoint import (
     PICKLED,
     Checkpoint,
     CheckpointError,
@@ -22,10 +24,8 @@ from facm.checkpoint import (
     save,
     write_text,
 )
-from facm.networks.lightning_dit import LightningDiT
-from facm.networks.mlp import MLP
-from facm.record import create
-from facm.run import Intervals
+from facm.runs.config import Intervals
+from facm.runs.folder import create
 from facm.trained import FromRun, load_trained
 from facm.training import train
 from run_parts import EVERY, Crash, before_step, contents, crash_at, facm_run, flow_run, in_child, trained
@@ -280,7 +280,7 @@ def full_disk(*arguments, **options):
 
 
 @pytest.mark.parametrize(
-    "where", ["safetensors.torch.save_file", "facm.checkpoint.os.fsync", "facm.checkpoint.os.replace"]
+    "where", ["safetensors.torch.save_file", "facm.runs.checkpoint.os.fsync", "facm.runs.checkpoint.os.replace"]
 )
 def test_a_full_disk_is_named_and_the_older_checkpoints_stay(folder, monkeypatch, where):
     before, newest = folder.checkpoints()
@@ -372,7 +372,7 @@ def test_old_checkpoints_go_only_after_the_new_one_is_safe(tmp_path, monkeypatch
                 os.kill(os.getpid(), signal.SIGKILL)
             real(source, target)
 
-        monkeypatch.setattr("facm.checkpoint.os.replace", then_die)
+        monkeypatch.setattr("facm.runs.checkpoint.os.replace", then_die)
         train(run, folder)
 
     assert in_child(child) == -signal.SIGKILL

@@ -19,7 +19,6 @@ import torch
 import facm
 from facm import cli
 from facm.core.serialize import fingerprint, from_json, to_json
-from facm.ema import PowerEMA
 from facm.flow.conditions import Labels
 from facm.flow.guidance import Guidance, TeacherVelocity
 from facm.flow.time_conditioning import AuxiliaryTime
@@ -27,10 +26,11 @@ from facm.networks.lightning_dit import LightningDiT
 from facm.networks.mlp import MLP
 from facm.objectives.facm import FACM
 from facm.objectives.flow_matching import FlowMatching
-from facm.optim import AdamW, CosineDecay
 from facm.recipes.find import built_in, find
-from facm.record import RunFolder, RunFolderError, create, environment, load_module, locked, open_run
-from facm.run import Intervals, Run
+from facm.runs.config import Intervals, Run
+from facm.runs.ema import PowerEMA
+from facm.runs.folder import RunFolder, RunFolderError, create, environment, load_module, locked, open_run
+from facm.runs.optim import AdamW, CosineDecay
 from facm.trained import FromRun, load_trained
 from facm.training import check, train
 from run_parts import EVERY, IMAGES, Crash, before_step, crash_at, facm_run, flow_run, trained, weights
@@ -126,8 +126,8 @@ def test_an_edited_run_json_is_refused(finished, tmp_path, edit):
         '{"run": {"type": 3}, "source": null, "fingerprint": "x"}',
         '{"run": {"type": "os:system"}, "source": null, "fingerprint": "x"}',
         '{"run": {"type": "nowhere:Run"}, "source": null, "fingerprint": "x"}',
-        '{"run": {"type": "facm.run:Run", "images": -1}, "source": null, "fingerprint": "x"}',
-        '{"run": {"type": "facm.run:Every", "log": 5}, "source": null, "fingerprint": "x"}',
+        '{"run": {"type": "facm.runs.config:Run", "images": -1}, "source": null, "fingerprint": "x"}',
+        '{"run": {"type": "facm.runs.config:Every", "log": 5}, "source": null, "fingerprint": "x"}',
         '{"run": null, "source": 5, "fingerprint": "x"}',
         '{"run": null, "source": {}, "fingerprint": "x"}',
     ],
@@ -168,11 +168,11 @@ def test_the_environment_holds_commit_and_diff_whatever_bytes_the_diff_has(tmp_p
     git("add", "x.txt")
     git("commit", "-m", "x")
     (tmp_path / "x.txt").write_bytes(b"caf\xe9\n")
-    monkeypatch.setattr("facm.record.__file__", str(tmp_path / "record.py"))
+    monkeypatch.setattr("facm.runs.folder.__file__", str(tmp_path / "record.py"))
     record = environment()["git"]
     assert len(record["commit"]) == 40
     assert "-old" in record["diff"]
-    monkeypatch.setattr("facm.record.__file__", "/record.py")
+    monkeypatch.setattr("facm.runs.folder.__file__", "/record.py")
     assert environment()["git"] is None
 
 
@@ -300,7 +300,7 @@ def test_what_json_cannot_hold_is_refused_by_its_type(value, named):
 
 
 def test_a_dict_that_would_come_back_as_something_else_is_refused():
-    for value in ({1: 2}, {"type": "facm.run:Run"}):
+    for value in ({1: 2}, {"type": "facm.runs.config:Run"}):
         with pytest.raises(TypeError, match="cannot be recorded"):
             to_json(Holder(value))
 

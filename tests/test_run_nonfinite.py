@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from facm import logs
-from facm.checkpoint import load
 from facm.data import InMemory
-from facm.record import create
-from facm.run import Intervals
+from facm.runs import log as logs
+from facm.runs.checkpoint import load
+from facm.runs.config import Intervals
+from facm.runs.folder import create
 from facm.training import NonFiniteError, State, resolved_precision, train
 from run_parts import (
     BATCH,

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-import facm.checkpoint
+import facm.runs.checkpoint
 from facm import cli, logs
-from facm.checkpoint import load
 from facm.distributed.engine import Engine
 from facm.networks.mlp import MLP
-from facm.record import RunFolder, create, open_run
+from facm.runs.checkpoint import load
+from facm.runs.folder import RunFolder, create, open_run
 from facm.training import train
 from run_parts import (
     BATCH,
@@ -279,9 +279,9 @@ MOMENTS = {
     # The 4th file saved is the second checkpoint: 64 (two EMAs), 80, ...
     "before writing": ("safetensors.torch.save_file", kill_before),
     "half-written": ("safetensors.torch.save_file", kill_halfway),
-    "before the rename": ("facm.checkpoint.os.replace", kill_before),
-    "after the rename": ("facm.checkpoint.os.replace", kill_after),
-    "before the sync": ("facm.checkpoint.os.fsync", kill_before),
+    "before the rename": ("facm.runs.checkpoint.os.replace", kill_before),
+    "after the rename": ("facm.runs.checkpoint.os.replace", kill_after),
+    "before the sync": ("facm.runs.checkpoint.os.fsync", kill_before),
     "in the log": ("facm.training.logs.append", kill_in_line),
 }
 
@@ -309,7 +309,9 @@ def test_a_kill_while_saving_changes_nothing(whole, tmp_path, monkeypatch, momen
 
 def monkeypatch_target(dotted):
     module, _, name = dotted.rpartition(".")
-    return getattr({"facm.checkpoint.os": os, "facm.training.logs": logs}.get(module, sys.modules.get(module)), name)
+    return getattr(
+        {"facm.runs.checkpoint.os": os, "facm.training.logs": logs}.get(module, sys.modules.get(module)), name
+    )
 
 
 def test_kills_at_random_moments_change_nothing(whole, tmp_path):
@@ -359,7 +361,7 @@ def test_a_terminated_command_ends_well_and_is_resumed_by_another(tmp_path):
         "from facm import FlowMatching, Labels, Run\n"
         "from facm.data import Moons\n"
         "from facm.networks.mlp import MLP\n"
-        "from facm.run import Every\n"
+        "from facm.runs.config import Every\n"
         "def run(images: int = 8_000):\n"
         "    return Run(MLP(width=16, num_classes=2), Moons(n=99), FlowMatching(Labels(2)), images, 16,\n"
         "               every=Intervals(log=160, checkpoint=100_000, ema_snapshots=0))\n"

@@ -24,9 +24,9 @@ from facm.objectives.facm import FACM
 from facm.objectives.flow_matching import FlowMatching
 from facm.objectives.mean_flow import MeanFlow
 from facm.objectives.scm import SCM
-from facm.optim import Constant
-from facm.record import create
-from facm.run import Intervals
+from facm.runs.config import Intervals
+from facm.runs.folder import create
+from facm.runs.optim import Constant
 from facm.studies.cost import forward_passes
 from facm.studies.entries import Bench
 from facm.studies.find import NAMES, built_in, find_study

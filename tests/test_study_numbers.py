@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from facm import logs
-from facm.record import environment
+from facm.runs import log as logs
+from facm.runs.folder import environment
 from facm.studies import figures
 from facm.studies.cost import forward_passes
 from facm.studies.figures import numbers, over_training

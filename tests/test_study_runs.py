@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from facm import logs
 from facm.evaluation.extraction import NonFiniteSamplesError, check_samples
 from facm.flow.conditions import Labels
 from facm.generate import Consistency, Euler, Jumps
-from facm.record import RunFolderError, open_run
+from facm.runs import log as logs
+from facm.runs.folder import RunFolderError, open_run
 from facm.studies import conduct, execute
 from facm.studies.conduct import Children, Plan, in_turn, side_by_side
 from facm.studies.execute import Wanted, finished, fulfil, measured, stopped, trained_whole, wanted

@@ -6,7 +6,6 @@ if TYPE_CHECKING:
     from facm.core.types import Batch, Loss
     from facm.data import InMemory
     from facm.distributed.engine import Engine
-    from facm.ema import PowerEMA
     from facm.flow.conditions import Labels, Unconditional
     from facm.flow.guidance import DataVelocity, Guidance, TeacherVelocity
     from facm.objectives.continuous_cm import ContinuousCM
@@ -17,33 +16,34 @@ if TYPE_CHECKING:
     from facm.objectives.mean_flow import MeanFlow
     from facm.objectives.scm import SCM
     from facm.objectives.shortcut_model import ShortcutModel
-    from facm.optim import AdamW
-    from facm.run import Intervals, Run
-    from facm.run import Intervals as Every
+    from facm.runs.config import Intervals, Run
+    from facm.runs.config import Intervals as Every
+    from facm.runs.ema import PowerEMA
+    from facm.runs.optim import AdamW
     from facm.trained import FromRun, load_trained
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "AdamW": "optim",
+    "AdamW": "runs.optim",
     "Batch": "core.types",
     "ContinuousCM": "objectives.continuous_cm",
     "DataVelocity": "flow.guidance",
     "DiscreteCM": "objectives.discrete_cm",
     "Engine": "distributed.engine",
-    "Every": "run:Intervals",
+    "Every": "runs.config:Intervals",
     "FACM": "objectives.facm",
     "FlowMatching": "objectives.flow_matching",
     "FromRun": "trained",
     "Guidance": "flow.guidance",
     "IMM": "objectives.imm",
     "InMemory": "data",
-    "Intervals": "run",
+    "Intervals": "runs.config",
     "Labels": "flow.conditions",
     "Loss": "core.types",
     "MeanFlow": "objectives.mean_flow",
-    "PowerEMA": "ema",
-    "Run": "run",
+    "PowerEMA": "runs.ema",
+    "Run": "runs.config",
     "SCM": "objectives.scm",
     "ShortcutModel": "objectives.shortcut_model",
     "TeacherVelocity": "flow.guidance",

@@ -11,17 +11,17 @@ from typing import Any
 
 import torch
 
-from facm import logs
-from facm.checkpoint import atomically, write_text
 from facm.evaluation import reference_floor
 from facm.evaluation.evaluate import Judge, evaluate, judge, source_of
 from facm.generate import Consistency, Euler, Method, balanced_labels, sample
 from facm.page import Panel, steps
 from facm.progress import progress
 from facm.recipes.digits import digits_student, digits_teacher
-from facm.record import RunFolder, RunFolderError, create, open_run
 from facm.report import contact_sheet, write_report
-from facm.run import Run
+from facm.runs import log as logs
+from facm.runs.checkpoint import atomically, write_text
+from facm.runs.config import Run
+from facm.runs.folder import RunFolder, RunFolderError, create, open_run
 from facm.trained import Trained, load_trained, newest_checkpoint
 from facm.training import train
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from facm.run import Run
+from facm.runs.config import Run
 from facm.training import Reporter
 
 LINE_EVERY_SECONDS = 10.0

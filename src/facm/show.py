@@ -14,10 +14,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
-from facm import logs
 from facm.recipes.find import built_in, find
-from facm.record import RunFolder, open_run
-from facm.run import Run
+from facm.runs import log as logs
+from facm.runs.config import Run
+from facm.runs.folder import RunFolder, open_run
 
 console = Console()
 

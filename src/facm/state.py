@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from facm.checkpoint import CheckpointError, check_fits
 from facm.core.serialize import fingerprint, is_fingerprint_of
 from facm.distributed.collectives import by_first, from_first, gathered
 from facm.distributed.process_group import ALONE, World
-from facm.ema import EMA
-from facm.record import RunFolder
-from facm.run import Run
+from facm.runs.checkpoint import CheckpointError, check_fits
 from facm.runs.checkpointer import Stored, directory_of, remove, save
+from facm.runs.config import Run
+from facm.runs.ema import EMA
+from facm.runs.folder import RunFolder
 from facm.trained import open_newest
 
 

@@ -7,10 +7,8 @@ from pathlib import Path
 
 import torch
 
-from facm.checkpoint import CheckpointError, load_strictly
 from facm.core.types import Data, NetworkConfig, Objective
 from facm.distributed.process_group import ALONE, World
-from facm.ema import Snapshot, synthesise
 from facm.flow.conditions import Condition, Labels, Unconditional
 from facm.flow.guidance import NO_GUIDANCE, TeacherVelocity
 from facm.flow.time_conditioning import AuxiliaryTime, ExpandedInterval, Task
@@ -22,9 +20,11 @@ from facm.published import FromFile, open_published
 from facm.published.from_file import built
 from facm.published.own import said_of, spelled, write_own
 from facm.published.space import space_of
-from facm.record import RunFolder, open_run
-from facm.run import Pretrained, Run
+from facm.runs.checkpoint import CheckpointError, load_strictly
 from facm.runs.checkpointer import Stored, load, open_stored
+from facm.runs.config import Pretrained, Run
+from facm.runs.ema import Snapshot, synthesise
+from facm.runs.folder import RunFolder, open_run
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from facm import logs
-from facm.checkpoint import digest, load_strictly
 from facm.core.rng import derive
 from facm.core.serialize import fingerprint
 from facm.core.types import Batch, Loss, losses
@@ -28,13 +26,15 @@ from facm.distributed.gradients import check_gradients, check_parameters, clip, 
 from facm.distributed.out_of_memory import explained
 from facm.distributed.process_group import ALONE, World
 from facm.distributed.wrap import shard, spread, without_parameters
-from facm.ema import EMA
 from facm.flow.conditions import Labels
 from facm.flow.guidance import NO_GUIDANCE
 from facm.flow.time_conditioning import check_task
 from facm.networks.adapters.foreign import adapters_of, inner_config, unlike
-from facm.record import RunFolder, locked
-from facm.run import Run
+from facm.runs import log as logs
+from facm.runs.checkpoint import digest, load_strictly
+from facm.runs.config import Run
+from facm.runs.ema import EMA
+from facm.runs.folder import RunFolder, locked
 from facm.state import State, Window, borrowed_generators, checkpoint, restore, save_ema_snapshots, seed_generators
 from facm.trained import FromRun
 

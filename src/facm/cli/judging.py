@@ -85,7 +85,7 @@ def folder_of_images(path: Path, size: int) -> Any:
 
 
 def _own(spec: str, *arguments: str) -> Any:
-    from facm.record import load_module
+    from facm.runs.folder import load_module
 
     path, _, name = spec.partition(":")
     if not path.endswith(".py") or not name or not Path(path).exists():

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from facm.distributed.process_group import World
     from facm.latents.decode import Decoder
     from facm.recipes.find import Recipe
-    from facm.record import RunFolder
-    from facm.run import Run
+    from facm.runs.config import Run
+    from facm.runs.folder import RunFolder
     from facm.state import State
 
 DEFAULT = Engine()
@@ -43,7 +43,7 @@ def train_recipe(spec: str, arguments: list[str]) -> None:
     chosen, run, engine = _parse_run("train", recipe, arguments, TrainOptions())
     from facm.distributed.collectives import by_first
     from facm.distributed.process_group import opened, restarts
-    from facm.record import LockedError, RunFolder, create, create_or_continue, discard
+    from facm.runs.folder import LockedError, RunFolder, create, create_or_continue, discard
     from facm.training import check, check_engine
 
     out = chosen.out or Path("runs") / recipe.name
@@ -78,7 +78,7 @@ class TrainOptions:
 
 def _parse_run(name: str, recipe: Recipe, arguments: list[str], options: T) -> tuple[T, Run, Engine]:
     """The recipe's own options make a Run; --run.* then overrides single scalars in it; --engine.* says how."""
-    from facm.run import Run
+    from facm.runs.config import Run
 
     function: Any = recipe.function
     own = {"run", "engine"} | {field.name for field in dataclasses.fields(options)}  # type: ignore[arg-type]
@@ -94,7 +94,7 @@ def _parse_run(name: str, recipe: Recipe, arguments: list[str], options: T) -> t
     if first is None:  # it has arguments without defaults: their help, or what is wrong with them
         first, _ = tyro.cli(function, args=arguments, prog=f"facm {name} {recipe.spec}", return_unknown_args=True)
     if not isinstance(first, Run):
-        raise ValueError(f"recipe {recipe.spec} returned {type(first).__name__}, expected a facm.run.Run")
+        raise ValueError(f"recipe {recipe.spec} returned {type(first).__name__}, expected a facm.runs.config.Run")
 
     def command(recipe: Any, command: T, run: Any, engine: Engine) -> tuple[T, Run, Engine]:
         return command, run, engine
@@ -208,7 +208,7 @@ def resume(run: Annotated[Path, tyro.conf.Positional], engine: Engine = DEFAULT,
         quiet: print nothing but errors.
     """
     from facm.distributed.process_group import opened
-    from facm.record import open_run
+    from facm.runs.folder import open_run
 
     with opened(engine) as world:
         folder, configured = open_run(run)

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from facm import logs
 from facm.core.serialize import to_json
 from facm.core.types import Dataset, Objective
 from facm.distributed.collectives import by_first, check_same, in_order, meet
@@ -26,7 +25,8 @@ from facm.flow.conditions import Condition, Labels
 from facm.flow.guidance import NO_GUIDANCE, Guidance
 from facm.flow.time_conditioning import ExpandedInterval
 from facm.generate import Consistency, Euler, Jumps, Method, Source, balanced_labels, blocks, random_labels, sample
-from facm.record import environment
+from facm.runs import log as logs
+from facm.runs.folder import environment
 from facm.trained import Trained
 
 LabelDraw = Literal["balanced", "random"]

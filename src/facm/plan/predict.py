@@ -18,8 +18,8 @@ from facm.core.types import Batch
 from facm.distributed.engine import Engine
 from facm.flow.conditions import Labels
 from facm.plan.rehearsal import Rehearsal, built, rehearse
-from facm.record import RunFolderError, open_run
-from facm.run import Run
+from facm.runs.config import Run
+from facm.runs.folder import RunFolderError, open_run
 from facm.trained import FromRun
 
 GB = 10**9

@@ -19,7 +19,7 @@ from facm.counting import LiveBytes
 from facm.derivative import OpLevel, Pair
 from facm.distributed.block_transforms import prepare
 from facm.distributed.engine import Engine
-from facm.run import Run
+from facm.runs.config import Run
 
 AUTOCAST = frozenset(
     {nnf.linear, nnf.conv1d, nnf.conv2d, nnf.conv3d, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm}

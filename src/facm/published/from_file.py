@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from facm.checkpoint import load_strictly
 from facm.published.opened import Published, open_published
+from facm.runs.checkpoint import load_strictly
 
 
 def built(published: Published) -> torch.nn.Module:

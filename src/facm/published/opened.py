@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facm.checkpoint import CheckpointError, check_fits
 from facm.core.types import NetworkConfig
 from facm.core.untrusted.persistence import is_persistent
 from facm.core.untrusted.torch_files import read_foreign
@@ -24,6 +23,7 @@ from facm.published.edm_pickle import edm_network
 from facm.published.families import NAMES, check_family, decide, fitting, network_of
 from facm.published.layouts import layout_of
 from facm.published.own import SAID, config_of, metadata_of, statistics_of, which_of
+from facm.runs.checkpoint import CheckpointError, check_fits
 
 WHAT = "a checkpoint of DiT, SiT, REPA, LightningDiT, FACM or EDM, or a file that facm exported"
 

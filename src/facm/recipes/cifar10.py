@@ -17,7 +17,6 @@ from __future__ import annotations
 from typing import Any
 
 from facm.data import Cifar10
-from facm.ema import PowerEMA
 from facm.flow.conditions import Labels, Unconditional
 from facm.flow.guidance import DataVelocity, Guidance, TeacherVelocity
 from facm.flow.times import ArctanLogNormal
@@ -31,8 +30,9 @@ from facm.objectives.imm import IMM
 from facm.objectives.mean_flow import MeanFlow
 from facm.objectives.scm import SCM
 from facm.objectives.shortcut_model import ShortcutModel
-from facm.optim import AdamW
-from facm.run import Intervals, Pretrained, Run
+from facm.runs.config import Intervals, Pretrained, Run
+from facm.runs.ema import PowerEMA
+from facm.runs.optim import AdamW
 from facm.trained import FromRun
 
 CLASSES = 10

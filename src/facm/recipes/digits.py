@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from facm.data import Digits
-from facm.ema import PowerEMA
 from facm.flow.conditions import Labels
 from facm.flow.guidance import DataVelocity, Guidance, TeacherVelocity
 from facm.flow.times import ArctanLogNormal
@@ -11,8 +10,9 @@ from facm.networks.lightning_dit import LightningDiT
 from facm.objectives.continuous_cm import ContinuousCM
 from facm.objectives.facm import FACM
 from facm.objectives.flow_matching import FlowMatching
-from facm.optim import AdamW, CosineDecay
-from facm.run import Intervals, Run
+from facm.runs.config import Intervals, Run
+from facm.runs.ema import PowerEMA
+from facm.runs.optim import AdamW, CosineDecay
 from facm.trained import FromRun
 
 CLASSES = 10

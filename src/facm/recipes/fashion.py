@@ -6,14 +6,14 @@ The data set's four idx files go into one folder, plain or gzipped: https://gith
 from __future__ import annotations
 
 from facm.data import Idx
-from facm.ema import PowerEMA
 from facm.flow.conditions import Labels
 from facm.flow.guidance import Guidance, TeacherVelocity
 from facm.networks.lightning_dit import LightningDiT
 from facm.objectives.facm import FACM
 from facm.objectives.flow_matching import FlowMatching
-from facm.optim import AdamW, CosineDecay
-from facm.run import Intervals, Run
+from facm.runs.config import Intervals, Run
+from facm.runs.ema import PowerEMA
+from facm.runs.optim import AdamW, CosineDecay
 from facm.trained import FromRun
 
 CLASSES = 10

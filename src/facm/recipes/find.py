@@ -58,7 +58,7 @@ def find(spec: str) -> Recipe:
 
 
 def _from_file(spec: str, path: Path, function: str) -> Recipe:
-    from facm.record import load_module
+    from facm.runs.folder import load_module
 
     if not path.exists():
         raise ValueError(f"recipe {spec!r}: there is no file {path}")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from facm.core.types import NetworkConfig
 from facm.data import Latents
-from facm.ema import PowerEMA
 from facm.flow.conditions import Labels
 from facm.flow.guidance import DataVelocity, Guidance, TeacherVelocity
 from facm.flow.times import ArctanLogNormal
@@ -20,8 +19,9 @@ from facm.networks.lightning_dit import lightning_dit
 from facm.networks.presets import dit, repa, sit
 from facm.objectives.facm import FACM
 from facm.objectives.flow_matching import FlowMatching
-from facm.optim import AdamW
-from facm.run import Intervals, Run
+from facm.runs.config import Intervals, Run
+from facm.runs.ema import PowerEMA
+from facm.runs.optim import AdamW
 from facm.trained import pretrained
 
 EPOCH = 1_281_167

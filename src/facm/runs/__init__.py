@@ -1,5 +1,5 @@
 """A training run and its folder on disk."""
 
-from facm.optim import Constant, CosineDecay
+from facm.runs.optim import Constant, CosineDecay
 
 __all__ = ["Constant", "CosineDecay"]

@@ -9,7 +9,7 @@ from facm.flow.guidance import Guidance, TeacherVelocity
 from facm.flow.weighting import One
 from facm.objectives.continuous_cm import ContinuousCM
 from facm.objectives.facm import FACM
-from facm.optim import AdamW
+from facm.runs.optim import AdamW
 from facm.studies.entries import Bench
 from facm.studies.study import Entry, Study
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
-from facm import logs
 from facm.evaluation.evaluate import Judge
 from facm.page import steps
+from facm.runs import log as logs
 from facm.studies.execute import finished, fulfil, stopped, trained_whole
 from facm.studies.study import Entry, Study
 from facm.trained import FromRun

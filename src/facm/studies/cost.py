@@ -13,8 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from facm.core.types import Batch, losses
 from facm.counting import Flops
 from facm.flow.conditions import Labels
-from facm.record import open_run
-from facm.run import Run
+from facm.runs.config import Run
+from facm.runs.folder import open_run
 from facm.state import borrowed_generators
 from facm.trained import FromRun
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from facm.optim import Constant
+from facm.runs.optim import Constant
 from facm.studies.entries import Bench
 from facm.studies.study import Study
 

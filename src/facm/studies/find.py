@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from facm.record import load_module
+from facm.runs.folder import load_module
 from facm.studies.entries import Bench
 from facm.studies.study import Study
 

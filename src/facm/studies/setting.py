@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from facm.core.types import Data, NetworkConfig, Objective
-from facm.ema import PowerEMA
 from facm.flow.conditions import Condition, Labels, Unconditional
 from facm.flow.distances import Distance, L2Cosine
 from facm.flow.times import ArctanLogNormal, TimeDistribution
 from facm.objectives.flow_matching import FlowMatching
-from facm.optim import AdamW, CosineDecay
-from facm.run import Intervals, Run
+from facm.runs.config import Intervals, Run
+from facm.runs.ema import PowerEMA
+from facm.runs.optim import AdamW, CosineDecay
 from facm.trained import FromRun
 
 TEACHER_EMA = 0.05

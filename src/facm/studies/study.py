@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from facm.record import open_run
-from facm.run import Run
+from facm.runs.config import Run
+from facm.runs.folder import open_run
 from facm.trained import FromRun
 from facm.training import check_network
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from facm import logs
 from facm.evaluation.evaluate import default_method
-from facm.record import RunFolder, open_run
+from facm.runs import log as logs
+from facm.runs.folder import RunFolder, open_run
 from facm.studies.cost import forward_passes
 from facm.studies.execute import Wanted, measured, stopped, wanted
 from facm.studies.study import Entry, Study

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from facm.page import steps
-from facm.record import environment
+from facm.runs.folder import environment
 from facm.studies.execute import SEED_OF_EVALUATION
 from facm.studies.summary import Cell, Line, Summary
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from facm.checkpoint import atomically, write_text
 from facm.core.serialize import to_json
 from facm.data.checked import check_at_least
 from facm.data.folder import THREADS
@@ -27,6 +26,7 @@ from facm.latents.prepare.settings import Settings, begin, held
 from facm.latents.prepare.shard_writer import finished, write_shard
 from facm.latents.shards import read_shard
 from facm.latents.statistics import load_statistics
+from facm.runs.checkpoint import atomically, write_text
 
 
 @dataclass(frozen=True)

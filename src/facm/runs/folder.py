@@ -33,9 +33,9 @@ from typing import Any
 import torch
 
 from facm import __version__
-from facm.checkpoint import atomically, write_text
 from facm.core.serialize import fingerprint, from_json, is_fingerprint_of, to_json
-from facm.run import Run
+from facm.runs.checkpoint import atomically, write_text
+from facm.runs.config import Run
 
 
 class RunFolderError(RuntimeError):

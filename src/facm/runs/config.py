@@ -8,8 +8,8 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 
 from facm.core.types import Data, NetworkConfig, Objective
-from facm.ema import PowerEMA
-from facm.optim import AdamW
+from facm.runs.ema import PowerEMA
+from facm.runs.optim import AdamW
 
 
 @runtime_checkable
