@@ -27,8 +27,8 @@ from torch import Tensor
 from facm.flow.conditions import Labels
 from facm.flow.guidance import Guidance
 from facm.flow.time_conditioning import ExpandedInterval
-from facm.generate import Consistency, Euler, Source, noise, sample
 from facm.networks.lightning_dit import lightning_dit
+from facm.sampling.generate import Consistency, Euler, Source, noise, sample
 
 CLASSES = 1000
 

@@ -13,11 +13,11 @@ from facm.data import Cifar10, cifar10
 from facm.distributed.engine import Engine
 from facm.flow.conditions import Labels, Unconditional
 from facm.flow.guidance import DataVelocity, TeacherVelocity
-from facm.generate import Consistency, Euler, Jumps, Source, balanced_labels, sample
 from facm.networks.adapters.edm import EDM
 from facm.objectives.facm import FACM
 from facm.recipes.find import built_in, find
 from facm.runs.folder import create
+from facm.sampling.generate import Consistency, Euler, Jumps, Source, balanced_labels, sample
 from facm.trained import FromRun, export, load_file, load_trained
 from facm.training import check, train
 

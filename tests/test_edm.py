@@ -12,7 +12,7 @@ from facm.flow.time_conditioning import ExpandedInterval
 from facm.networks.adapters.edm import EDM, noise_condition
 from facm.networks.ddpm_pp import DDPMpp
 from facm.networks.mlp import MLP
-from facm.samplers import edm_heun, edm_sigmas, heun
+from facm.sampling.solvers import edm_heun, edm_sigmas, heun
 
 M, S, DATA = 0.3, 0.4, 0.5  # data ~ N(M, S^2); sigma_data
 LOW, HIGH = 1 / 81, 1 / 1.002  # times of sigma_max = 80 and sigma_min = 0.002

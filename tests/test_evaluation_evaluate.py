@@ -10,8 +10,8 @@ from facm.core.types import Batch
 from facm.evaluation import Identity, build_reference, save_reference
 from facm.evaluation.evaluate import evaluate, judge, judge_by_file
 from facm.flow.conditions import Labels, Unconditional
-from facm.generate import Euler, balanced_labels, noise, random_labels
 from facm.runs import log as logs
+from facm.sampling.generate import Euler, balanced_labels, noise, random_labels
 
 
 class Images:

@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from facm import samplers
 from facm.derivative import FiniteDifference, NoGraph, WholeNetwork
 from facm.flow.conditions import Labels
 from facm.flow.guidance import DataVelocity, Guidance, TeacherVelocity, velocity_field
@@ -18,6 +17,7 @@ from facm.networks.lightning_dit import from_reference_flags, lightning_dit, sin
 from facm.objectives.facm import FACM
 from facm.objectives.flow_matching import FlowMatching
 from facm.runs.ema import EMA, PowerEMA, Snapshot, decay, synthesise
+from facm.sampling import solvers as samplers
 from golden.gold import fill, probe, tensor, tensor64
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -11,7 +11,16 @@ from facm.core.rng import derive
 from facm.flow.conditions import Labels, Unconditional
 from facm.flow.guidance import Guidance
 from facm.flow.time_conditioning import AuxiliaryTime, ExpandedInterval
-from facm.generate import (
+from facm.networks.mlp import MLP
+from facm.objectives.continuous_cm import ContinuousCM
+from facm.objectives.discrete_cm import DiscreteCM
+from facm.objectives.discrete_schedules import DoublingSteps
+from facm.objectives.facm import FACM
+from facm.objectives.imm import IMM
+from facm.objectives.mean_flow import MeanFlow
+from facm.objectives.scm import SCM
+from facm.objectives.shortcut_model import ShortcutModel
+from facm.sampling.generate import (
     Consistency,
     DPMSolverPP,
     EDMHeun,
@@ -23,16 +32,7 @@ from facm.generate import (
     noise,
     sample,
 )
-from facm.networks.mlp import MLP
-from facm.objectives.continuous_cm import ContinuousCM
-from facm.objectives.discrete_cm import DiscreteCM
-from facm.objectives.discrete_schedules import DoublingSteps
-from facm.objectives.facm import FACM
-from facm.objectives.imm import IMM
-from facm.objectives.mean_flow import MeanFlow
-from facm.objectives.scm import SCM
-from facm.objectives.shortcut_model import ShortcutModel
-from facm.samplers import (
+from facm.sampling.solvers import (
     check_times,
     consistency,
     dpm_solver_pp,
@@ -554,7 +554,9 @@ def test_guided_samples(source):
 @pytest.mark.parametrize("n", [1, 2, 4])
 def test_draws_between_steps_are_numbered_and_there_is_none_after_the_last(source, n, monkeypatch):
     drawn = []
-    monkeypatch.setattr("facm.generate.noise", lambda s, i, draw, shape: drawn.append(draw) or noise(s, i, draw, shape))
+    monkeypatch.setattr(
+        "facm.sampling.generate.noise", lambda s, i, draw, shape: drawn.append(draw) or noise(s, i, draw, shape)
+    )
     sample(source, Consistency(n), [0, 1], torch.tensor([0, 1]))
     assert drawn == list(range(n))
 

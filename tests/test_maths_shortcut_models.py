@@ -15,7 +15,7 @@ from facm.flow.time_conditioning import AuxiliaryTime
 from facm.flow.times import Uniform
 from facm.networks.mlp import MLP
 from facm.objectives.shortcut_model import ShortcutModel
-from facm.samplers import jumps, uniform_times
+from facm.sampling.solvers import jumps, uniform_times
 
 CLASSES, DIM = 3, 5
 M, S = 1.5, 0.4

@@ -15,7 +15,7 @@ from facm.networks.adapters.variance_preserving import VariancePreserving, log_n
 from facm.networks.lightning_dit import LightningDiT
 from facm.networks.mlp import MLP
 from facm.networks.presets import dit, repa, sit
-from facm.samplers import euler, heun
+from facm.sampling.solvers import euler, heun
 
 M, S = 1.5, 0.4  # data ~ N(M, S^2)
 

@@ -42,7 +42,7 @@ def measured(path, n):
 
     from facm.evaluation import SmallClassifier
     from facm.evaluation.evaluate import evaluate, judge
-    from facm.generate import Euler
+    from facm.sampling.generate import Euler
 
     with opened(Engine(timeout_s=300)) as world:
         trained = load_trained(Path(path))

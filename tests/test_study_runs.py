@@ -13,9 +13,9 @@ import torch
 
 from facm.evaluation.extraction import NonFiniteSamplesError, check_samples
 from facm.flow.conditions import Labels
-from facm.generate import Consistency, Euler, Jumps
 from facm.runs import log as logs
 from facm.runs.folder import RunFolderError, open_run
+from facm.sampling.generate import Consistency, Euler, Jumps
 from facm.studies import conduct, execute
 from facm.studies.conduct import Children, Plan, in_turn, side_by_side
 from facm.studies.execute import Wanted, finished, fulfil, measured, stopped, trained_whole, wanted
@@ -137,7 +137,7 @@ def test_another_number_of_samples_is_another_number(home, copy, judge):
         {"ema": 0.2},
         {"ema": None},
         {"guidance": {"type": "facm.flow.guidance:Guidance", "scale": 2.0}},
-        {"method": {"type": "facm.generate:Consistency", "nfe": 1, "shift": 3.0, "times": None}},
+        {"method": {"type": "facm.sampling.generate:Consistency", "nfe": 1, "shift": 3.0, "times": None}},
         {"images": 48},
         {"n": N - 1},
         {"seed": 0},

@@ -13,7 +13,6 @@ import torch
 
 from facm.evaluation import reference_floor
 from facm.evaluation.evaluate import Judge, evaluate, judge, source_of
-from facm.generate import Consistency, Euler, Method, balanced_labels, sample
 from facm.page import Panel, steps
 from facm.progress import progress
 from facm.recipes.digits import digits_student, digits_teacher
@@ -22,6 +21,7 @@ from facm.runs import log as logs
 from facm.runs.checkpoint import atomically, write_text
 from facm.runs.config import Run
 from facm.runs.folder import RunFolder, RunFolderError, create, open_run
+from facm.sampling.generate import Consistency, Euler, Method, balanced_labels, sample
 from facm.trained import Trained, load_trained, newest_checkpoint
 from facm.training import train
 

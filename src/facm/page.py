@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from facm.images import grid_png
+from facm.sampling.images import grid_png
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }

@@ -14,11 +14,11 @@ from facm.distributed.wrap import is_sharded
 from facm.evaluation.evaluate import default_method
 from facm.flow.conditions import Labels, Unconditional
 from facm.flow.time_conditioning import ExpandedInterval
-from facm.generate import Source, balanced_labels, sample
-from facm.images import is_image, save_grid
 from facm.latents.decode import Decoder
 from facm.runs.config import Run
 from facm.runs.ema import Weights
+from facm.sampling.generate import Source, balanced_labels, sample
+from facm.sampling.images import is_image, save_grid
 from facm.state import State
 
 PREVIEW = 20

@@ -7,9 +7,9 @@ import io
 from pathlib import Path
 from typing import Any
 
-from facm.images import grid_png
 from facm.page import Panel, folded_json, grid, image, page, png_of
 from facm.runs.checkpoint import write_text
+from facm.sampling.images import grid_png
 
 
 def write_report(

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     import torch
 
     from facm.flow.guidance import Guidance
-    from facm.generate import Method
     from facm.latents.decode import Decoder
+    from facm.sampling.generate import Method
     from facm.trained import Trained
 
 Sampler = Literal["auto", "consistency", "jumps", "euler", "heun", "dpm", "edm"]
@@ -79,10 +79,10 @@ class FileOptions:
         """What makes images of the network's samples; None where they are what they are.
 
         Raises ValueError for latents without an autoencoder."""
-        from facm.images import is_image
         from facm.latents.autoencoders import autoencoder_at
         from facm.latents.decode import decoder_of
         from facm.published.space import STABLE_DIFFUSION, VAVAE
+        from facm.sampling.images import is_image
 
         dataset: Any = trained.data.open()
         decoder = decoder_of(dataset, device, autoencoder_at(self.autoencoder) if self.autoencoder else None)
@@ -131,7 +131,7 @@ class SamplingOptions:
 
     def method(self, trained: Trained, nfe: int) -> Method:
         from facm.evaluation.evaluate import default_method
-        from facm.generate import Consistency, DPMSolverPP, EDMHeun, Euler, Heun, Jumps, check_method
+        from facm.sampling.generate import Consistency, DPMSolverPP, EDMHeun, Euler, Heun, Jumps, check_method
 
         if nfe < 1:
             raise ValueError(f"--nfe {nfe}: zero steps make no sample; expected at least 1")

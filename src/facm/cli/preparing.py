@@ -87,10 +87,10 @@ def _draw(latents: Path, grid: Path, paths: tuple[str, ...]) -> None:
     import torch
 
     from facm.data import Latents
-    from facm.images import save_grid
     from facm.latents.autoencoders import autoencoder_at
     from facm.latents.decode import decoder_of
     from facm.latents.manifest import read_manifest
+    from facm.sampling.images import save_grid
 
     manifest = read_manifest(latents)
     classes = 1000 if manifest is None else manifest.num_classes

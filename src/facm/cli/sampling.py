@@ -71,9 +71,9 @@ def _sample(
     from facm.distributed.collectives import in_order
     from facm.evaluation.evaluate import source_of
     from facm.flow.conditions import Labels
-    from facm.generate import balanced_labels, blocks
-    from facm.generate import sample as draw
-    from facm.images import save_grid, to_uint8
+    from facm.sampling.generate import balanced_labels, blocks
+    from facm.sampling.generate import sample as draw
+    from facm.sampling.images import save_grid, to_uint8
 
     trained = file.open(run, options)
     method = options.method(trained, nfe)

@@ -14,12 +14,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from facm import samplers
 from facm.core.rng import derive
 from facm.core.types import VelocityField
 from facm.flow.conditions import Condition, Labels
 from facm.flow.guidance import NO_GUIDANCE, Guidance, velocity_field
 from facm.flow.time_conditioning import Task, native
+from facm.sampling import solvers as samplers
 
 
 @dataclass(frozen=True)
