@@ -23,13 +23,13 @@ from facm.flow.guidance import Guidance, TeacherVelocity
 from facm.networks.mlp import MLP
 from facm.objectives.facm import FACM
 from facm.objectives.flow_matching import FlowMatching
+from facm.pretrained.trained import FromRun
 from facm.runs import log as logs
 from facm.runs.checkpoint import load
 from facm.runs.config import Intervals, Run
 from facm.runs.ema import PowerEMA
 from facm.runs.folder import RunFolder, create
 from facm.runs.optim import AdamW, CosineDecay
-from facm.trained import FromRun
 from facm.training import train
 
 BATCH = 16

@@ -15,10 +15,10 @@ from facm.flow.conditions import Labels, Unconditional
 from facm.flow.guidance import DataVelocity, TeacherVelocity
 from facm.networks.adapters.edm import EDM
 from facm.objectives.facm import FACM
+from facm.pretrained.trained import FromRun, export, load_file, load_trained
 from facm.recipes.find import built_in, find
 from facm.runs.folder import create
 from facm.sampling.generate import Consistency, Euler, Jumps, Source, balanced_labels, sample
-from facm.trained import FromRun, export, load_file, load_trained
 from facm.training import check, train
 
 NAMES = [name for name in built_in() if name.startswith("cifar10-")]

@@ -29,9 +29,9 @@ from facm.flow.conditions import Labels, Unconditional
 from facm.networks.adapters.edm import EDM
 from facm.networks.ddpm_pp import DDPMpp
 from facm.networks.lightning_dit import LightningDiT
-from facm.published import FromFile, built, import_file, open_published
-from facm.published.edm_pickle import _same, edm_network
-from facm.trained import load_file
+from facm.pretrained import FromFile, built, import_file, open_published
+from facm.pretrained.edm import _same, edm_network
+from facm.pretrained.trained import load_file
 
 TINY = DDPMpp(
     size=8, channels=16, multipliers=(1, 2), blocks=1, attention=(4,), dropout=0.1, num_classes=10, augment_dim=9
@@ -181,7 +181,7 @@ def test_the_weights_come_out_and_no_code_runs(tmp_path, monkeypatch, protocol):
 def test_no_module_that_a_file_names_is_imported(tmp_path):
     file = saved(tmp_path / "edm.pkl", snapshot())
     code = (
-        "import sys; from pathlib import Path; from facm.published import open_published\n"
+        "import sys; from pathlib import Path; from facm.pretrained import open_published\n"
         f"print(open_published(Path({str(file)!r})).num_classes)\n"
         "print([name for name in sys.modules if name.startswith(('torch_utils', 'dnnlib'))])"
     )
@@ -381,7 +381,7 @@ def instructions(*names, then):
     ],
 )
 def test_a_file_cannot_change_what_stands_for_its_names(tmp_path, module, name):
-    from facm.published import persistence
+    from facm.pretrained import persistence
 
     stand_in = persistence._STAND_INS[module, name]
     before = dict(vars(stand_in))
@@ -627,7 +627,7 @@ def test_an_index_that_a_file_says_takes_no_memory(tmp_path):
 
 
 def test_a_file_has_so_many_opcodes_and_texts_so_long(tmp_path, monkeypatch):
-    from facm.published import persistence
+    from facm.pretrained import persistence
 
     monkeypatch.setattr(persistence, "MOST_OPCODES", 100)
     monkeypatch.setattr(persistence, "MOST_TEXT", 50)
@@ -660,7 +660,7 @@ def test_a_deep_list_and_a_dag_are_compared_and_shown_at_once(tmp_path):
         ):
             before, place[name] = place[name], value
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("facm.published.edm_pickle.read_persistent", lambda *_, read=opened: read)
+                patch.setattr("facm.pretrained.edm.read_persistent", lambda *_, read=opened: read)
                 with pytest.raises(ValueError, match=rf"f: {name} = {shown}, expected|has {name} = {shown}, expected"):
                     edm_network(Path("f"))
             place[name] = before
@@ -723,7 +723,7 @@ def record(**state):
 
 
 def test_modules_have_so_many_names_and_so_long(monkeypatch):
-    from facm.published import persistence
+    from facm.pretrained import persistence
 
     def chain(depth, name):
         inner = record()

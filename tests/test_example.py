@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from facm import cli
+from facm.pretrained.trained import load_trained
 from facm.runs.folder import load_module, open_run
-from facm.trained import load_trained
 from run_parts import Crash, before_step, contents, crash_at
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "mine.py"

@@ -18,12 +18,12 @@ from facm.core.public_names import ALIASES, EXPORTS, PUBLIC, REMOVED
 from facm.core.serialize import find, fingerprint, from_json, is_fingerprint_of, name_of, to_json
 from facm.evaluation import Identity
 from facm.evaluation.evaluate import evaluate, judge
+from facm.pretrained.trained import load_file, load_trained
 from facm.runs.checkpoint import load
 from facm.runs.folder import create, open_run
 from facm.sampling.generate import Consistency, Euler
 from facm.studies.execute import finished, measured, wanted
 from facm.studies.study import Entry
-from facm.trained import load_file, load_trained
 from facm.training import train
 
 DATA = Path(__file__).parent / "data" / "d57adea"

@@ -16,10 +16,10 @@ from facm.data import Latents
 from facm.latents.decode import decoder_of
 from facm.networks.lightning_dit import LightningDiT
 from facm.networks.presets import dit, sit
-from facm.published import export_reference, open_published
-from facm.published.own import write_own
+from facm.pretrained import export_reference, open_published
+from facm.pretrained.native_format import write_own
+from facm.pretrained.trained import load_file, load_trained
 from facm.recipes import imagenet256
-from facm.trained import load_file, load_trained
 from run_parts import before_step, signal_at
 
 SIDE = 64

@@ -16,8 +16,8 @@ from facm import cli, logs
 from facm.core.serialize import from_json
 from facm.distributed.engine import Engine
 from facm.distributed.process_group import opened
+from facm.pretrained.trained import load_trained
 from facm.runs.folder import RunFolder
-from facm.trained import load_trained
 from parallel_parts import ENVIRONMENT, call, difference, teacher_run, torchrun, train_in
 
 

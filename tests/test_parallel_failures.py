@@ -21,10 +21,10 @@ from facm.distributed.engine import Engine
 from facm.distributed.out_of_memory import OutOfMemory, explained
 from facm.distributed.process_group import opened
 from facm.networks.mlp import MLP
+from facm.pretrained.trained import load_trained
 from facm.runs.checkpoint import CheckpointError
 from facm.runs.config import Intervals
 from facm.runs.folder import RunFolder
-from facm.trained import load_trained
 from parallel_parts import call, facm, finish, start, teacher_run, torchrun, train_in
 
 NETWORK = MLP(width=16, depth=2, num_classes=2)

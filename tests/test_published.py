@@ -21,7 +21,7 @@ from facm.networks.ddpm_pp import DDPMpp
 from facm.networks.lightning_dit import LightningDiT, from_reference_flags
 from facm.networks.mlp import MLP
 from facm.networks.presets import dit, repa, sit
-from facm.published import FromFile, built, export_reference, import_file, open_published
+from facm.pretrained import FromFile, built, export_reference, import_file, open_published
 from facm.runs import checkpoint
 from facm.runs.checkpoint import CheckpointError
 from facm.runs.config import Pretrained

@@ -13,6 +13,7 @@ from torch import nn
 
 from facm.networks.lightning_dit import LightningDiT
 from facm.networks.mlp import MLP
+from facm.pretrained.trained import FromRun, load_trained
 from facm.runs.checkpoint import (
     PICKLED,
     Checkpoint,
@@ -26,7 +27,6 @@ from facm.runs.checkpoint import (
 )
 from facm.runs.config import Intervals
 from facm.runs.folder import create
-from facm.trained import FromRun, load_trained
 from facm.training import train
 from run_parts import EVERY, Crash, before_step, contents, crash_at, facm_run, flow_run, in_child, trained
 

@@ -26,12 +26,12 @@ from facm.networks.lightning_dit import LightningDiT
 from facm.networks.mlp import MLP
 from facm.objectives.facm import FACM
 from facm.objectives.flow_matching import FlowMatching
+from facm.pretrained.trained import FromRun, load_trained
 from facm.recipes.find import built_in, find
 from facm.runs.config import Intervals, Run
 from facm.runs.ema import PowerEMA
 from facm.runs.folder import RunFolder, RunFolderError, create, environment, load_module, locked, open_run
 from facm.runs.optim import AdamW, CosineDecay
-from facm.trained import FromRun, load_trained
 from facm.training import check, train
 from run_parts import EVERY, IMAGES, Crash, before_step, crash_at, facm_run, flow_run, trained, weights
 

@@ -24,6 +24,7 @@ from facm.objectives.facm import FACM
 from facm.objectives.flow_matching import FlowMatching
 from facm.objectives.mean_flow import MeanFlow
 from facm.objectives.scm import SCM
+from facm.pretrained.trained import FromRun
 from facm.runs.config import Intervals
 from facm.runs.folder import create
 from facm.runs.optim import Constant
@@ -32,7 +33,6 @@ from facm.studies.entries import Bench
 from facm.studies.find import NAMES, built_in, find_study
 from facm.studies.setting import altered, cifar10, digits, find_setting
 from facm.studies.study import Entry, check_study
-from facm.trained import FromRun
 from facm.training import check
 from study_parts import Few, Products, bench, pair, setting
 

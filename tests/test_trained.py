@@ -13,9 +13,9 @@ from facm.flow.time_conditioning import ExpandedInterval
 from facm.networks.ddpm_pp import DDPMpp
 from facm.objectives.facm import FACM
 from facm.objectives.flow_matching import FlowMatching
+from facm.pretrained.trained import Trained, load_file, load_trained
 from facm.runs.checkpointer import load
 from facm.runs.folder import RunFolder
-from facm.trained import Trained, load_file, load_trained
 from run_parts import EVERY, flow_run
 from run_parts import trained as trained_run
 

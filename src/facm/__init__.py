@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from facm.objectives.mean_flow import MeanFlow
     from facm.objectives.scm import SCM
     from facm.objectives.shortcut_model import ShortcutModel
+    from facm.pretrained.trained import FromRun, load_trained
     from facm.runs.config import Intervals, Run
     from facm.runs.config import Intervals as Every
     from facm.runs.ema import PowerEMA
     from facm.runs.optim import AdamW
-    from facm.trained import FromRun, load_trained
 
 __version__ = "0.1.0"
 
@@ -34,7 +34,7 @@ _HOME = {
     "Every": "runs.config:Intervals",
     "FACM": "objectives.facm",
     "FlowMatching": "objectives.flow_matching",
-    "FromRun": "trained",
+    "FromRun": "pretrained.trained",
     "Guidance": "flow.guidance",
     "IMM": "objectives.imm",
     "InMemory": "data",
@@ -48,7 +48,7 @@ _HOME = {
     "ShortcutModel": "objectives.shortcut_model",
     "TeacherVelocity": "flow.guidance",
     "Unconditional": "flow.conditions",
-    "load_trained": "trained",
+    "load_trained": "pretrained.trained",
 }
 
 __all__ = [

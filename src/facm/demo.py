@@ -14,6 +14,7 @@ import torch
 from facm.evaluation import reference_floor
 from facm.evaluation.evaluate import Judge, evaluate, judge, source_of
 from facm.page import Panel, steps
+from facm.pretrained.trained import Trained, load_trained, newest_checkpoint
 from facm.progress import progress
 from facm.recipes.digits import digits_student, digits_teacher
 from facm.report import contact_sheet, write_report
@@ -22,7 +23,6 @@ from facm.runs.checkpoint import atomically, write_text
 from facm.runs.config import Run
 from facm.runs.folder import RunFolder, RunFolderError, create, open_run
 from facm.sampling.generate import Consistency, Euler, Method, balanced_labels, sample
-from facm.trained import Trained, load_trained, newest_checkpoint
 from facm.training import train
 
 TEACHER_NFE = (1, 2, 4, 8, 32)

@@ -16,12 +16,12 @@ from torch import Tensor
 from facm.core.serialize import fingerprint, is_fingerprint_of
 from facm.distributed.collectives import by_first, from_first, gathered
 from facm.distributed.process_group import ALONE, World
+from facm.pretrained.trained import open_newest
 from facm.runs.checkpoint import CheckpointError, check_fits
 from facm.runs.checkpointer import Stored, directory_of, remove, save
 from facm.runs.config import Run
 from facm.runs.ema import EMA
 from facm.runs.folder import RunFolder
-from facm.trained import open_newest
 
 
 @dataclass

@@ -30,13 +30,13 @@ from facm.flow.conditions import Labels
 from facm.flow.guidance import NO_GUIDANCE
 from facm.flow.time_conditioning import check_task
 from facm.networks.adapters.foreign import adapters_of, inner_config, unlike
+from facm.pretrained.trained import FromRun
 from facm.runs import log as logs
 from facm.runs.checkpoint import digest, load_strictly
 from facm.runs.config import Run
 from facm.runs.ema import EMA
 from facm.runs.folder import RunFolder, locked
 from facm.state import State, Window, borrowed_generators, checkpoint, restore, save_ema_snapshots, seed_generators
-from facm.trained import FromRun
 
 AUTO = Engine()
 

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from facm.flow.guidance import Guidance
     from facm.latents.decode import Decoder
+    from facm.pretrained.trained import Trained
     from facm.sampling.generate import Method
-    from facm.trained import Trained
 
 Sampler = Literal["auto", "consistency", "jumps", "euler", "heun", "dpm", "edm"]
 Head = Literal["auto", "native", "anchor"]
@@ -43,7 +43,7 @@ class FileOptions:
     def open(self, run: Path | None, sampling: SamplingOptions) -> Trained:
         """The network of the run, or in the file."""
         from facm.latents.autoencoders import autoencoder_at
-        from facm.trained import load_file, load_trained
+        from facm.pretrained.trained import load_file, load_trained
 
         if (run is None) == (self.from_ is None):
             given = "neither" if run is None else f"{run} and --from {self.from_}"
@@ -81,7 +81,7 @@ class FileOptions:
         Raises ValueError for latents without an autoencoder."""
         from facm.latents.autoencoders import autoencoder_at
         from facm.latents.decode import decoder_of
-        from facm.published.space import STABLE_DIFFUSION, VAVAE
+        from facm.pretrained.latent_space import STABLE_DIFFUSION, VAVAE
         from facm.sampling.images import is_image
 
         dataset: Any = trained.data.open()

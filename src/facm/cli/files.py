@@ -10,7 +10,7 @@ import tyro
 
 if TYPE_CHECKING:
     from facm.latents.statistics import Statistics
-    from facm.trained import Trained
+    from facm.pretrained.trained import Trained
 
 
 def export(run: Annotated[Path, tyro.conf.Positional], out: Path, ema: float | None = None, raw: bool = False) -> None:
@@ -23,9 +23,9 @@ def export(run: Annotated[Path, tyro.conf.Positional], out: Path, ema: float | N
         ema: EMA length sigma_rel; any length if the run kept snapshots; default: the run's first.
         raw: the raw weights instead of an EMA.
     """
-    from facm.published import export_reference
-    from facm.trained import export as write
-    from facm.trained import load_trained
+    from facm.pretrained import export_reference
+    from facm.pretrained.trained import export as write
+    from facm.pretrained.trained import load_trained
 
     if out.suffix not in (".safetensors", ".pt"):
         raise ValueError(f"--out {out}, expected a name that ends in .safetensors, or in .pt for the authors' layout")
@@ -65,7 +65,7 @@ def import_weights(
         weights: which weights in it, such as model; default: its EMA, the longest of several.
         heads: attention heads, where the network has no published size and its weights do not tell.
     """
-    from facm.published import import_file
+    from facm.pretrained import import_file
 
     if out.suffix != ".safetensors":
         raise ValueError(f"--out {out}, expected a name that ends in .safetensors")

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from facm.evaluation import Features
     from facm.evaluation.evaluate import Judge
     from facm.latents.decode import Decoder
-    from facm.trained import Trained
+    from facm.pretrained.trained import Trained
 
 
 @dataclasses.dataclass(frozen=True)

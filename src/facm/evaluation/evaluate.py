@@ -24,6 +24,7 @@ from facm.evaluation.reference import KEEP, Reference, build_reference, load_ref
 from facm.flow.conditions import Condition, Labels
 from facm.flow.guidance import NO_GUIDANCE, Guidance
 from facm.flow.time_conditioning import ExpandedInterval
+from facm.pretrained.trained import Trained
 from facm.runs import log as logs
 from facm.runs.folder import environment
 from facm.sampling.generate import (
@@ -37,7 +38,6 @@ from facm.sampling.generate import (
     random_labels,
     sample,
 )
-from facm.trained import Trained
 
 LabelDraw = Literal["balanced", "random"]
 

@@ -18,9 +18,9 @@ from facm.core.types import Batch
 from facm.distributed.engine import Engine
 from facm.flow.conditions import Labels
 from facm.plan.rehearsal import Rehearsal, built, rehearse
+from facm.pretrained.trained import FromRun
 from facm.runs.config import Run
 from facm.runs.folder import RunFolderError, open_run
-from facm.trained import FromRun
 
 GB = 10**9
 CONTEXT = 1.2 * GB  # CUDA context, cuBLAS workspace, NCCL buffers: a rule of thumb

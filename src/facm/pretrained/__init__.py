@@ -1,5 +1,7 @@
-"""Trained networks, out of a run's folder or out of a file."""
+"""Files that others published: recognised, loaded strictly, and never executed."""
 
-from facm.published import FromFile
+from facm.pretrained.convert import export_reference, import_file
+from facm.pretrained.from_file import FromFile, built
+from facm.pretrained.reader import Published, open_published
 
-__all__ = ["FromFile"]
+__all__ = ["FromFile", "Published", "built", "export_reference", "import_file", "open_published"]

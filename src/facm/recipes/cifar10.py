@@ -30,10 +30,10 @@ from facm.objectives.imm import IMM
 from facm.objectives.mean_flow import MeanFlow
 from facm.objectives.scm import SCM
 from facm.objectives.shortcut_model import ShortcutModel
+from facm.pretrained.trained import FromRun
 from facm.runs.config import Intervals, Pretrained, Run
 from facm.runs.ema import PowerEMA
 from facm.runs.optim import AdamW
-from facm.trained import FromRun
 
 CLASSES = 10
 BATCH = 128  # Table 5

@@ -11,10 +11,10 @@ from facm.flow.guidance import Guidance, TeacherVelocity
 from facm.networks.lightning_dit import LightningDiT
 from facm.objectives.facm import FACM
 from facm.objectives.flow_matching import FlowMatching
+from facm.pretrained.trained import FromRun
 from facm.runs.config import Intervals, Run
 from facm.runs.ema import PowerEMA
 from facm.runs.optim import AdamW, CosineDecay
-from facm.trained import FromRun
 
 CLASSES = 10
 NETWORK = LightningDiT(

@@ -19,10 +19,10 @@ from facm.networks.lightning_dit import lightning_dit
 from facm.networks.presets import dit, repa, sit
 from facm.objectives.facm import FACM
 from facm.objectives.flow_matching import FlowMatching
+from facm.pretrained.trained import pretrained
 from facm.runs.config import Intervals, Run
 from facm.runs.ema import PowerEMA
 from facm.runs.optim import AdamW
-from facm.trained import pretrained
 
 EPOCH = 1_281_167
 """Images in ImageNet's training set."""

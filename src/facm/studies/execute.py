@@ -12,13 +12,13 @@ from facm.core.serialize import modernised, to_json
 from facm.evaluation.evaluate import Judge, default_method, evaluate
 from facm.evaluation.extraction import NonFiniteSamplesError
 from facm.flow.guidance import NO_GUIDANCE
+from facm.pretrained.trained import load_trained
 from facm.runs import log as logs
 from facm.runs.checkpoint import write_text
 from facm.runs.config import Run
 from facm.runs.folder import RunFolder, RunFolderError, create_or_continue, open_run
 from facm.sampling.generate import Method
 from facm.studies.study import Entry
-from facm.trained import load_trained
 from facm.training import NonFiniteError, Outcome, check, train
 
 SEED_OF_EVALUATION = 1

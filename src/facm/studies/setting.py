@@ -13,10 +13,10 @@ from facm.flow.conditions import Condition, Labels, Unconditional
 from facm.flow.distances import Distance, L2Cosine
 from facm.flow.times import ArctanLogNormal, TimeDistribution
 from facm.objectives.flow_matching import FlowMatching
+from facm.pretrained.trained import FromRun
 from facm.runs.config import Intervals, Run
 from facm.runs.ema import PowerEMA
 from facm.runs.optim import AdamW, CosineDecay
-from facm.trained import FromRun
 
 TEACHER_EMA = 0.05
 

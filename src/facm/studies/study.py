@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from facm.pretrained.trained import FromRun
 from facm.runs.config import Run
 from facm.runs.folder import open_run
-from facm.trained import FromRun
 from facm.training import check_network
 
 Freedom = Literal["teacher", "budget"]

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from facm.evaluation.evaluate import default_method
+from facm.pretrained.trained import FromRun
 from facm.runs import log as logs
 from facm.runs.folder import RunFolder, open_run
 from facm.studies.cost import forward_passes
 from facm.studies.execute import Wanted, measured, stopped, wanted
 from facm.studies.study import Entry, Study
-from facm.trained import FromRun
 
 STEADY = 0.1
 """Gradient norms before this fraction of a run are warm-up."""

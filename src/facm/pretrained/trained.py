@@ -16,10 +16,10 @@ from facm.latents.autoencoders.types import AutoencoderConfig
 from facm.latents.statistics import Statistics
 from facm.objectives.facm import FACM
 from facm.objectives.flow_matching import FlowMatching
-from facm.published import FromFile, open_published
-from facm.published.from_file import built
-from facm.published.own import said_of, spelled, write_own
-from facm.published.space import space_of
+from facm.pretrained import FromFile, open_published
+from facm.pretrained.from_file import built
+from facm.pretrained.latent_space import space_of
+from facm.pretrained.native_format import said_of, spelled, write_own
 from facm.runs.checkpoint import CheckpointError, load_strictly
 from facm.runs.checkpointer import Stored, load, open_stored
 from facm.runs.config import Pretrained, Run
@@ -151,9 +151,9 @@ def load_file(
 ) -> Trained:
     """The network in a published, exported or imported file, and how it is asked.
 
-    family, weights, heads: see :func:`facm.published.open_published`. learns_shortcut: whether it learned the
+    family, weights, heads: see :func:`facm.pretrained.open_published`. learns_shortcut: whether it learned the
     shortcut, where the file does not say. autoencoder, statistics, scale: of its latents, see
-    :func:`facm.published.space.space_of`.
+    :func:`facm.pretrained.latent_space.space_of`.
     Raises ValueError for what is missing.
     """
     found = open_published(path, family, weights, heads)

@@ -9,8 +9,8 @@ import torch
 from facm.core.types import NetworkConfig
 from facm.networks.adapters.variance_preserving import VariancePreserving
 from facm.networks.lightning_dit import LightningDiT
-from facm.published.opened import Published, open_published
-from facm.published.own import said_of, spelled, write_own
+from facm.pretrained.native_format import said_of, spelled, write_own
+from facm.pretrained.reader import Published, open_published
 from facm.runs.checkpoint import CheckpointError, atomically, check_fits
 
 ORIGIN = {True: "PostHocEMA, by facm", False: "Standard EMA, by facm", None: "facm"}
@@ -22,7 +22,7 @@ def import_file(
 ) -> Published:
     """Write the network of a published file into one safetensors file that says what it is; return what was read.
 
-    Arguments as in :func:`facm.published.open_published`; nothing in the file is executed.
+    Arguments as in :func:`facm.pretrained.open_published`; nothing in the file is executed.
     Raises ValueError where it cannot be read or ``out`` exists, CheckpointError where ``out`` cannot be written.
     """
     published = open_published(path, family, weights, heads)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from facm.published.opened import Published, open_published
+from facm.pretrained.reader import Published, open_published
 from facm.runs.checkpoint import load_strictly
 
 
@@ -22,7 +22,7 @@ def built(published: Published) -> torch.nn.Module:
 class FromFile:
     """The network of a published file, or of one that ``facm export`` or ``facm import`` wrote.
 
-    path: the file. family, weights, heads: as in :func:`facm.published.open_published`.
+    path: the file. family, weights, heads: as in :func:`facm.pretrained.open_published`.
     """
 
     path: str

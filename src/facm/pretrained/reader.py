@@ -18,11 +18,11 @@ from facm.core.untrusted.persistence import is_persistent
 from facm.core.untrusted.torch_files import read_foreign
 from facm.latents.statistics import Statistics
 from facm.networks.adapters.foreign import inner_config
-from facm.published.architecture import architecture
-from facm.published.edm_pickle import edm_network
-from facm.published.families import NAMES, check_family, decide, fitting, network_of
-from facm.published.layouts import layout_of
-from facm.published.own import SAID, config_of, metadata_of, statistics_of, which_of
+from facm.pretrained.architecture import architecture
+from facm.pretrained.edm import edm_network
+from facm.pretrained.families import NAMES, check_family, decide, fitting, network_of
+from facm.pretrained.layouts import layout_of
+from facm.pretrained.native_format import SAID, config_of, metadata_of, statistics_of, which_of
 from facm.runs.checkpoint import CheckpointError, check_fits
 
 WHAT = "a checkpoint of DiT, SiT, REPA, LightningDiT, FACM or EDM, or a file that facm exported"
