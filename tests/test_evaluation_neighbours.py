@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from facm.evaluation import precision_recall
-from facm.evaluation.neighbours import _squared_distances
+from facm.evaluation.precision_recall import _squared_distances
 
 
 def literal(real, generated, k):

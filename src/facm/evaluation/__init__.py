@@ -8,9 +8,9 @@ from facm.evaluation.features import FeatureExtractor, Features, Identity, Pretr
 from facm.evaluation.frechet import Moments, frechet_distance
 from facm.evaluation.inception import Inception
 from facm.evaluation.inception_score import InceptionScore
-from facm.evaluation.kernel import KernelDistance
+from facm.evaluation.kid import KernelDistance
 from facm.evaluation.metrics import Measure, Measurement
-from facm.evaluation.neighbours import precision_recall
+from facm.evaluation.precision_recall import precision_recall
 from facm.evaluation.reference import Reference, build_reference, load_reference, reference_floor, save_reference
 
 __all__ = [

@@ -30,8 +30,8 @@ from facm.evaluation.extraction import (
 from facm.evaluation.features import FeatureExtractor
 from facm.evaluation.frechet import Moments, frechet_distance
 from facm.evaluation.inception_score import SPLITS, InceptionScore
-from facm.evaluation.kernel import KernelDistance
-from facm.evaluation.neighbours import precision_recall
+from facm.evaluation.kid import KernelDistance
+from facm.evaluation.precision_recall import precision_recall
 from facm.evaluation.reference import KEEP, Reference
 
 _NEIGHBOURS = 3
