@@ -172,7 +172,7 @@ def predicted(case: Case, ranks: int, student: Bytes, teacher: Bytes) -> dict[st
 
 
 class Step:
-    """A case's own networks and optimiser, and one step of them, as facm.training does it."""
+    """A case's own networks and optimiser, and one step of them, as facm.training.loop does it."""
 
     def __init__(self, case: Case, config: LightningDiT, world: World) -> None:
         torch.manual_seed(0)

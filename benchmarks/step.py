@@ -35,7 +35,6 @@ from torch import Tensor, nn
 
 from facm.core.modules import blocks_of
 from facm.core.types import Batch, expand, losses
-from facm.counting import Flops, LiveBytes
 from facm.derivative import Chain, Derivative, FiniteDifference, NoGraph, OpLevel, WholeNetwork
 from facm.distributed.block_transforms import prepare
 from facm.flow.conditions import Condition, Labels
@@ -44,6 +43,7 @@ from facm.flow.time_conditioning import Task
 from facm.networks.lightning_dit import LightningDiT, lightning_dit
 from facm.objectives.facm import FACM
 from facm.runs.ema import EMA, PowerEMA
+from facm.training.memory_plan.counters import Flops, LiveBytes
 
 CLASSES = 10
 LEAST = 9.07  # forward-equivalents that a step needs: teacher 2, anchor 3, shortcut with its tangent 4.07

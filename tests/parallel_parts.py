@@ -164,7 +164,7 @@ def train_in(path: Path | str, run: Any, engine: Any = None, world: Any = None, 
     from facm.distributed.engine import Engine
     from facm.distributed.process_group import ALONE
     from facm.runs.folder import RunFolder, create_or_continue
-    from facm.training import train
+    from facm.training.loop import train
 
     world = world or ALONE
     by_first(world, lambda: create_or_continue(Path(path), run) and None)

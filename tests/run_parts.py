@@ -30,7 +30,7 @@ from facm.runs.config import Intervals, Run
 from facm.runs.ema import PowerEMA
 from facm.runs.folder import RunFolder, create
 from facm.runs.optim import AdamW, CosineDecay
-from facm.training import train
+from facm.training.loop import train
 
 BATCH = 16
 IMAGES = 320

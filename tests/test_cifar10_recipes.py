@@ -19,7 +19,7 @@ from facm.pretrained.trained import FromRun, export, load_file, load_trained
 from facm.recipes.find import built_in, find
 from facm.runs.folder import create
 from facm.sampling.generate import Consistency, Euler, Jumps, Source, balanced_labels, sample
-from facm.training import check, train
+from facm.training.loop import check, train
 
 NAMES = [name for name in built_in() if name.startswith("cifar10-")]
 TEACHERS = ("cifar10-teacher", "cifar10-cond-teacher", "cifar10-scm-teacher")

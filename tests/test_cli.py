@@ -20,7 +20,7 @@ from facm import cli
 from facm.evaluation.classifier import SmallClassifier
 from facm.recipes.find import built_in
 from facm.runs.folder import create, open_run
-from facm.training import NonFiniteError
+from facm.training.loop import NonFiniteError
 from run_parts import before_step, contents, flow_run, signal_at, trained
 
 SMALL = {
@@ -262,7 +262,7 @@ def test_a_folder_of_another_process_is_not_taken_away(recipes, monkeypatch, cap
         raise LockedError("another process has it")
         yield
 
-    monkeypatch.setattr("facm.training.locked", held)
+    monkeypatch.setattr("facm.training.loop.locked", held)
     assert "another process has it" in refused(capsys, "train", "mine.py:moons")
     assert (recipes / "runs" / "moons" / "run.json").exists()
 

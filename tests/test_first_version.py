@@ -24,7 +24,7 @@ from facm.runs.folder import create, open_run
 from facm.sampling.generate import Consistency, Euler
 from facm.studies.execute import finished, measured, wanted
 from facm.studies.study import Entry
-from facm.training import train
+from facm.training.loop import train
 
 DATA = Path(__file__).parent / "data" / "d57adea"
 OTHERS = sorted(path.name for path in (DATA / "other").iterdir())

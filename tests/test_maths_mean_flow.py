@@ -20,7 +20,7 @@ from facm.networks.lightning_dit import from_reference_flags
 from facm.networks.mlp import MLP
 from facm.objectives.mean_flow import MeanFlow
 from facm.runs.config import Run
-from facm.training import check
+from facm.training.loop import check
 from golden.gold import fill, probe, tensor
 
 CLASSES = 3

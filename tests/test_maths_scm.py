@@ -26,7 +26,7 @@ from facm.objectives.scm import SCM, log_weight
 from facm.runs.checkpoint import CheckpointError, load_strictly
 from facm.runs.config import Intervals, Run
 from facm.runs.optim import AdamW
-from facm.training import check
+from facm.training.loop import check
 from golden.gold import fill, probe, tensor, weight
 from parallel_parts import call, difference, log_of, train_in
 

@@ -184,7 +184,7 @@ def test_no_pickled_code_in_a_directory(root, said):
 
 def hangs_or_dies(how, seconds):
     """Rank 1 stops answering in the middle of the run. They begin together: ``seconds`` are few."""
-    import facm.training  # noqa: F401 (before the clock runs)
+    import facm.training.loop  # noqa: F401 (before the clock runs)
     from facm.data.stream import Stream
 
     run, world.ROLL_CALL_S = Path(os.environ["RUN"]), 1.0

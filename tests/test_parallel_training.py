@@ -219,7 +219,7 @@ def stopped_and_resumed(path, run, engine, world):
 
 def preview_changes_nothing(root, world):
     """Drawing samples of the average in the middle of a sharded run, which holds it in shards only."""
-    from facm.preview import draw_preview
+    from facm.training.preview import draw_preview
 
     run = short_student(root)
     path = Path(f"{root}/fsdp-preview")

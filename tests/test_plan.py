@@ -16,8 +16,8 @@ from facm.cli import main
 from facm.data import Noise
 from facm.derivative import OpLevel, WholeNetwork
 from facm.networks.lightning_dit import LightningDiT
-from facm.plan import plan
 from facm.runs.config import Intervals
+from facm.training.memory_plan import plan
 
 GB = 10**9
 HERE = Path(__file__).resolve().parent

@@ -27,7 +27,7 @@ from facm.runs.checkpoint import (
 )
 from facm.runs.config import Intervals
 from facm.runs.folder import create
-from facm.training import train
+from facm.training.loop import train
 from run_parts import EVERY, Crash, before_step, contents, crash_at, facm_run, flow_run, in_child, trained
 
 TENSORS = {"a/weight": torch.arange(12.0).reshape(3, 4), "a/count": torch.tensor(3), "b": torch.zeros(2).bfloat16()}

@@ -32,7 +32,7 @@ from facm.runs.config import Intervals, Run
 from facm.runs.ema import PowerEMA
 from facm.runs.folder import RunFolder, RunFolderError, create, environment, load_module, locked, open_run
 from facm.runs.optim import AdamW, CosineDecay
-from facm.training import check, train
+from facm.training.loop import check, train
 from run_parts import EVERY, IMAGES, Crash, before_step, crash_at, facm_run, flow_run, trained, weights
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "mine.py"

@@ -12,7 +12,7 @@ from facm.runs import log as logs
 from facm.runs.checkpoint import load
 from facm.runs.config import Intervals
 from facm.runs.folder import create
-from facm.training import NonFiniteError, State, resolved_precision, train
+from facm.training.loop import NonFiniteError, State, resolved_precision, train
 from run_parts import (
     BATCH,
     EVERY,

@@ -18,7 +18,7 @@ from facm.distributed.engine import Engine
 from facm.networks.mlp import MLP
 from facm.runs.checkpoint import load
 from facm.runs.folder import RunFolder, create, open_run
-from facm.training import train
+from facm.training.loop import train
 from run_parts import (
     BATCH,
     IMAGES,
@@ -195,14 +195,14 @@ def test_a_signal_saves_and_resuming_changes_nothing(whole, tmp_path, number, cl
 def test_a_signal_before_the_first_step_saves_too(whole, tmp_path, monkeypatch):
     run, expected = whole["flow"]
     folder = create(tmp_path / "run", run)
-    original = facm.training.check
+    original = facm.training.loop.check
 
     def check(run):
         os.kill(os.getpid(), signal.SIGTERM)
         return original(run)
 
     with monkeypatch.context() as patched:
-        patched.setattr("facm.training.check", check)
+        patched.setattr("facm.training.loop.check", check)
         assert train(run, folder).images == 0
     train(run, folder)
     assert contents(folder) == expected
@@ -282,7 +282,7 @@ MOMENTS = {
     "before the rename": ("facm.runs.checkpoint.os.replace", kill_before),
     "after the rename": ("facm.runs.checkpoint.os.replace", kill_after),
     "before the sync": ("facm.runs.checkpoint.os.fsync", kill_before),
-    "in the log": ("facm.training.logs.append", kill_in_line),
+    "in the log": ("facm.training.loop.logs.append", kill_in_line),
 }
 
 
@@ -310,7 +310,7 @@ def test_a_kill_while_saving_changes_nothing(whole, tmp_path, monkeypatch, momen
 def monkeypatch_target(dotted):
     module, _, name = dotted.rpartition(".")
     return getattr(
-        {"facm.runs.checkpoint.os": os, "facm.training.logs": logs}.get(module, sys.modules.get(module)), name
+        {"facm.runs.checkpoint.os": os, "facm.training.loop.logs": logs}.get(module, sys.modules.get(module)), name
     )
 
 

@@ -33,7 +33,7 @@ from facm.studies.entries import Bench
 from facm.studies.find import NAMES, built_in, find_study
 from facm.studies.setting import altered, cifar10, digits, find_setting
 from facm.studies.study import Entry, check_study
-from facm.training import check
+from facm.training.loop import check
 from study_parts import Few, Products, bench, pair, setting
 
 HOME = Path("studies/seed-0")

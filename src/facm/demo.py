@@ -15,7 +15,6 @@ from facm.evaluation import reference_floor
 from facm.evaluation.evaluate import Judge, evaluate, judge, source_of
 from facm.page import Panel, steps
 from facm.pretrained.trained import Trained, load_trained, newest_checkpoint
-from facm.progress import progress
 from facm.recipes.digits import digits_student, digits_teacher
 from facm.report import contact_sheet, write_report
 from facm.runs import log as logs
@@ -23,7 +22,8 @@ from facm.runs.checkpoint import atomically, write_text
 from facm.runs.config import Run
 from facm.runs.folder import RunFolder, RunFolderError, create, open_run
 from facm.sampling.generate import Consistency, Euler, Method, balanced_labels, sample
-from facm.training import train
+from facm.training.loop import train
+from facm.training.progress import progress
 
 TEACHER_NFE = (1, 2, 4, 8, 32)
 STUDENT_NFE = (1, 2, 4)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from facm.recipes.find import Recipe
     from facm.runs.config import Run
     from facm.runs.folder import RunFolder
-    from facm.state import State
+    from facm.training.state import State
 
 DEFAULT = Engine()
 T = TypeVar("T")
@@ -44,7 +44,7 @@ def train_recipe(spec: str, arguments: list[str]) -> None:
     from facm.distributed.collectives import by_first
     from facm.distributed.process_group import opened, restarts
     from facm.runs.folder import LockedError, RunFolder, create, create_or_continue, discard
-    from facm.training import check, check_engine
+    from facm.training.loop import check, check_engine
 
     out = chosen.out or Path("runs") / recipe.name
     make: Any = create_or_continue if chosen.resume or restarts() else create
@@ -134,8 +134,8 @@ class PlanOptions:
 
 
 def plan_recipe(spec: str, arguments: list[str]) -> None:
-    from facm.plan import plan as predict
     from facm.recipes.find import find
+    from facm.training.memory_plan import plan as predict
 
     chosen, run, engine = _parse_run("plan", find(spec), arguments, PlanOptions())
     found = predict(run, chosen.gpus, 1e9 * chosen.gpu_memory, engine, chosen.shape or None, chosen.on)
@@ -157,9 +157,9 @@ def _silenced() -> Iterator[None]:
 
 def _run_to_end(run: Run, folder: RunFolder, quiet: bool, engine: Engine, world: World) -> bool:
     """Train with progress and sample grids, say how it ended; False if it was interrupted."""
-    from facm.preview import draw_preview
-    from facm.progress import progress
-    from facm.training import train as train_run
+    from facm.training.loop import train as train_run
+    from facm.training.preview import draw_preview
+    from facm.training.progress import progress
 
     decode = _decoder(run, world)
 

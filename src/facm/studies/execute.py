@@ -19,7 +19,7 @@ from facm.runs.config import Run
 from facm.runs.folder import RunFolder, RunFolderError, create_or_continue, open_run
 from facm.sampling.generate import Method
 from facm.studies.study import Entry
-from facm.training import NonFiniteError, Outcome, check, train
+from facm.training.loop import NonFiniteError, Outcome, check, train
 
 SEED_OF_EVALUATION = 1
 STOPPED = "stopped.json"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from facm.runs.config import Run
-from facm.training import Reporter
+from facm.training.loop import Reporter
 
 LINE_EVERY_SECONDS = 10.0
 

@@ -36,7 +36,15 @@ from facm.runs.checkpoint import digest, load_strictly
 from facm.runs.config import Run
 from facm.runs.ema import EMA
 from facm.runs.folder import RunFolder, locked
-from facm.state import State, Window, borrowed_generators, checkpoint, restore, save_ema_snapshots, seed_generators
+from facm.training.state import (
+    State,
+    Window,
+    borrowed_generators,
+    checkpoint,
+    restore,
+    save_ema_snapshots,
+    seed_generators,
+)
 
 AUTO = Engine()
 

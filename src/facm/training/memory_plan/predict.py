@@ -17,10 +17,10 @@ from facm.core.modules import blocks_of
 from facm.core.types import Batch
 from facm.distributed.engine import Engine
 from facm.flow.conditions import Labels
-from facm.plan.rehearsal import Rehearsal, built, rehearse
 from facm.pretrained.trained import FromRun
 from facm.runs.config import Run
 from facm.runs.folder import RunFolderError, open_run
+from facm.training.memory_plan.rehearsal import Rehearsal, built, rehearse
 
 GB = 10**9
 CONTEXT = 1.2 * GB  # CUDA context, cuBLAS workspace, NCCL buffers: a rule of thumb

@@ -19,7 +19,7 @@ from facm.runs.config import Run
 from facm.runs.ema import Weights
 from facm.sampling.generate import Source, balanced_labels, sample
 from facm.sampling.images import is_image, save_grid
-from facm.state import State
+from facm.training.state import State
 
 PREVIEW = 20
 TEACHER_NFE = 8

@@ -15,11 +15,11 @@ from torch.utils._pytree import tree_map
 
 from facm.core.modules import blocks_of
 from facm.core.types import Batch, losses
-from facm.counting import LiveBytes
 from facm.derivative import OpLevel, Pair
 from facm.distributed.block_transforms import prepare
 from facm.distributed.engine import Engine
 from facm.runs.config import Run
+from facm.training.memory_plan.counters import LiveBytes
 
 AUTOCAST = frozenset(
     {nnf.linear, nnf.conv1d, nnf.conv2d, nnf.conv3d, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm}
