@@ -22,10 +22,10 @@ from facm.runs import log as logs
 from facm.runs.config import Intervals
 from facm.runs.folder import create
 from facm.runs.optim import AdamW
-from facm.studies.entries import Bench
-from facm.studies.execute import SEED_OF_EVALUATION, Wanted, wanted
-from facm.studies.setting import Setting, digits
+from facm.studies.rows import Bench
+from facm.studies.scales import Setting, digits
 from facm.studies.study import Entry, Study
+from facm.studies.train_and_measure import SEED_OF_EVALUATION, Wanted, wanted
 
 N = 40
 

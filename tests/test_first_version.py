@@ -22,8 +22,8 @@ from facm.pretrained.trained import load_file, load_trained
 from facm.runs.checkpoint import load
 from facm.runs.folder import create, open_run
 from facm.sampling.generate import Consistency, Euler
-from facm.studies.execute import finished, measured, wanted
 from facm.studies.study import Entry
+from facm.studies.train_and_measure import finished, measured, wanted
 from facm.training.loop import train
 
 DATA = Path(__file__).parent / "data" / "d57adea"

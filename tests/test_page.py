@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from facm.page import Panel, folded_json, grid, image, page, png_of
+from facm.studies.html import Panel, folded_json, grid, image, page, png_of
 
 
 def embedded(part):

@@ -29,9 +29,9 @@ from facm.runs.config import Intervals
 from facm.runs.folder import create
 from facm.runs.optim import Constant
 from facm.studies.cost import forward_passes
-from facm.studies.entries import Bench
 from facm.studies.find import NAMES, built_in, find_study
-from facm.studies.setting import altered, cifar10, digits, find_setting
+from facm.studies.rows import Bench
+from facm.studies.scales import altered, cifar10, digits, find_setting
 from facm.studies.study import Entry, check_study
 from facm.training.loop import check
 from study_parts import Few, Products, bench, pair, setting
@@ -423,7 +423,7 @@ def test_a_study_that_there_is_not_is_named_with_what_there_is(spec, said):
 def test_a_function_of_a_file_is_found_and_another_is_named(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
-        "from facm.studies.weights import weights\ndef a(bench): ...\ndef b(bench): ...\ndef _c(bench): ...\n"
+        "from facm.studies.tables.weights import weights\ndef a(bench): ...\ndef b(bench): ...\ndef _c(bench): ...\n"
     )
     assert find_study(f"{file}:b").name == "b"
     for spec in (f"{file}:c", f"{file}", f"{file}:_c", f"{file}:weights"):

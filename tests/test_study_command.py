@@ -16,7 +16,7 @@ from study_parts import Few, N, setting
 
 MINE = """
 from dataclasses import dataclass, replace
-from facm.studies.entries import Bench
+from facm.studies.rows import Bench
 from study_parts import Few, Quarters, pair, setting
 
 def study(bench):
@@ -183,7 +183,7 @@ def test_an_interrupted_study_says_how_to_go_on(place, capsys):
 
 def test_several_jobs_are_children_with_the_same_command(place, monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr("facm.studies.conduct.side_by_side", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr("facm.studies.schedule.side_by_side", lambda *arguments: asked.append(arguments))
     command("mine.py:study", "--out", "apart", "--jobs", 2, *OPTIONS)
     ((plan, judged, jobs, words),) = asked
     assert (list(plan.studies), plan.n, plan.home, jobs) == ([0, 1, 2], N, Path("apart"), 2)
@@ -196,7 +196,7 @@ def test_several_jobs_are_children_with_the_same_command(place, monkeypatch, cap
 def test_what_is_measured_against_is_what_was_trained_on(place, monkeypatch):
     """Not the size's own data."""
     seen = []
-    monkeypatch.setattr("facm.studies.conduct.in_turn", lambda plan, judged: seen.append(judged))
+    monkeypatch.setattr("facm.studies.schedule.in_turn", lambda plan, judged: seen.append(judged))
     command("mine.py:fewer", "--out", "fewer", *OPTIONS)
     assert len(seen[0].dataset) == 100
     assert seen[0].reference.n == 100
@@ -209,8 +209,8 @@ def test_a_size_may_have_other_data_to_measure_against(place, monkeypatch):
         asked.append(arguments)
         return setting(reference=Few(50))
 
-    monkeypatch.setattr("facm.studies.setting.find_setting", find)
-    monkeypatch.setattr("facm.studies.conduct.in_turn", lambda plan, judged: seen.append(judged))
+    monkeypatch.setattr("facm.studies.scales.find_setting", find)
+    monkeypatch.setattr("facm.studies.schedule.in_turn", lambda plan, judged: seen.append(judged))
     command("weights", "--at", "some", "--data", "there", *OPTIONS)
     command("mine.py:fewer", *OPTIONS)
     assert asked == [("some", "there"), ("digits", None)]
@@ -219,7 +219,7 @@ def test_a_size_may_have_other_data_to_measure_against(place, monkeypatch):
 
 def test_the_size_says_how_many_samples_and_which_folder(place, monkeypatch):
     seen = []
-    monkeypatch.setattr("facm.studies.conduct.in_turn", lambda plan, judged: seen.append(plan))
+    monkeypatch.setattr("facm.studies.schedule.in_turn", lambda plan, judged: seen.append(plan))
     command("mine.py:study", "--features", "mine.py:Quarters")
     assert (seen[0].n, seen[0].home) == (2_000, Path("runs/studies/digits"))
     assert not Path("runs").exists()

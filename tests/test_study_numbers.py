@@ -159,7 +159,7 @@ def test_where_a_student_started_is_measured_as_the_study_does(tmp_path):
 
 
 def _wanted(entry):
-    from facm.studies.execute import wanted
+    from facm.studies.train_and_measure import wanted
 
     return wanted(entry)
 

@@ -17,8 +17,8 @@ from facm.runs import log as logs
 from facm.runs.folder import RunFolderError, open_run
 from facm.sampling.generate import Consistency, Euler, Jumps
 from facm.studies import conduct, execute
-from facm.studies.conduct import Children, Plan, in_turn, side_by_side
-from facm.studies.execute import Wanted, finished, fulfil, measured, stopped, trained_whole, wanted
+from facm.studies.schedule import Children, Plan, in_turn, side_by_side
+from facm.studies.train_and_measure import Wanted, finished, fulfil, measured, stopped, trained_whole, wanted
 from run_parts import Crash, FailsAt, before_step, contents, crash_at, signal_at
 from study_parts import N, bench, judged, pair, row, stop, written
 
@@ -69,7 +69,7 @@ def test_a_network_is_measured_as_it_was_trained():
     assert [w.method for w in wanted(made.teacher())] == [Euler(1), Euler(2), Euler(4)]
     assert list(wanted(made.facm())) == [Wanted(Consistency(1), 1, None), Wanted(Consistency(2), 2, None)]
     assert [w.method for w in wanted(made.mean_flow())] == [Consistency(1), Consistency(2)]
-    from facm.studies.rivals import rivals
+    from facm.studies.tables.rivals import rivals
 
     imm = {entry.name: entry for entry in rivals(made).entries}["imm"]
     assert {type(w.method) for w in wanted(imm)} <= {Consistency, Jumps}

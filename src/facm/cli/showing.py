@@ -34,6 +34,6 @@ def demo(out: Path = Path("runs/demo"), seed: int = 0, quiet: bool = False) -> N
         seed: of everything random.
         quiet: print only the table and where the report is.
     """
-    from facm.demo import run_demo
+    from facm.studies.demo import run_demo
 
     run_demo(out, seed, quiet)

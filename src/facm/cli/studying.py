@@ -48,10 +48,10 @@ def study(
 
     from facm.evaluation import reference_floor
     from facm.evaluation.evaluate import judge
-    from facm.studies.conduct import INTERRUPTED, Plan, in_turn, side_by_side
     from facm.studies.find import find_study
     from facm.studies.report import write
-    from facm.studies.setting import find_setting
+    from facm.studies.scales import find_setting
+    from facm.studies.schedule import INTERRUPTED, Plan, in_turn, side_by_side
     from facm.studies.summary import summarise
     from facm.studies.table import print_table
 
@@ -94,12 +94,12 @@ def _plainly(folder: Path) -> Path:
 
 
 def _made(found: Any, setting: Any, home: Path, seed: int) -> Study:
-    from facm.studies.entries import Bench
+    from facm.studies.rows import Bench
     from facm.studies.study import Study, check_study
 
     folder = home / f"seed-{seed}"
     if len(inspect.signature(found.function).parameters) != 1:
-        raise ValueError(f"study {found.name!r} is to take one argument, a facm.studies.entries.Bench")
+        raise ValueError(f"study {found.name!r} is to take one argument, a facm.studies.rows.Bench")
     study = found.function(Bench(setting, folder, seed))
     if not isinstance(study, Study):
         raise ValueError(f"study {found.name!r} returned {type(study).__name__}, expected a facm.studies.study.Study")

@@ -8,9 +8,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from facm.page import png_of, steps
 from facm.runs import log as logs
 from facm.runs.folder import RunFolder
+from facm.studies.html import png_of, steps
 from facm.studies.study import Entry
 from facm.studies.summary import STEADY, Cell, Line, Summary
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from facm.runs.folder import load_module
-from facm.studies.entries import Bench
+from facm.studies.rows import Bench
 from facm.studies.study import Study
 
 NAMES = ("stability", "weights", "teacher", "duration", "anchor", "strategies", "collapse", "rivals")

@@ -9,16 +9,16 @@ from pathlib import Path
 import torch
 
 from facm.evaluation.evaluate import Judge, source_of
-from facm.page import Panel, folded_json, grid, image, page, steps
 from facm.pretrained.trained import load_trained
 from facm.runs.checkpoint import atomically, write_text
 from facm.runs.folder import RunFolder
 from facm.sampling.generate import balanced_labels, sample
 from facm.sampling.images import is_image
-from facm.studies.execute import SEED_OF_EVALUATION, stopped, wanted
 from facm.studies.figures import numbers, over_training
+from facm.studies.html import Panel, folded_json, grid, image, page, steps
 from facm.studies.summary import Summary
 from facm.studies.table import jsonl, markdown, rows, said
+from facm.studies.train_and_measure import SEED_OF_EVALUATION, stopped, wanted
 
 SHOWN = 40
 

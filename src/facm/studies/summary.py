@@ -14,8 +14,8 @@ from facm.pretrained.trained import FromRun
 from facm.runs import log as logs
 from facm.runs.folder import RunFolder, open_run
 from facm.studies.cost import forward_passes
-from facm.studies.execute import Wanted, measured, stopped, wanted
 from facm.studies.study import Entry, Study
+from facm.studies.train_and_measure import Wanted, measured, stopped, wanted
 
 STEADY = 0.1
 """Gradient norms before this fraction of a run are warm-up."""

@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from facm.page import steps
 from facm.runs.folder import environment
-from facm.studies.execute import SEED_OF_EVALUATION
+from facm.studies.html import steps
 from facm.studies.summary import Cell, Line, Summary
+from facm.studies.train_and_measure import SEED_OF_EVALUATION
 
 Row = tuple[str, ...]
 

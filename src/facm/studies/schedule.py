@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 
 from facm.evaluation.evaluate import Judge
-from facm.page import steps
 from facm.pretrained.trained import FromRun
 from facm.runs import log as logs
-from facm.studies.execute import finished, fulfil, stopped, trained_whole
+from facm.studies.html import steps
 from facm.studies.study import Entry, Study
+from facm.studies.train_and_measure import finished, fulfil, stopped, trained_whole
 
 INTERRUPTED = 130
 """Exit status of a command with --only that was interrupted after saving: a cluster is not to take it as done."""

@@ -7,7 +7,7 @@ from facm.objectives.discrete_cm import DiscreteCM
 from facm.objectives.discrete_schedules import DoublingSteps, ShrinkingGap, SignalToNoise
 from facm.objectives.imm import IMM
 from facm.objectives.shortcut_model import ShortcutModel
-from facm.studies.entries import UNGUIDED, Bench, published
+from facm.studies.rows import UNGUIDED, Bench, published
 from facm.studies.study import Study
 
 STAGES = 8

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from facm.flow.weighting import One
 from facm.objectives.continuous_cm import ContinuousCM
-from facm.studies.entries import UNGUIDED, Bench, published
+from facm.studies.rows import UNGUIDED, Bench, published
 from facm.studies.study import Study
 
 LONGER = 1.6

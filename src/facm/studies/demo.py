@@ -13,15 +13,15 @@ import torch
 
 from facm.evaluation import reference_floor
 from facm.evaluation.evaluate import Judge, evaluate, judge, source_of
-from facm.page import Panel, steps
 from facm.pretrained.trained import Trained, load_trained, newest_checkpoint
 from facm.recipes.digits import digits_student, digits_teacher
-from facm.report import contact_sheet, write_report
 from facm.runs import log as logs
 from facm.runs.checkpoint import atomically, write_text
 from facm.runs.config import Run
 from facm.runs.folder import RunFolder, RunFolderError, create, open_run
 from facm.sampling.generate import Consistency, Euler, Method, balanced_labels, sample
+from facm.studies.demo_report import contact_sheet, write_report
+from facm.studies.html import Panel, steps
 from facm.training.loop import train
 from facm.training.progress import progress
 

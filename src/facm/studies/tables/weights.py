@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from facm.flow.weighting import Cosine, One, OneMinusPower, Weight
-from facm.studies.entries import Bench, published
+from facm.studies.rows import Bench, published
 from facm.studies.study import Study
 
 ROWS: tuple[tuple[str, str, Weight, Weight, float], ...] = (  # published: FID with two steps on ImageNet 256

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from facm.runs.optim import Constant
-from facm.studies.entries import Bench
+from facm.studies.rows import Bench
 from facm.studies.study import Study
 
 TIMES = 2

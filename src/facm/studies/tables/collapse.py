@@ -10,7 +10,7 @@ from facm.flow.weighting import One
 from facm.objectives.continuous_cm import ContinuousCM
 from facm.objectives.facm import FACM
 from facm.runs.optim import AdamW
-from facm.studies.entries import Bench
+from facm.studies.rows import Bench
 from facm.studies.study import Entry, Study
 
 SCALES = (1.0, 1.75)

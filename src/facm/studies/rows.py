@@ -14,7 +14,7 @@ from facm.objectives.continuous_cm import ContinuousCM
 from facm.objectives.facm import FACM
 from facm.objectives.mean_flow import MeanFlow
 from facm.objectives.scm import SCM
-from facm.studies.setting import Setting
+from facm.studies.scales import Setting
 from facm.studies.study import Entry
 
 UNGUIDED = TeacherVelocity(Guidance(1.0))

@@ -7,9 +7,9 @@ import io
 from pathlib import Path
 from typing import Any
 
-from facm.page import Panel, folded_json, grid, image, page, png_of
 from facm.runs.checkpoint import write_text
 from facm.sampling.images import grid_png
+from facm.studies.html import Panel, folded_json, grid, image, page, png_of
 
 
 def write_report(

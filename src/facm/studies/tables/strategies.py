@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from facm.derivative import Chain, Derivative, FiniteDifference, NoGraph, OpLevel, WholeNetwork
 from facm.objectives.facm import FACM
-from facm.studies.entries import UNGUIDED, Bench
+from facm.studies.rows import UNGUIDED, Bench
 from facm.studies.study import Study
 
 PART = 3

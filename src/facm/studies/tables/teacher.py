@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from facm.studies.entries import Bench
+from facm.studies.rows import Bench
 from facm.studies.study import Entry, Study
 
 STOPS = (16, 4)
