@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from facm.cli.lookup import built_in, find
 from facm.core.types import NetworkConfig
 from facm.data import Cifar10, cifar10
 from facm.distributed.engine import Engine
@@ -16,7 +17,6 @@ from facm.flow.guidance import DataVelocity, TeacherVelocity
 from facm.networks.adapters.edm import EDM
 from facm.objectives.facm import FACM
 from facm.pretrained.trained import FromRun, export, load_file, load_trained
-from facm.recipes.find import built_in, find
 from facm.runs.folder import create
 from facm.sampling.generate import Consistency, Euler, Jumps, Source, balanced_labels, sample
 from facm.training.loop import check, train

@@ -17,8 +17,8 @@ from PIL import Image
 
 import facm
 from facm import cli
+from facm.cli.lookup import built_in
 from facm.evaluation.classifier import SmallClassifier
-from facm.recipes.find import built_in
 from facm.runs.folder import create, open_run
 from facm.training.loop import NonFiniteError
 from run_parts import before_step, contents, flow_run, signal_at, trained

@@ -18,6 +18,7 @@ import torch
 
 import facm
 from facm import cli
+from facm.cli.lookup import built_in, find
 from facm.core.serialize import fingerprint, from_json, to_json
 from facm.flow.conditions import Labels
 from facm.flow.guidance import Guidance, TeacherVelocity
@@ -27,7 +28,6 @@ from facm.networks.mlp import MLP
 from facm.objectives.facm import FACM
 from facm.objectives.flow_matching import FlowMatching
 from facm.pretrained.trained import FromRun, load_trained
-from facm.recipes.find import built_in, find
 from facm.runs.config import Intervals, Run
 from facm.runs.ema import PowerEMA
 from facm.runs.folder import RunFolder, RunFolderError, create, environment, load_module, locked, open_run

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from facm.cli.lookup_study import NAMES, built_in, find_study
 from facm.core.types import Batch, Loss
 from facm.data import Cifar10, InMemory
 from facm.derivative import Chain, FiniteDifference, NoGraph, OpLevel, WholeNetwork
@@ -29,7 +30,6 @@ from facm.runs.config import Intervals
 from facm.runs.folder import create
 from facm.runs.optim import Constant
 from facm.studies.cost import forward_passes
-from facm.studies.find import NAMES, built_in, find_study
 from facm.studies.rows import Bench
 from facm.studies.scales import altered, cifar10, digits, find_setting
 from facm.studies.study import Entry, check_study

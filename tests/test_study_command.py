@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from facm import cli, logs
-from facm.studies.find import NAMES
+from facm.cli.lookup_study import NAMES
 from run_parts import before_step, signal_at
 from study_parts import Few, N, setting
 

@@ -1,5 +1,5 @@
 """The command line. Heavy imports wait until a command runs."""
 
-from facm.cli.entry import main
+from facm.cli.main import main
 
 __all__ = ["main"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from facm.cli.asking import FILE, SAMPLING, FileOptions, SamplingOptions
+from facm.cli.network_options import FILE, SAMPLING, FileOptions, SamplingOptions
 from facm.distributed.engine import Engine
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ import tyro
 from facm.distributed.engine import Engine
 
 if TYPE_CHECKING:
+    from facm.cli.lookup import Recipe
     from facm.distributed.process_group import World
     from facm.latents.decode import Decoder
-    from facm.recipes.find import Recipe
     from facm.runs.config import Run
     from facm.runs.folder import RunFolder
     from facm.training.state import State
@@ -37,7 +37,7 @@ def train(recipe: Annotated[str, tyro.conf.Positional]) -> None:
 
 
 def train_recipe(spec: str, arguments: list[str]) -> None:
-    from facm.recipes.find import find
+    from facm.cli.lookup import find
 
     recipe = find(spec)
     chosen, run, engine = _parse_run("train", recipe, arguments, TrainOptions())
@@ -134,7 +134,7 @@ class PlanOptions:
 
 
 def plan_recipe(spec: str, arguments: list[str]) -> None:
-    from facm.recipes.find import find
+    from facm.cli.lookup import find
     from facm.training.memory_plan import plan as predict
 
     chosen, run, engine = _parse_run("plan", find(spec), arguments, PlanOptions())

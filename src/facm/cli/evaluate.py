@@ -8,8 +8,8 @@ from typing import Annotated
 
 import tyro
 
-from facm.cli.asking import FILE, SAMPLING, FileOptions, SamplingOptions
-from facm.cli.judging import FeatureOptions, JudgeOptions, folder_of_images
+from facm.cli.metric_options import FeatureOptions, JudgeOptions, folder_of_images
+from facm.cli.network_options import FILE, SAMPLING, FileOptions, SamplingOptions
 from facm.cli.terminal import counting
 from facm.distributed.engine import Engine
 
@@ -75,7 +75,7 @@ def evaluate(
             for method in methods
         ]
     if world.first and not quiet:
-        from facm.show import evaluation_table
+        from facm.cli.show_run import evaluation_table
 
         evaluation_table(rows)
         _warn(n, judged.reference.n, judged.extractor.num_features)

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
-from facm.recipes.find import built_in, find
+from facm.cli.lookup import built_in, find
 from facm.runs import log as logs
 from facm.runs.config import Run
 from facm.runs.folder import RunFolder, open_run

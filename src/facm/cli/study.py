@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from facm.cli.judging import FeatureOptions
+from facm.cli.metric_options import FeatureOptions
 
 if TYPE_CHECKING:
     from facm.studies.study import Study
@@ -46,9 +46,9 @@ def study(
     """
     import torch
 
+    from facm.cli.lookup_study import find_study
     from facm.evaluation import reference_floor
     from facm.evaluation.evaluate import judge
-    from facm.studies.find import find_study
     from facm.studies.report import write
     from facm.studies.scales import find_setting
     from facm.studies.schedule import INTERRUPTED, Plan, in_turn, side_by_side

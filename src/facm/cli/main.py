@@ -11,14 +11,14 @@ import tyro
 
 from facm import __version__
 from facm.cli.errors import readable_errors
-from facm.cli.evaluating import evaluate, statistics
-from facm.cli.files import export, import_weights
-from facm.cli.preparing import prepare, verify
-from facm.cli.sampling import sample
-from facm.cli.showing import demo, show
-from facm.cli.studying import study
-from facm.cli.training import plan, plan_recipe, resume, train, train_recipe
-from facm.memory import keep_freed_memory
+from facm.cli.evaluate import evaluate, statistics
+from facm.cli.malloc import keep_freed_memory
+from facm.cli.prepare import prepare, verify
+from facm.cli.sample import sample
+from facm.cli.show import demo, show
+from facm.cli.study import study
+from facm.cli.train import plan, plan_recipe, resume, train, train_recipe
+from facm.cli.weights import export, import_weights
 
 
 def main(argv: Sequence[str] | None = None) -> None:

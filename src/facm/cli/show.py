@@ -15,13 +15,13 @@ def show(what: Annotated[str, tyro.conf.Positional]) -> None:
         what: a recipe's name, mine.py:run, a run folder, or one of the words recipes and studies.
     """
     if what == "studies":
-        from facm.studies.find import built_in
+        from facm.cli.lookup_study import built_in
 
         for name, summary in built_in().items():
             print(f"{name}\n    {summary}")
         print("facm study NAME; its options: facm study --help")
         return
-    from facm.show import show_anything
+    from facm.cli.show_run import show_anything
 
     show_anything(what)
 
