@@ -40,10 +40,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from facm.core.hashing import identity_of
-from facm.data import Latents, Stream, prefetch
+from facm.data import Stream, prefetch
 from facm.data.crop import centre_crop
 from facm.data.in_memory import from_bytes
 from facm.data.pictures import FolderPictures
+from facm.latents import Latents
 from facm.latents.prepare import prepare
 from facm.latents.shards import mapped, shard_files
 

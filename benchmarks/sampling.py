@@ -28,7 +28,8 @@ from facm.flow.conditions import Labels
 from facm.flow.guidance import Guidance
 from facm.flow.time_conditioning import ExpandedInterval
 from facm.networks.lightning_dit import lightning_dit
-from facm.sampling.generate import Consistency, Euler, Source, noise, sample
+from facm.sampling.generate import Source, noise, sample
+from facm.sampling.methods import Consistency, Euler
 
 CLASSES = 1000
 

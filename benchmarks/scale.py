@@ -46,7 +46,8 @@ from facm.distributed.gradients import clip, reducing
 from facm.distributed.process_group import World, opened
 from facm.distributed.wrap import shard, spread
 from facm.flow.conditions import Labels
-from facm.flow.guidance import Guidance, TeacherVelocity
+from facm.flow.guidance import Guidance
+from facm.flow.velocity import TeacherVelocity
 from facm.networks.lightning_dit import LightningDiT
 from facm.objectives.facm import FACM
 

@@ -34,12 +34,15 @@ import torch
 from torch import Tensor, nn
 
 from facm.core.modules import blocks_of
-from facm.core.types import Batch, expand, losses
+from facm.core.tensors import expand
+from facm.core.types import Batch, losses
 from facm.derivative import Chain, Derivative, FiniteDifference, NoGraph, OpLevel, WholeNetwork
 from facm.distributed.block_transforms import prepare
 from facm.flow.conditions import Condition, Labels
-from facm.flow.guidance import Guidance, Point, TeacherVelocity, extrapolate
+from facm.flow.guidance import Guidance, extrapolate
+from facm.flow.interpolant import Point
 from facm.flow.time_conditioning import Task
+from facm.flow.velocity import TeacherVelocity
 from facm.networks.lightning_dit import LightningDiT, lightning_dit
 from facm.objectives.facm import FACM
 from facm.runs.ema import EMA, PowerEMA

@@ -7,7 +7,8 @@ if TYPE_CHECKING:
     from facm.data import InMemory
     from facm.distributed.engine import Engine
     from facm.flow.conditions import Labels, Unconditional
-    from facm.flow.guidance import DataVelocity, Guidance, TeacherVelocity
+    from facm.flow.guidance import Guidance
+    from facm.flow.velocity import DataVelocity, TeacherVelocity
     from facm.objectives.continuous_cm import ContinuousCM
     from facm.objectives.discrete_cm import DiscreteCM
     from facm.objectives.facm import FACM
@@ -28,7 +29,7 @@ _HOME = {
     "AdamW": "runs.optim",
     "Batch": "core.types",
     "ContinuousCM": "objectives.continuous_cm",
-    "DataVelocity": "flow.guidance",
+    "DataVelocity": "flow.velocity",
     "DiscreteCM": "objectives.discrete_cm",
     "Engine": "distributed.engine",
     "Every": "runs.config:Intervals",
@@ -46,7 +47,7 @@ _HOME = {
     "Run": "runs.config",
     "SCM": "objectives.scm",
     "ShortcutModel": "objectives.shortcut_model",
-    "TeacherVelocity": "flow.guidance",
+    "TeacherVelocity": "flow.velocity",
     "Unconditional": "flow.conditions",
     "load_trained": "pretrained.trained",
 }

@@ -1,34 +1,58 @@
-"""Finding a recipe: one of the package's by name, or a function in any file."""
+"""Recipes and studies by name: the package's own, or a function in any file."""
 
 from __future__ import annotations
 
 import ast
 import difflib
+import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import facm
+
+PACKAGE = Path(facm.__file__).parent
+STUDIES = ("stability", "weights", "teacher", "duration", "anchor", "strategies", "collapse", "rivals")
+"""In the order of the paper, then our own."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A function that returns a Run, the name it was asked for by, and the user's file it is in, if any."""
+    """A function that returns a Run.
 
-    function: Callable
+    function: the function itself; its arguments are the recipe's options.
+    spec: what the user called it by.
+    file: the user's file that it stands in, or None for one of the package's.
+    """
+
+    function: Callable[..., Any]
     spec: str
     file: Path | None = None
 
     @property
     def name(self) -> str:
+        """As in ``digits-teacher``."""
         return self.function.__name__.replace("_", "-")
 
 
-def built_in() -> dict[str, tuple[str, str]]:
+@dataclass(frozen=True)
+class FoundStudy:
+    """A function that makes a study for one seed.
+
+    name: the study's name, which is that of its folder.
+    function: takes a :class:`facm.studies.rows.Bench`, returns a :class:`facm.studies.study.Study`.
+    """
+
+    name: str
+    function: Callable[..., Any]
+
+
+def recipes() -> dict[str, tuple[str, str]]:
     """The package's recipes, name -> (module, first line of the docstring), without importing them."""
     found = {}
-    for file in sorted(Path(__file__).parent.glob("*.py")):
-        if file.stem in ("__init__", "find"):
-            continue
+    for file in sorted((PACKAGE / "recipes").glob("*.py")):
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
                 summary = (ast.get_docstring(node) or "").partition("\n")[0]
@@ -36,32 +60,54 @@ def built_in() -> dict[str, tuple[str, str]]:
     return found
 
 
-def find(spec: str) -> Recipe:
-    """``spec`` is a name such as digits-teacher, or path/to/file.py:function.
+def studies() -> dict[str, str]:
+    """The package's studies, name -> first line of the docstring, without importing them."""
+    found = {}
+    for name in STUDIES:
+        tree = ast.parse((PACKAGE / "studies" / "tables" / f"{name}.py").read_text(encoding="utf-8"))
+        found[name] = (ast.get_docstring(tree) or "").partition("\n")[0]
+    return found
+
+
+def find_recipe(spec: str) -> Recipe:
+    """The recipe called ``spec``, a name such as digits-teacher, or path/to/file.py:function.
 
     Raises ValueError with what comes close, or with the functions that the file has.
     """
     path, _, function = spec.partition(":")
     if path.endswith(".py"):
-        return _from_file(spec, Path(path), function)
-    recipes = built_in()
+        return Recipe(_function_in_file("recipe", spec, Path(path), function), spec, Path(path))
+    known = recipes()
     name = spec.replace("_", "-")
-    if name not in recipes:
-        close = difflib.get_close_matches(name, recipes)
-        hint = f"did you mean {' or '.join(close)}? " if close else ""
+    if name not in known:
         raise ValueError(
-            f"unknown recipe {spec!r}: {hint}choose one of {', '.join(recipes)}, or a function in a file, mine.py:run"
+            f"unknown recipe {spec!r}: {_hint(name, known)}choose one of {', '.join(known)}, or a function in a file, "
+            "mine.py:run"
         )
-    import importlib
-
-    return Recipe(getattr(importlib.import_module(recipes[name][0]), name.replace("-", "_")), name)
+    return Recipe(getattr(importlib.import_module(known[name][0]), name.replace("-", "_")), name)
 
 
-def _from_file(spec: str, path: Path, function: str) -> Recipe:
-    from facm.runs.folder import load_module
+def find_study(spec: str) -> FoundStudy:
+    """The study called ``spec``, a name such as stability, or path/to/file.py:function.
+
+    Raises ValueError with what comes close, or with the functions that the file has.
+    """
+    path, _, function = spec.partition(":")
+    if path.endswith(".py"):
+        return FoundStudy(function, _function_in_file("study", spec, Path(path), function))
+    if spec not in STUDIES:
+        raise ValueError(
+            f"unknown study {spec!r}: {_hint(spec, STUDIES)}expected one of {', '.join(STUDIES)}, or a function in a "
+            "file, mine.py:study"
+        )
+    return FoundStudy(spec, getattr(importlib.import_module(f"facm.studies.tables.{spec}"), spec))
+
+
+def _function_in_file(kind: str, spec: str, path: Path, function: str) -> Callable[..., Any]:
+    from facm.runs.recipe_file import load_module
 
     if not path.exists():
-        raise ValueError(f"recipe {spec!r}: there is no file {path}")
+        raise ValueError(f"{kind} {spec!r}: there is no file {path}")
     module = load_module(path, path.stem)
     own = {
         name: value
@@ -69,9 +115,14 @@ def _from_file(spec: str, path: Path, function: str) -> Recipe:
         if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
     }
     if function not in own:
-        close = difflib.get_close_matches(function, own)
-        hint = f"did you mean {' or '.join(close)}? " if close else ""
         raise ValueError(
-            f"recipe {spec!r}: {hint}expected {path}:FUNCTION, with one of {', '.join(own) or 'its functions'}"
+            f"{kind} {spec!r}: {_hint(function, own)}expected {path}:FUNCTION, with one of "
+            f"{', '.join(own) or 'its functions'}"
         )
-    return Recipe(own[function], spec, path)
+    found: Callable[..., Any] = own[function]
+    return found
+
+
+def _hint(name: str, known: Collection[str]) -> str:
+    close = difflib.get_close_matches(name, known)
+    return f"did you mean {' or '.join(close)}? " if close else ""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from facm.distributed.process_group import World
     from facm.evaluation import Features
-    from facm.evaluation.evaluate import Judge
+    from facm.evaluation.evaluator import Judge
     from facm.latents.decode import Decoder
     from facm.pretrained.trained import Trained
 
@@ -58,7 +58,7 @@ class JudgeOptions(FeatureOptions):
     def judge(self, trained: Trained, decoder: Decoder | None, world: World) -> Judge:
         """Statistics of the real data in the chosen features."""
         from facm.evaluation import Inception
-        from facm.evaluation.evaluate import judge, judge_by_file
+        from facm.evaluation.evaluator import judge, judge_by_file
 
         features: Any = self.chosen()
         if self.fid_stats is not None and self.real is not None:
@@ -85,7 +85,7 @@ def folder_of_images(path: Path, size: int) -> Any:
 
 
 def _own(spec: str, *arguments: str) -> Any:
-    from facm.runs.folder import load_module
+    from facm.runs.recipe_file import load_module
 
     path, _, name = spec.partition(":")
     if not path.endswith(".py") or not name or not Path(path).exists():

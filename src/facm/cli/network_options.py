@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from facm.flow.guidance import Guidance
     from facm.latents.decode import Decoder
     from facm.pretrained.trained import Trained
-    from facm.sampling.generate import Method
+    from facm.sampling.methods import Method
 
 Sampler = Literal["auto", "consistency", "jumps", "euler", "heun", "dpm", "edm"]
 Head = Literal["auto", "native", "anchor"]
@@ -43,7 +43,8 @@ class FileOptions:
     def open(self, run: Path | None, sampling: SamplingOptions) -> Trained:
         """The network of the run, or in the file."""
         from facm.latents.autoencoders import autoencoder_at
-        from facm.pretrained.trained import load_file, load_trained
+        from facm.pretrained.from_file import load_file
+        from facm.pretrained.trained import load_trained
 
         if (run is None) == (self.from_ is None):
             given = "neither" if run is None else f"{run} and --from {self.from_}"
@@ -130,8 +131,16 @@ class SamplingOptions:
         return Guidance(self.guidance_scale, self.guidance_low, self.guidance_high)
 
     def method(self, trained: Trained, nfe: int) -> Method:
-        from facm.evaluation.evaluate import default_method
-        from facm.sampling.generate import Consistency, DPMSolverPP, EDMHeun, Euler, Heun, Jumps, check_method
+        from facm.sampling.methods import (
+            Consistency,
+            DPMSolverPP,
+            EDMHeun,
+            Euler,
+            Heun,
+            Jumps,
+            check_method,
+            default_method,
+        )
 
         if nfe < 1:
             raise ValueError(f"--nfe {nfe}: zero steps make no sample; expected at least 1")

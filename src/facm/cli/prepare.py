@@ -35,7 +35,7 @@ def prepare(
         means: the posterior's means instead of its samples.
         quiet: print nothing but errors.
     """
-    from facm.data.pictures import source_at
+    from facm.data.sources import source_at
     from facm.distributed.process_group import opened
     from facm.latents.autoencoders import autoencoder_at
     from facm.latents.prepare import prepare as encode
@@ -86,7 +86,7 @@ def _draw(latents: Path, grid: Path, paths: tuple[str, ...]) -> None:
     import numpy as np
     import torch
 
-    from facm.data import Latents
+    from facm.latents import Latents
     from facm.latents.autoencoders import autoencoder_at
     from facm.latents.decode import decoder_of
     from facm.latents.manifest import read_manifest

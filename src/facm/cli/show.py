@@ -15,9 +15,9 @@ def show(what: Annotated[str, tyro.conf.Positional]) -> None:
         what: a recipe's name, mine.py:run, a run folder, or one of the words recipes and studies.
     """
     if what == "studies":
-        from facm.cli.lookup_study import built_in
+        from facm.cli.lookup import studies
 
-        for name, summary in built_in().items():
+        for name, summary in studies().items():
             print(f"{name}\n    {summary}")
         print("facm study NAME; its options: facm study --help")
         return

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
-from facm.cli.lookup import built_in, find
+from facm.cli.lookup import find_recipe, recipes
 from facm.runs import log as logs
 from facm.runs.config import Run
 from facm.runs.folder import RunFolder, open_run
@@ -25,7 +25,7 @@ console = Console()
 def show_anything(what: str) -> None:
     """Recipes, one recipe, or one run folder."""
     if what == "recipes":
-        for name, (_, summary) in built_in().items():
+        for name, (_, summary) in recipes().items():
             console.print(f"[bold]{name}[/bold]\n    {escape(summary)}", soft_wrap=True, highlight=False)
         console.print("facm train RECIPE; its options: facm train RECIPE --help", style="dim")
     elif (Path(what) / "run.json").exists():
@@ -35,7 +35,7 @@ def show_anything(what: str) -> None:
     elif Path(what).is_dir():
         raise ValueError(f"{what} is a folder without run.json: not a run")
     else:
-        recipe = find(what)
+        recipe = find_recipe(what)
         _show_run(recipe.function(), f"recipe {recipe.spec}")
 
 

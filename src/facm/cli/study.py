@@ -46,9 +46,9 @@ def study(
     """
     import torch
 
-    from facm.cli.lookup_study import find_study
+    from facm.cli.lookup import find_study
     from facm.evaluation import reference_floor
-    from facm.evaluation.evaluate import judge
+    from facm.evaluation.evaluator import judge
     from facm.studies.report import write
     from facm.studies.scales import find_setting
     from facm.studies.schedule import INTERRUPTED, Plan, in_turn, side_by_side

@@ -37,9 +37,9 @@ def train(recipe: Annotated[str, tyro.conf.Positional]) -> None:
 
 
 def train_recipe(spec: str, arguments: list[str]) -> None:
-    from facm.cli.lookup import find
+    from facm.cli.lookup import find_recipe
 
-    recipe = find(spec)
+    recipe = find_recipe(spec)
     chosen, run, engine = _parse_run("train", recipe, arguments, TrainOptions())
     from facm.distributed.collectives import by_first
     from facm.distributed.process_group import opened, restarts
@@ -134,10 +134,10 @@ class PlanOptions:
 
 
 def plan_recipe(spec: str, arguments: list[str]) -> None:
-    from facm.cli.lookup import find
+    from facm.cli.lookup import find_recipe
     from facm.training.memory_plan import plan as predict
 
-    chosen, run, engine = _parse_run("plan", find(spec), arguments, PlanOptions())
+    chosen, run, engine = _parse_run("plan", find_recipe(spec), arguments, PlanOptions())
     found = predict(run, chosen.gpus, 1e9 * chosen.gpu_memory, engine, chosen.shape or None, chosen.on)
     print(
         f"{spec} on {chosen.gpus} x {chosen.gpu_memory:g} GB, {engine.kind(chosen.gpus)}, {found.batch} images at once"

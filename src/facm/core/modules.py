@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -46,3 +47,17 @@ def _outermost(kind: type[nn.Module], network: nn.Module) -> list[str]:
     """Names of the modules of a kind that are in no other of that kind."""
     found = [name for name, m in network.named_modules() if name and isinstance(m, kind)]
     return [name for name in found if not any(name.startswith(other + ".") for other in found)]
+
+
+def is_compiled(module: Any) -> bool:
+    """Whether ``module.compile()`` was called."""
+    return getattr(module, "_compiled_call_impl", None) is not None
+
+
+def has_compiled_parts(network: Any) -> bool:
+    return isinstance(network, nn.Module) and any(is_compiled(m) for m in network.modules() if m is not network)
+
+
+def unwrapped(network: Any) -> Any:
+    """The network inside a wrapper for data parallelism, or itself."""
+    return getattr(network, "module", network)

@@ -13,7 +13,6 @@ from facm.data.pictures import CroppedPictures, FolderPictures
 from facm.data.stream import Stream, prefetch
 from facm.data.toys import Checkerboard, Gaussian, Moons, Ring
 from facm.data.webdataset import TarPictures
-from facm.latents.dataset import Latents
 
 __all__ = [
     "Checkerboard",
@@ -25,7 +24,6 @@ __all__ = [
     "Idx",
     "ImageFolder",
     "InMemory",
-    "Latents",
     "Moons",
     "Noise",
     "Ring",

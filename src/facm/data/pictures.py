@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Protocol
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,12 +22,6 @@ from facm.data.in_memory import from_bytes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-
-class Source(Protocol):
-    """Where images are: frozen, and opened into :class:`Pictures`."""
-
-    def open(self) -> Pictures: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,10 +125,3 @@ class Crops:
         if min(image.size) < size:
             raise ValueError(f"{path} is {image.width} x {image.height}, smaller than {size}")
         return centre_crop(image, size).transpose(2, 0, 1)
-
-
-def source_at(path: str) -> Source:
-    """What to read the images at ``path`` with: a tar file or a folder of them, else a folder of images."""
-    from facm.data.webdataset import TarPictures, tar_files
-
-    return TarPictures(path) if tar_files(Path(path).expanduser()) else FolderPictures(path)

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
-from facm.core.modules import blocks_of
-from facm.core.types import at_least_float32
-from facm.derivative.base import Function, Pair, Prediction, innermost, inside_wrapper, redirected, unwrapped
-from facm.derivative.compiled import compiled, is_compiled, uncompiled
+from facm.core.modules import blocks_of, is_compiled, unwrapped
+from facm.core.tensors import at_least_float32
+from facm.derivative.base import Function, Pair, Prediction
+from facm.derivative.compiled import compiled, uncompiled
 from facm.derivative.dual_mode import op_level_pair
 from facm.derivative.errors import explained, no_checkpointing
 from facm.derivative.fixed_dropout import SameDropout
+from facm.derivative.inside_forward import innermost, inside_wrapper, redirected
 from facm.derivative.whole_network import plain_attention, whole_pair
 
 Tensors = tuple[Tensor, ...]

@@ -15,16 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from facm.core.modules import is_compiled
+
 Tensors = tuple[Tensor, ...]
-
-
-def is_compiled(module: Any) -> bool:
-    """Whether ``module.compile()`` was called."""
-    return getattr(module, "_compiled_call_impl", None) is not None
-
-
-def has_compiled_parts(network: Any) -> bool:
-    return isinstance(network, nn.Module) and any(is_compiled(m) for m in network.modules() if m is not network)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from facm.derivative.base import Function, Pair, inside_wrapper
+from facm.derivative.base import Function, Pair
+from facm.derivative.inside_forward import inside_wrapper
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facm.derivative.base import unwrapped
+from facm.core.modules import unwrapped
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,9 +11,10 @@ import torch.nn.functional as nnf
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from facm.derivative.base import Function, Pair, innermost, inside_wrapper
+from facm.derivative.base import Function, Pair
 from facm.derivative.compiled import uncompiled
 from facm.derivative.errors import explained
+from facm.derivative.inside_forward import innermost, inside_wrapper
 from facm.derivative.whole_network import plain_attention
 
 LINEAR = frozenset({nnf.linear, torch.conv1d, torch.conv2d, torch.conv3d, nnf.conv1d, nnf.conv2d, nnf.conv3d})

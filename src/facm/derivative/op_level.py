@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
+from facm.core.modules import has_compiled_parts, is_compiled, unwrapped
 from facm.derivative.attention.dispatch import Kernel
-from facm.derivative.base import Function, Pair, Prediction, innermost, inside_wrapper, unwrapped
+from facm.derivative.base import Function, Pair, Prediction
 from facm.derivative.chain import Chain, Chained
-from facm.derivative.compiled import compiled, has_compiled_parts, is_compiled, uncompiled
+from facm.derivative.compiled import compiled, uncompiled
 from facm.derivative.dual_mode import op_level_pair
 from facm.derivative.errors import explained
+from facm.derivative.inside_forward import innermost, inside_wrapper
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from facm.derivative.base import Function, Pair, innermost, inside_wrapper
+from facm.derivative.base import Function, Pair
 from facm.derivative.compiled import uncompiled
 from facm.derivative.errors import explained, no_checkpointing
+from facm.derivative.inside_forward import innermost, inside_wrapper
 
 
 def plain_attention() -> AbstractContextManager[Any]:

@@ -3,8 +3,7 @@
 from facm.core.hashing import identity_of
 from facm.evaluation.classifier import SmallClassifier
 from facm.evaluation.dinov2 import DINOv2
-from facm.evaluation.extraction import quantise
-from facm.evaluation.features import FeatureExtractor, Features, Identity, PretrainedFeatures
+from facm.evaluation.features import FeatureExtractor, Features, Identity, PretrainedFeatures, quantise
 from facm.evaluation.frechet import Moments, frechet_distance
 from facm.evaluation.inception import Inception
 from facm.evaluation.inception_score import InceptionScore

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from facm.core.types import Dataset
-from facm.evaluation.extraction import check_positive
+from facm.evaluation.features import check_positive
 
 _SIDE = 224
 _MEAN = (0.485, 0.456, 0.406)

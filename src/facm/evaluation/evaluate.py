@@ -5,99 +5,28 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from facm.core.serialize import to_json
-from facm.core.types import Dataset, Objective
-from facm.distributed.collectives import by_first, check_same, in_order, meet
+from facm.distributed.collectives import by_first, in_order
 from facm.distributed.process_group import ALONE, World
-from facm.evaluation.classifier import SmallClassifier
-from facm.evaluation.extraction import Quantise, check_quantise
-from facm.evaluation.features import FeatureExtractor, Features, Identity, PretrainedFeatures
+from facm.evaluation.evaluator import Judge
+from facm.evaluation.features import Quantise, check_quantise
 from facm.evaluation.metrics import Measure, check_enough
-from facm.evaluation.reference import KEEP, Reference, build_reference, load_reference
+from facm.evaluation.reference import KEEP, Reference
 from facm.flow.conditions import Condition, Labels
 from facm.flow.guidance import NO_GUIDANCE, Guidance
 from facm.flow.time_conditioning import ExpandedInterval
 from facm.pretrained.trained import Trained
 from facm.runs import log as logs
-from facm.runs.folder import environment
-from facm.sampling.generate import (
-    Consistency,
-    Euler,
-    Jumps,
-    Method,
-    Source,
-    balanced_labels,
-    blocks,
-    random_labels,
-    sample,
-)
+from facm.runs.environment import environment
+from facm.sampling.generate import Source, balanced_labels, blocks, random_labels, sample
+from facm.sampling.methods import Method
 
 LabelDraw = Literal["balanced", "random"]
-
-
-@dataclass(frozen=True)
-class Judge:
-    """A feature extractor and the real data's statistics in it. data: None with statistics from a file."""
-
-    data: Dataset | None
-    extractor: FeatureExtractor
-    reference: Reference
-
-    @property
-    def dataset(self) -> Dataset:
-        """The data set. Raises ValueError where there is none."""
-        if self.data is None:
-            raise ValueError(f"the judge has statistics from {self.reference.file} and no data set")
-        return self.data
-
-
-def judge(dataset: Dataset, device: torch.device, features: Features | None = None, world: World = ALONE) -> Judge:
-    """features: the plug; None: a small classifier trained on the data where it has labelled images, else the samples
-    themselves. The first rank makes both; the others find the classifier in the cache.
-
-    Raises ValueError where the ranks end up with different features."""
-    if features is None:
-        classifies = dataset.num_classes is not None and len(dataset.shape) == 3
-        features = SmallClassifier() if classifies else Identity()
-    chosen = features
-    extractor = _built(world, lambda: chosen.build(dataset, device))
-    return Judge(dataset, extractor, by_first(world, lambda: build_reference(dataset, extractor)))
-
-
-def judge_by_file(
-    path: Path,
-    features: PretrainedFeatures,
-    device: torch.device,
-    *,
-    images: bool = False,
-    dataset: Dataset | None = None,
-    world: World = ALONE,
-) -> Judge:
-    """Statistics from a file, as papers publish them for FID: no data set is needed, nor read.
-
-    images: see :func:`load_reference`. dataset: says the shape of a sample, and whether labels can be checked.
-
-    Raises ValueError as :func:`load_reference` does, and where the ranks end up with different features."""
-    extractor = _built(world, lambda: features.build(dataset, device))
-    return Judge(dataset, extractor, by_first(world, lambda: load_reference(path, extractor, images=images)))
-
-
-def _built(world: World, build: Callable[[], FeatureExtractor]) -> FeatureExtractor:
-    """The first rank goes first: what it downloads or trains, the others find."""
-    if not world.first:
-        meet(world)
-    extractor = build()
-    if world.first:
-        meet(world)
-    check_same(world, "the feature network (is the cache, FACM_CACHE, shared by all machines?)", extractor.identity)
-    return extractor
 
 
 def source_of(trained: Trained, shape: tuple[int, ...], device: torch.device) -> Source:
@@ -246,11 +175,3 @@ def _row(
         "commit": (where["git"] or {}).get("commit"),
         "versions": where["versions"],
     }
-
-
-def default_method(objective: Objective, nfe: int) -> Method:
-    """Consistency for an objective that learns the shortcut to the end (it says ``learns_shortcut = True``), jumps for
-    one that only learns those to any time (``learns_jumps = True``), else Euler."""
-    if getattr(objective, "learns_shortcut", False):
-        return Consistency(nfe)
-    return Jumps(nfe) if getattr(objective, "learns_jumps", False) else Euler(nfe)

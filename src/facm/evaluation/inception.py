@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from facm.core.hashing import identity_of
 from facm.core.types import Dataset
 from facm.core.untrusted.torch_files import read_foreign
-from facm.evaluation.extraction import check_positive
+from facm.evaluation.features import check_positive
 
 _NAME = "inception-v3-torch-fidelity"
 _SHA256 = "6726825d"  # how the sha256 of the published weights begins; the end of their file's name says so

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from facm.evaluation.extraction import check_positive
+from facm.evaluation.features import check_positive
 
 
 @dataclass(frozen=True)

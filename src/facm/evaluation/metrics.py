@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facm.evaluation.extraction import (
+from facm.evaluation.features import (
+    FeatureExtractor,
     Quantise,
     as_stored,
     check_positive,
@@ -27,7 +28,6 @@ from facm.evaluation.extraction import (
     device_of,
     features_of,
 )
-from facm.evaluation.features import FeatureExtractor
 from facm.evaluation.frechet import Moments, frechet_distance
 from facm.evaluation.inception_score import SPLITS, InceptionScore
 from facm.evaluation.kid import KernelDistance

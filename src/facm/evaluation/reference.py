@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from facm.core.files import atomically
 from facm.core.types import Dataset
-from facm.evaluation.extraction import check_positive, real_features
-from facm.evaluation.features import FeatureExtractor, read_blocks
+from facm.evaluation.features import FeatureExtractor, check_positive, read_blocks, real_features
 from facm.evaluation.frechet import Moments, frechet_distance
-from facm.runs.checkpoint import atomically
 
 KEEP = 10_000
 

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from facm.core.types import check_same_shape
+from facm.core.tensors import check_same_shape
 
 MIN_CHANNELS_FOR_COSINE = 4  # below, the cosine at one position says little: with 1 channel it is only a sign
 

@@ -57,3 +57,16 @@ def size(batch: Batch) -> int:
 def rows(whole: Tensor, batch: Batch) -> Tensor:
     """The batch's rows of something drawn for the whole step."""
     return whole[batch.start : batch.start + len(batch.x_1)]
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """Where on the flow a velocity is asked for: x_1, x_0, x_t (B, ...), t (B,), cond (B,) and which samples had theirs
+    dropped, (B,) bool or None."""
+
+    x_1: Tensor
+    x_0: Tensor
+    x_t: Tensor
+    t: Tensor
+    cond: Tensor | None = None
+    dropped: Tensor | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from facm.core.types import check_same_shape, check_time, expand
+from facm.core.tensors import check_same_shape, check_time, expand
 
 
 def interpolate(x_0: Tensor, x_1: Tensor, t: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from facm.core.types import at_least_float32
+from facm.core.tensors import at_least_float32
 from facm.networks.inputs import check_inputs
 from facm.networks.lightning_dit import pixel_norm
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from facm.core.types import expand
+from facm.core.tensors import expand
 
 
 @dataclass(frozen=True)

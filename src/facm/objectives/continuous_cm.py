@@ -15,11 +15,11 @@ from facm.core.types import Batch, Loss
 from facm.derivative import Derivative, OpLevel, Prediction, same_dropout
 from facm.flow.conditions import Condition
 from facm.flow.distances import Distance, NormL2
-from facm.flow.guidance import Point, TeacherVelocity, VelocityTarget, check_guidance
-from facm.flow.interpolant import draw
+from facm.flow.interpolant import Point, draw
 from facm.flow.paths import interpolate
 from facm.flow.time_conditioning import ExpandedInterval, Task, check_task
 from facm.flow.times import ArctanLogNormal, TimeDistribution
+from facm.flow.velocity import TeacherVelocity, VelocityTarget, check_guidance
 from facm.flow.weighting import Cosine, OneMinusPower, Weight
 from facm.objectives.consistency_target import check_clamp, shortcut_target
 

@@ -15,14 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facm.core.types import Batch, Loss, check_time, expand
+from facm.core.tensors import check_time, expand
+from facm.core.types import Batch, Loss
 from facm.derivative import Prediction, same_dropout
 from facm.flow.conditions import Condition
 from facm.flow.distances import Distance, PseudoHuber
-from facm.flow.guidance import Point, TeacherVelocity, VelocityTarget, check_guidance
-from facm.flow.interpolant import chosen, noise, rows, size
+from facm.flow.interpolant import Point, chosen, noise, rows, size
 from facm.flow.paths import interpolate, x_1_from_velocity
 from facm.flow.time_conditioning import ExpandedInterval, Task, check_task
+from facm.flow.velocity import TeacherVelocity, VelocityTarget, check_guidance
 from facm.objectives.discrete_schedules import OverStep, PairSchedule, PairWeight
 
 

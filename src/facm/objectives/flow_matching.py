@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facm.core.types import Batch, Loss, at_least_float32
+from facm.core.tensors import at_least_float32
+from facm.core.types import Batch, Loss
 from facm.flow.conditions import Condition, check_label_dropout
 from facm.flow.distances import Distance, L2Cosine
 from facm.flow.interpolant import chosen, noise, rows, size

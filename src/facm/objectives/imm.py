@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facm.core.types import Batch, Loss, at_least_float32, check_same_shape, check_time, expand
+from facm.core.tensors import at_least_float32, check_same_shape, check_time, expand
+from facm.core.types import Batch, Loss
 from facm.derivative import same_dropout
 from facm.flow.conditions import Condition, check_label_dropout
 from facm.flow.interpolant import chosen, noise, rows, size

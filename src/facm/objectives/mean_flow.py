@@ -13,15 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facm.core.types import Batch, Loss, check_time, expand
+from facm.core.tensors import check_time, expand
+from facm.core.types import Batch, Loss
 from facm.derivative import Derivative, OpLevel, Prediction, same_dropout
 from facm.flow.conditions import Condition
 from facm.flow.distances import NormL2, mean_square
-from facm.flow.guidance import Point, TeacherVelocity, VelocityTarget, check_guidance
-from facm.flow.interpolant import chosen, draw, rows, size
+from facm.flow.interpolant import Point, chosen, draw, rows, size
 from facm.flow.paths import interpolate
 from facm.flow.time_conditioning import AuxiliaryTime, check_task
 from facm.flow.times import ArctanLogNormal, TimeDistribution
+from facm.flow.velocity import TeacherVelocity, VelocityTarget, check_guidance
 
 
 @dataclass(frozen=True)

@@ -17,16 +17,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facm.core.types import Batch, Loss, Objective, at_least_float32, expand
+from facm.core.modules import unwrapped
+from facm.core.tensors import at_least_float32, expand
+from facm.core.types import Batch, Loss, Objective
 from facm.derivative import Derivative, OpLevel, Prediction, same_dropout
-from facm.derivative.base import redirected, unwrapped
+from facm.derivative.inside_forward import redirected
 from facm.flow.conditions import Condition
 from facm.flow.distances import mean_square
-from facm.flow.guidance import Point, TeacherVelocity, VelocityTarget, check_guidance
-from facm.flow.interpolant import draw
+from facm.flow.interpolant import Point, draw
 from facm.flow.paths import interpolate
 from facm.flow.time_conditioning import ExpandedInterval, Task, check_task
 from facm.flow.times import ArctanLogNormal, TimeDistribution
+from facm.flow.velocity import TeacherVelocity, VelocityTarget, check_guidance
 from facm.flow.weighting import Cosine, Weight
 from facm.objectives.consistency_target import check_clamp
 

@@ -18,15 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facm.core.types import Batch, Loss, at_least_float32, check_time, expand
+from facm.core.tensors import at_least_float32, check_time, expand
+from facm.core.types import Batch, Loss
 from facm.derivative import same_dropout
 from facm.flow.conditions import Condition
 from facm.flow.distances import L2, Distance
-from facm.flow.guidance import NO_GUIDANCE, DataVelocity, Guidance, Point, VelocityTarget, check_guidance, extrapolate
-from facm.flow.interpolant import chosen, noise, rows, size
+from facm.flow.guidance import NO_GUIDANCE, Guidance, extrapolate
+from facm.flow.interpolant import Point, chosen, noise, rows, size
 from facm.flow.paths import interpolate
 from facm.flow.time_conditioning import AuxiliaryTime, check_task
 from facm.flow.times import TimeDistribution, Uniform
+from facm.flow.velocity import DataVelocity, VelocityTarget, check_guidance
 
 
 @dataclass(frozen=True)

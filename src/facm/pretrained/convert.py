@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 
+from facm.core.files import atomically
+from facm.core.state_dict import CheckpointError, check_fits
 from facm.core.types import NetworkConfig
 from facm.networks.adapters.variance_preserving import VariancePreserving
 from facm.networks.lightning_dit import LightningDiT
 from facm.pretrained.native_format import said_of, spelled, write_own
 from facm.pretrained.reader import Published, open_published
-from facm.runs.checkpoint import CheckpointError, atomically, check_fits
 
 ORIGIN = {True: "PostHocEMA, by facm", False: "Standard EMA, by facm", None: "facm"}
 """What the authors' files of students and of teachers begin with."""

@@ -7,8 +7,19 @@ from pathlib import Path
 
 import torch
 
+from facm.core.state_dict import load_strictly
+from facm.core.types import Objective
+from facm.flow.conditions import Condition, Labels, Unconditional
+from facm.flow.guidance import NO_GUIDANCE
+from facm.flow.time_conditioning import AuxiliaryTime, ExpandedInterval, Task
+from facm.flow.velocity import TeacherVelocity
+from facm.latents.autoencoders.types import AutoencoderConfig
+from facm.objectives.facm import FACM
+from facm.objectives.flow_matching import FlowMatching
+from facm.pretrained.latent_space import space_of
 from facm.pretrained.reader import Published, open_published
-from facm.runs.checkpoint import load_strictly
+from facm.pretrained.trained import FromRun, Trained
+from facm.runs.config import Pretrained
 
 
 def built(published: Published) -> torch.nn.Module:
@@ -33,3 +44,58 @@ class FromFile:
     def load(self) -> torch.nn.Module:
         """In eval mode and without gradients. Raises ValueError where the file does not tell or fit."""
         return built(open_published(Path(self.path), self.family, self.weights, self.heads))
+
+
+def load_file(
+    path: Path,
+    family: str | None = None,
+    weights: str | None = None,
+    heads: int | None = None,
+    *,
+    learns_shortcut: bool | None = None,
+    autoencoder: AutoencoderConfig | None = None,
+    statistics: Path | None = None,
+    scale: float | None = None,
+) -> Trained:
+    """The network in a published, exported or imported file, and how it is asked.
+
+    family, weights, heads: see :func:`facm.pretrained.open_published`. learns_shortcut: whether it learned the
+    shortcut, where the file does not say. autoencoder, statistics, scale: of its latents, see
+    :func:`facm.pretrained.latent_space.space_of`.
+    Raises ValueError for what is missing.
+    """
+    found = open_published(path, family, weights, heads)
+    shortcut = found.learns_shortcut if learns_shortcut is None else learns_shortcut
+    if shortcut is None:
+        raise ValueError(
+            f"{path} does not say whether its network learned the shortcut: expected --sampler consistency for a "
+            "student, or --sampler euler for a teacher"
+        )
+    if found.shape is None:
+        raise ValueError(f"{path}: its network {found.network} does not say the shape of a sample (in_channels, size)")
+    condition: Condition = Labels(found.num_classes) if found.num_classes else Unconditional()
+    task: Task = AuxiliaryTime() if getattr(found.network, "auxiliary_time", False) else ExpandedInterval()
+    velocity = TeacherVelocity(NO_GUIDANCE)
+    objective: Objective = (
+        FACM(condition, velocity, task=task) if shortcut else FlowMatching(condition, label_dropout=0)
+    )
+    space = space_of(
+        path,
+        found.shape,
+        found.num_classes,
+        found.statistics,
+        found.family in SCALED,
+        autoencoder=autoencoder,
+        statistics=statistics,
+        scale=scale,
+    )
+    return Trained(built(found), found.network, objective, space, path, found.which, None, None, found.sha256)
+
+
+SCALED = ("sit", "repa", "dit")
+"""Families that learnt latents which are scaled and not shifted."""
+
+
+def pretrained(path: str, family: str | None = None, sigma_rel: float | None = None) -> Pretrained:
+    """A teacher at ``path``: a run's folder, or a published file. sigma_rel: which EMA of a run."""
+    return FromFile(path, family) if Path(path).is_file() else FromRun(path, sigma_rel)

@@ -15,10 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from facm.core.files import atomically
 from facm.core.serialize import from_json, to_json, types_in
+from facm.core.state_dict import CheckpointError
 from facm.core.types import NetworkConfig
 from facm.latents.statistics import Statistics
-from facm.runs.checkpoint import CheckpointError, atomically
 
 SAID = {"true": True, "false": False, "unknown": None}
 

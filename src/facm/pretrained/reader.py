@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from facm.core.state_dict import CheckpointError, check_fits
 from facm.core.types import NetworkConfig
 from facm.core.untrusted.persistence import is_persistent
 from facm.core.untrusted.torch_files import read_foreign
@@ -23,7 +24,6 @@ from facm.pretrained.edm import edm_network
 from facm.pretrained.families import NAMES, check_family, decide, fitting, network_of
 from facm.pretrained.layouts import layout_of
 from facm.pretrained.native_format import SAID, config_of, metadata_of, statistics_of, which_of
-from facm.runs.checkpoint import CheckpointError, check_fits
 
 WHAT = "a checkpoint of DiT, SiT, REPA, LightningDiT, FACM or EDM, or a file that facm exported"
 

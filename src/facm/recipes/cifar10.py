@@ -18,8 +18,9 @@ from typing import Any
 
 from facm.data import Cifar10
 from facm.flow.conditions import Labels, Unconditional
-from facm.flow.guidance import DataVelocity, Guidance, TeacherVelocity
+from facm.flow.guidance import Guidance
 from facm.flow.times import ArctanLogNormal
+from facm.flow.velocity import DataVelocity, TeacherVelocity
 from facm.networks.adapters.simple_edm import SimpleEDM
 from facm.networks.ddpm_pp import DDPMpp
 from facm.objectives.discrete_cm import DiscreteCM

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from facm.data import Digits
 from facm.flow.conditions import Labels
-from facm.flow.guidance import DataVelocity, Guidance, TeacherVelocity
+from facm.flow.guidance import Guidance
 from facm.flow.times import ArctanLogNormal
+from facm.flow.velocity import DataVelocity, TeacherVelocity
 from facm.networks.lightning_dit import LightningDiT
 from facm.objectives.continuous_cm import ContinuousCM
 from facm.objectives.facm import FACM

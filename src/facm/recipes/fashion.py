@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from facm.data import Idx
 from facm.flow.conditions import Labels
-from facm.flow.guidance import Guidance, TeacherVelocity
+from facm.flow.guidance import Guidance
+from facm.flow.velocity import TeacherVelocity
 from facm.networks.lightning_dit import LightningDiT
 from facm.objectives.facm import FACM
 from facm.objectives.flow_matching import FlowMatching

@@ -11,15 +11,16 @@ None of them has been run to its end here; the FIDs are the paper's, for the len
 from __future__ import annotations
 
 from facm.core.types import NetworkConfig
-from facm.data import Latents
 from facm.flow.conditions import Labels
-from facm.flow.guidance import DataVelocity, Guidance, TeacherVelocity
+from facm.flow.guidance import Guidance
 from facm.flow.times import ArctanLogNormal
+from facm.flow.velocity import DataVelocity, TeacherVelocity
+from facm.latents import Latents
 from facm.networks.lightning_dit import lightning_dit
 from facm.networks.presets import dit, repa, sit
 from facm.objectives.facm import FACM
 from facm.objectives.flow_matching import FlowMatching
-from facm.pretrained.trained import pretrained
+from facm.pretrained.from_file import pretrained
 from facm.runs.config import Intervals, Run
 from facm.runs.ema import PowerEMA
 from facm.runs.optim import AdamW

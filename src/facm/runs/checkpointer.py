@@ -21,11 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from facm.core.files import sync, write_text
+from facm.core.state_dict import CheckpointError
 from facm.distributed.collectives import by_first, gathered, meet
 from facm.distributed.process_group import ALONE, World
 from facm.distributed.wrap import fill, is_sharded
 from facm.runs import checkpoint
-from facm.runs.checkpoint import Checkpoint, CheckpointError, sync, write_text
+from facm.runs.checkpoint import Checkpoint
 
 FORMAT = "facm-sharded-checkpoint-1"
 RECORD = "checkpoint.json"

@@ -16,26 +16,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import hashlib
-import importlib.metadata
-import importlib.util
 import json
-import os
-import platform
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
-import torch
-
-from facm import __version__
+from facm.core.files import atomically, write_text
 from facm.core.serialize import fingerprint, from_json, is_fingerprint_of, to_json
-from facm.runs.checkpoint import atomically, write_text
 from facm.runs.config import Run
+from facm.runs.environment import environment
+from facm.runs.recipe_file import load_module
 
 
 class RunFolderError(RuntimeError):
@@ -172,32 +162,6 @@ def open_run(path: Path) -> tuple[RunFolder, Run]:
     return folder, run
 
 
-def load_module(file: Path, name: str, folder: Path | None = None) -> ModuleType:
-    """A user's recipe file as a module whose name holds its content's hash, so that the copy in a run folder gives
-    the same classes. ``folder``: where its own imports are found. Raises ValueError if it cannot be read or run."""
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise ValueError(f"cannot read the recipe file {file}: {error.strerror or error}") from error
-    unique = f"facm_recipe_{name}_{hashlib.sha256(content).hexdigest()[:12]}"
-    if unique in sys.modules:
-        return sys.modules[unique]
-    spec = importlib.util.spec_from_file_location(unique, file)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{file} is not a Python file")
-    home = str((folder or file.parent).resolve())
-    if home not in sys.path:
-        sys.path.append(home)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[unique] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[unique]
-        raise
-    return module
-
-
 @contextlib.contextmanager
 def locked(folder: RunFolder) -> Iterator[None]:
     """Hold the run folder; the lock ends with the process, however it ends. Raises LockedError if it is held."""
@@ -207,44 +171,3 @@ def locked(folder: RunFolder) -> Iterator[None]:
         except OSError as error:
             raise LockedError(f"{folder.path} is in use by another process that is training in it") from error
         yield
-
-
-def environment() -> dict[str, Any]:
-    """Where and how a command runs: enough to run it again."""
-    packages = (
-        "torch",
-        "numpy",
-        "safetensors",
-        "pillow",
-        "diffusers",
-        "transformers",
-        "torch-fidelity",
-        "scikit-learn",
-    )
-    versions = {}
-    for name in packages:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    cuda = torch.cuda.is_available()
-    return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "facm": __version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "versions": versions,
-        "device": torch.cuda.get_device_name() if cuda else (platform.processor() or platform.machine()),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "git": _git(Path(__file__).parent),
-    }
-
-
-def _git(where: Path) -> dict[str, str] | None:
-    def ask(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=where, capture_output=True, timeout=20, check=True)
-        return done.stdout.decode(errors="replace").strip()  # a diff may hold any bytes
-
-    try:
-        return {"commit": ask("rev-parse", "HEAD"), "diff": ask("diff", "HEAD")}
-    except (OSError, subprocess.SubprocessError):
-        return None

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from facm.runs.checkpoint import write_text
+from facm.core.files import write_text
 
 
 def append(path: Path, record: dict[str, Any]) -> None:

@@ -1,5 +1,5 @@
 """Samples from a trained network."""
 
-from facm.sampling.generate import Consistency, DPMSolverPP, EDMHeun, Euler, Heun, Jumps
+from facm.sampling.methods import Consistency, DPMSolverPP, EDMHeun, Euler, Heun, Jumps
 
 __all__ = ["Consistency", "DPMSolverPP", "EDMHeun", "Euler", "Heun", "Jumps"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from facm.runs.checkpoint import atomically
+from facm.core.files import atomically
 
 
 def is_image(shape: tuple[int, ...]) -> bool:

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from facm.core.rng import borrowed_generators
 from facm.core.types import Batch, losses
 from facm.flow.conditions import Labels
 from facm.pretrained.trained import FromRun
 from facm.runs.config import Run
 from facm.runs.folder import open_run
 from facm.training.memory_plan.counters import Flops
-from facm.training.state import borrowed_generators
 
 LEAST = 8
 """Images in the counted step; more where an objective wants whole groups of them."""

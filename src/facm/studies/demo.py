@@ -11,15 +11,17 @@ from typing import Any
 
 import torch
 
+from facm.core.files import atomically, write_text
 from facm.evaluation import reference_floor
-from facm.evaluation.evaluate import Judge, evaluate, judge, source_of
+from facm.evaluation.evaluate import evaluate, source_of
+from facm.evaluation.evaluator import Judge, judge
 from facm.pretrained.trained import Trained, load_trained, newest_checkpoint
 from facm.recipes.digits import digits_student, digits_teacher
 from facm.runs import log as logs
-from facm.runs.checkpoint import atomically, write_text
 from facm.runs.config import Run
 from facm.runs.folder import RunFolder, RunFolderError, create, open_run
-from facm.sampling.generate import Consistency, Euler, Method, balanced_labels, sample
+from facm.sampling.generate import balanced_labels, sample
+from facm.sampling.methods import Consistency, Euler, Method
 from facm.studies.demo_report import contact_sheet, write_report
 from facm.studies.html import Panel, steps
 from facm.training.loop import train

@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from facm.runs.checkpoint import write_text
+from facm.core.files import write_text
 from facm.sampling.images import grid_png
 from facm.studies.html import Panel, folded_json, grid, image, page, png_of
 

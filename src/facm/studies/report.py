@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 
-from facm.evaluation.evaluate import Judge, source_of
+from facm.core.files import atomically, write_text
+from facm.evaluation.evaluate import source_of
+from facm.evaluation.evaluator import Judge
 from facm.pretrained.trained import load_trained
-from facm.runs.checkpoint import atomically, write_text
 from facm.runs.folder import RunFolder
 from facm.sampling.generate import balanced_labels, sample
 from facm.sampling.images import is_image

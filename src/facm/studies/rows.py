@@ -7,8 +7,9 @@ from pathlib import Path
 
 from facm.core.types import Objective
 from facm.flow.distances import Scaled
-from facm.flow.guidance import DataVelocity, Guidance, TeacherVelocity
+from facm.flow.guidance import Guidance
 from facm.flow.time_conditioning import AuxiliaryTime
+from facm.flow.velocity import DataVelocity, TeacherVelocity
 from facm.flow.weighting import Cosine, OneMinusPower, Weight
 from facm.objectives.continuous_cm import ContinuousCM
 from facm.objectives.facm import FACM

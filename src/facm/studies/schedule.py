@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from facm.evaluation.evaluate import Judge
+from facm.evaluation.evaluator import Judge
 from facm.pretrained.trained import FromRun
 from facm.runs import log as logs
 from facm.studies.html import steps

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from facm.evaluation.evaluate import default_method
 from facm.pretrained.trained import FromRun
 from facm.runs import log as logs
 from facm.runs.folder import RunFolder, open_run
+from facm.sampling.methods import default_method
 from facm.studies.cost import forward_passes
 from facm.studies.study import Entry, Study
 from facm.studies.train_and_measure import Wanted, measured, stopped, wanted

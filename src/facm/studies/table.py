@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from facm.runs.folder import environment
+from facm.runs.environment import environment
 from facm.studies.html import steps
 from facm.studies.summary import Cell, Line, Summary
 from facm.studies.train_and_measure import SEED_OF_EVALUATION

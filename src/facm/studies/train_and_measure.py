@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from facm.core.files import write_text
 from facm.core.serialize import modernised, to_json
-from facm.evaluation.evaluate import Judge, default_method, evaluate
-from facm.evaluation.extraction import NonFiniteSamplesError
+from facm.evaluation.evaluate import evaluate
+from facm.evaluation.evaluator import Judge
+from facm.evaluation.features import NonFiniteSamplesError
 from facm.flow.guidance import NO_GUIDANCE
 from facm.pretrained.trained import load_trained
 from facm.runs import log as logs
-from facm.runs.checkpoint import write_text
 from facm.runs.config import Run
 from facm.runs.folder import RunFolder, RunFolderError, create_or_continue, open_run
-from facm.sampling.generate import Method
+from facm.sampling.methods import Method, default_method
 from facm.studies.study import Entry
 from facm.training.loop import NonFiniteError, Outcome, check, train
 

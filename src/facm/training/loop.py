@@ -14,8 +14,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from facm.core.rng import derive
+from facm.core.hashing import digest
+from facm.core.rng import borrowed_generators, derive, seed_generators
 from facm.core.serialize import fingerprint
+from facm.core.state_dict import load_strictly
 from facm.core.types import Batch, Loss, losses
 from facm.data.stream import Stream, prefetch
 from facm.derivative import Chain, WholeNetwork
@@ -32,19 +34,10 @@ from facm.flow.time_conditioning import check_task
 from facm.networks.adapters.foreign import adapters_of, inner_config, unlike
 from facm.pretrained.trained import FromRun
 from facm.runs import log as logs
-from facm.runs.checkpoint import digest, load_strictly
 from facm.runs.config import Run
 from facm.runs.ema import EMA
 from facm.runs.folder import RunFolder, locked
-from facm.training.state import (
-    State,
-    Window,
-    borrowed_generators,
-    checkpoint,
-    restore,
-    save_ema_snapshots,
-    seed_generators,
-)
+from facm.training.state import State, Window, checkpoint, restore, save_ema_snapshots
 
 AUTO = Engine()
 

@@ -11,7 +11,6 @@ import torch
 
 from facm.distributed.collectives import any_of
 from facm.distributed.wrap import is_sharded
-from facm.evaluation.evaluate import default_method
 from facm.flow.conditions import Labels, Unconditional
 from facm.flow.time_conditioning import ExpandedInterval
 from facm.latents.decode import Decoder
@@ -19,6 +18,7 @@ from facm.runs.config import Run
 from facm.runs.ema import Weights
 from facm.sampling.generate import Source, balanced_labels, sample
 from facm.sampling.images import is_image, save_grid
+from facm.sampling.methods import default_method
 from facm.training.state import State
 
 PREVIEW = 20

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from facm.core.rng import _global_random_state, _set_global_random_state
 from facm.core.serialize import fingerprint, is_fingerprint_of
+from facm.core.state_dict import CheckpointError, check_fits
 from facm.distributed.collectives import by_first, from_first, gathered
 from facm.distributed.process_group import ALONE, World
 from facm.pretrained.trained import open_newest
-from facm.runs.checkpoint import CheckpointError, check_fits
 from facm.runs.checkpointer import Stored, directory_of, remove, save
 from facm.runs.config import Run
 from facm.runs.ema import EMA
@@ -176,43 +173,3 @@ def save_ema_snapshots(state: State, folder: RunFolder) -> None:
     for sigma_rel, average in state.ema.averages.items():
         meta = {"images": state.images, "sigma_rel": sigma_rel}
         save(folder.ema_snapshot(state.images, sigma_rel), average, meta, state.world)
-
-
-def _global_random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The global generators: this package draws from none of them, but a user's network or data may."""
-    version, internal, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = cast(tuple[str, np.ndarray, int, int, float], np.random.get_state())
-    tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(keys.astype(np.int64))}
-    tensors |= {"python": torch.tensor(internal, dtype=torch.int64)}
-    if torch.cuda.is_available():
-        tensors["cuda"] = torch.cuda.get_rng_state()
-    return tensors, {"python": [version, gauss], "numpy": [name, int(position), int(has_gauss), float(cached)]}
-
-
-@contextlib.contextmanager
-def borrowed_generators(seed: int | None = None) -> Iterator[None]:
-    """Borrow the global generators, seeded if asked for; afterwards they are as they were before."""
-    before = _global_random_state()
-    try:
-        if seed is not None:
-            seed_generators(seed)
-        yield
-    finally:
-        _set_global_random_state(*before)
-
-
-def seed_generators(seed: int) -> None:
-    """The global generators, from here on a function of ``seed``."""
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
-
-
-def _set_global_random_state(tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-    torch.set_rng_state(tensors["torch"])
-    version, gauss = meta["python"]
-    random.setstate((version, tuple(tensors["python"].tolist()), gauss))
-    name, position, has_gauss, cached = meta["numpy"]
-    np.random.set_state((name, tensors["numpy"].numpy().astype(np.uint32), position, has_gauss, cached))
-    if "cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["cuda"])

@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from facm.core.files import atomically, write_text
 from facm.core.serialize import to_json
 from facm.data.checked import check_at_least
 from facm.data.folder import THREADS
-from facm.data.pictures import Pictures, Source
+from facm.data.pictures import Pictures
+from facm.data.sources import Source
 from facm.distributed.collectives import by_first, check_same, gathered
 from facm.distributed.process_group import ALONE, World
 from facm.latents.autoencoders.types import Autoencoder, AutoencoderConfig
@@ -26,7 +28,6 @@ from facm.latents.prepare.settings import Settings, begin, held
 from facm.latents.prepare.shard_writer import finished, write_shard
 from facm.latents.shards import read_shard
 from facm.latents.statistics import load_statistics
-from facm.runs.checkpoint import atomically, write_text
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def prepare(
     report: Callable[[int, int], None] | None = None,
     threads: int = THREADS,
 ) -> Summary:
-    """Encode the centre crops of all images, plain and mirrored, into ``out``, for :class:`facm.data.Latents`.
+    """Encode the centre crops of all images, plain and mirrored, into ``out``, for :class:`facm.latents.Latents`.
 
     size: of the crops, a multiple of the autoencoder's factor. shard_size: samples a file, in the source's order.
     batch_size: images encoded at a time. seed: of the posterior's samples, one for each image and each of its mirror

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from facm.core.files import write_text
 from facm.core.serialize import modernised
 from facm.latents.manifest import MANIFEST, RECORDS, SETTINGS, STATISTICS
 from facm.latents.shards import shard_files
-from facm.runs.checkpoint import write_text
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from facm.core.files import atomically, write_text
 from facm.latents.manifest import RECORDS, ShardRecord, shard_record
 from facm.latents.prepare.moments import Moments, sums
-from facm.runs.checkpoint import atomically, write_text
 
 
 def write_shard(path: Path, latents: Tensor, latents_flip: Tensor, labels: np.ndarray) -> ShardRecord:

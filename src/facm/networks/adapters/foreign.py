@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from facm.core.types import NetworkConfig, at_least_float32
+from facm.core.tensors import at_least_float32
+from facm.core.types import NetworkConfig
 
 
 @dataclass(frozen=True)

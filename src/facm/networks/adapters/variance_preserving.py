@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from facm.core.types import NetworkConfig, at_least_float32, expand
+from facm.core.tensors import at_least_float32, expand
+from facm.core.types import NetworkConfig
 
 
 @dataclass(frozen=True)

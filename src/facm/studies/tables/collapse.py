@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from facm.flow.distances import L2
-from facm.flow.guidance import Guidance, TeacherVelocity
+from facm.flow.guidance import Guidance
+from facm.flow.velocity import TeacherVelocity
 from facm.flow.weighting import One
 from facm.objectives.continuous_cm import ContinuousCM
 from facm.objectives.facm import FACM

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from facm.flow.guidance import DataVelocity, TeacherVelocity
+from facm.flow.velocity import DataVelocity, TeacherVelocity
 from facm.objectives.discrete_cm import DiscreteCM
 from facm.objectives.discrete_schedules import DoublingSteps, ShrinkingGap, SignalToNoise
 from facm.objectives.imm import IMM

@@ -1,0 +1,42 @@
+"""State dicts, loaded strictly: every missing, unexpected or misshapen weight is named."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written, or must not be read."""
+
+
+def load_strictly(
+    module: torch.nn.Module, state: Mapping[str, Tensor], source: str, may_miss: tuple[str, ...] = ()
+) -> None:
+    """Load weights, listing every missing, unexpected or misshapen one in the error.
+
+    may_miss: prefixes of parameters that have no effect as initialised, so that they may be absent from ``state``.
+    """
+    check_fits(module, {name: value.shape for name, value in state.items()}, source, may_miss)
+    module.load_state_dict({**module.state_dict(), **state}, strict=True)
+
+
+def check_fits(
+    module: torch.nn.Module, shapes: Mapping[str, Sequence[int]], source: str, may_miss: tuple[str, ...] = ()
+) -> None:
+    """Raise CheckpointError unless weights of these shapes fit ``module``; see :func:`load_strictly`."""
+    own = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    missing = [n for n in own if n not in shapes and not n.startswith(may_miss)]
+    unexpected = [n for n in shapes if n not in own]
+    misshapen = [
+        f"{n} {tuple(shapes[n])} instead of {own[n]}" for n in own if n in shapes and tuple(shapes[n]) != own[n]
+    ]
+    wrong = [
+        f"{len(names)} {what}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+        if names
+    ]
+    if wrong:
+        raise CheckpointError(f"{source} does not fit {type(module).__name__}: {'; '.join(wrong)}")

@@ -1,0 +1,24 @@
+"""Where images that are to be prepared come from: folders, or tar files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from facm.data.pictures import FolderPictures, Pictures
+
+if TYPE_CHECKING:
+    pass
+
+
+class Source(Protocol):
+    """Where images are: frozen, and opened into :class:`Pictures`."""
+
+    def open(self) -> Pictures: ...
+
+
+def source_at(path: str) -> Source:
+    """What to read the images at ``path`` with: a tar file or a folder of them, else a folder of images."""
+    from facm.data.webdataset import TarPictures, tar_files
+
+    return TarPictures(path) if tar_files(Path(path).expanduser()) else FolderPictures(path)

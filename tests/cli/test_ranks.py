@@ -1,0 +1,164 @@
+"""The command line on two ranks: training, going on, measuring, sampling, exporting."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from facm import cli
+from facm.core.serialize import from_json
+from facm.distributed.engine import Engine
+from facm.distributed.process_group import opened
+from facm.pretrained.trained import load_trained
+from facm.runs import log as logs
+from facm.runs.folder import RunFolder
+from tests.distributed.parallel_parts import ENVIRONMENT, call, difference, teacher_run, torchrun, train_in
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("cli")
+    train_in(root / "run", teacher_run(images=80))
+    return root
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """A cache of its own for the classifier that evaluations train."""
+    ENVIRONMENT["FACM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    del ENVIRONMENT["FACM_CACHE"]
+
+
+def measured(path, n):
+    """An evaluation in uneven blocks, with the features of the data itself and with an accuracy."""
+    from pathlib import Path
+
+    from facm.evaluation import SmallClassifier
+    from facm.evaluation.evaluate import evaluate
+    from facm.evaluation.evaluator import judge
+    from facm.sampling.methods import Euler
+
+    with opened(Engine(timeout_s=300)) as world:
+        trained = load_trained(Path(path))
+        classifier = SmallClassifier(width=8, num_features=16, epochs=1)
+        judged = judge(trained.data.open(), world.device, classifier, world)
+        row = evaluate(trained, Euler(2), judged, n=n, batch_size=32, world=world)
+    return {name: row[name] for name in ("frechet_distance", "precision", "recall", "accuracy", "n", "features")}
+
+
+@pytest.mark.slow
+def test_an_evaluation_does_not_depend_on_the_number_of_ranks(root, monkeypatch):
+    two = call(2, "tests.cli.test_ranks", "measured", str(root / "run"), 150)
+    monkeypatch.setenv("FACM_CACHE", ENVIRONMENT["FACM_CACHE"])
+    assert two == [measured(root / "run", 150)] * 2
+    assert len(logs.read(RunFolder(root / "run").evaluations)) == 2
+
+
+@pytest.mark.slow
+def test_samples_do_not_depend_on_the_number_of_ranks(root, tmp_path):
+    command = ["sample", str(root / "run"), "--n", "300", "--npz", "--out"]
+    cli.main([*command, str(tmp_path / "1.png")])
+    code, said, errors = torchrun(2, *command, tmp_path / "2.png")
+    assert code == 0, errors
+    assert said.count("300 samples") == 1
+    one, two = (np.load(tmp_path / f"{ranks}.npz") for ranks in (1, 2))
+    assert np.array_equal(one["images"], two["images"])
+    assert np.array_equal(one["labels"], two["labels"])
+    assert Image.open(tmp_path / "1.png").tobytes() == Image.open(tmp_path / "2.png").tobytes()
+
+
+SLOW = """
+import os
+import time
+from facm.data.stream import Stream
+from tests.distributed.parallel_parts import teacher_run
+
+original = Stream.at
+
+def at(self, images):
+    if self.ranks > 1 and images > 112:  # the signal comes before the end
+        time.sleep(1)
+    return original(self, images)
+
+Stream.at = at
+
+def run(images: int = 400):
+    return teacher_run(images=images)
+"""
+
+
+@pytest.mark.slow
+def test_train_stop_and_resume_on_other_numbers_of_ranks(tmp_path):
+    """torchrun is told to stop in a sharded run; it goes on whole, in one process, and ends as if nothing had been."""
+    recipe = tmp_path / "mine.py"
+    recipe.write_text(SLOW)
+    torchrun_ = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "facm"]
+    command = ["train", f"{recipe}:run", "--out", str(tmp_path / "run"), "--engine.parallel", "fsdp"]
+    process = subprocess.Popen(
+        torchrun_ + command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not (tmp_path / "run" / "log.jsonl").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    said, errors = process.communicate(timeout=300)
+    assert "SIGTERM: saved at" in said, errors
+    assert said.count("go on with: facm resume") == 1
+    folder = RunFolder(tmp_path / "run")
+    reached = int(folder.checkpoints()[-1].name)
+    assert 0 < reached < 400
+    whole = train_in(tmp_path / "whole", teacher_run(images=400))
+    cli.main(["resume", str(folder.path), "--quiet", "--engine.accumulate", "2"])
+    assert folder.checkpoints()[-1].name == "000000000400.safetensors"
+    assert difference(whole, folder) < 1e-6
+    first, last = logs.read(folder.sessions)
+    assert (first["ranks"], first["engine"]["parallel"], first["images"]) == (2, "fsdp", 0)
+    assert (last["ranks"], last["engine"]["accumulate"], last["images"]) == (1, 2, reached)
+
+
+def test_export_writes_one_plain_file_and_overwrites_nothing(root, tmp_path, capsys):
+    out = tmp_path / "network.safetensors"
+    cli.main(["export", str(root / "run"), "--out", str(out)])
+    assert "EMA 0.05 at 80 images" in capsys.readouterr().out
+    trained = load_trained(root / "run")
+    with safe_open(out, "pt") as file:
+        assert set(file.keys()) == set(trained.network.state_dict())
+        for name, value in trained.network.state_dict().items():
+            assert torch.equal(file.get_tensor(name), value)
+        metadata = file.metadata()
+    assert from_json(json.loads(metadata["config"])) == trained.config
+    assert (metadata["sigma_rel"], metadata["images"]) == ("0.05", "80")
+    with pytest.raises(SystemExit):
+        cli.main(["export", str(root / "run"), "--out", str(out)])
+    assert "exists and is not overwritten" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"), [(("--raw",), "raw"), (("--ema", "0.2"), "0.2"), (("--ema", "0.1"), "0.1")]
+)
+def test_export_chooses_weights(root, tmp_path, option, expected):
+    out = tmp_path / "network.safetensors"
+    cli.main(["export", str(root / "run"), "--out", str(out), *option])
+    with safe_open(out, "pt") as file:
+        assert file.metadata()["sigma_rel"] == expected
+
+
+def test_export_wants_a_name_that_says_what_it_is(root, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["export", str(root / "run"), "--out", "network.bin"])
+    assert "expected a name that ends in .safetensors, or in .pt" in capsys.readouterr().err
+
+
+def test_a_module_can_be_run():
+    done = subprocess.run(
+        [sys.executable, "-m", "facm", "--version"], env=ENVIRONMENT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("facm ")

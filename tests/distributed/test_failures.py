@@ -1,0 +1,368 @@
+"""What can go wrong between ranks: each case ends promptly, on all of them, with one message that names it."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from facm import FlowMatching, Labels, Run
+from facm.core.state_dict import CheckpointError
+from facm.core.types import Batch, Loss
+from facm.data import Moons
+from facm.distributed import process_group as world
+from facm.distributed.engine import Engine
+from facm.distributed.out_of_memory import OutOfMemory, explained
+from facm.distributed.process_group import opened
+from facm.networks.mlp import MLP
+from facm.pretrained.trained import load_trained
+from facm.runs import checkpointer as storage
+from facm.runs.config import Intervals
+from facm.runs.folder import RunFolder
+from tests.distributed.parallel_parts import call, facm, finish, start, teacher_run, torchrun, train_in
+
+NETWORK = MLP(width=16, depth=2, num_classes=2)
+
+
+def run_of(**changes: Any) -> Run:
+    run = Run(NETWORK, Moons(n=99), FlowMatching(Labels(2)), 160, 16, every=Intervals(80, 80, 80))
+    return dataclasses.replace(run, **changes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Through:
+    """Flow matching through the network inside the wrapper, whose gradients stay with their rank."""
+
+    condition: Labels = Labels(2)
+
+    def __call__(self, network: Any, batch: Batch, rng: torch.Generator, teacher: Any = None) -> Loss:
+        return FlowMatching(self.condition)(network.module, batch, rng, teacher)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ignores:
+    """A loss in which one parameter has no part."""
+
+    condition: Labels = Labels(2)
+
+    def __call__(self, network: Any, batch: Batch, rng: torch.Generator, teacher: Any = None) -> Loss:
+        return Loss(network(batch.x_1, batch.x_1[:, 0].abs().clamp(0, 1), batch.cond).mean(), {})
+
+
+@dataclasses.dataclass(frozen=True)
+class Unused:
+    """An MLP with a parameter that nothing uses."""
+
+    def build(self) -> torch.nn.Module:
+        network = NETWORK.build()
+        network.spare = torch.nn.Parameter(torch.ones(3))
+        return network
+
+
+@dataclasses.dataclass(frozen=True)
+class Different:
+    """A network that every rank initialises in its own way."""
+
+    def build(self) -> torch.nn.Module:
+        torch.manual_seed(int(os.environ["RANK"]))
+        return NETWORK.build()
+
+
+def misuses(root):
+    """name -> the error of each rank, by name and message."""
+    said = {}
+    with opened(Engine(timeout_s=300)) as here:
+
+        def attempt(name, run, engine=Engine()):  # noqa: B008
+            try:
+                train_in(f"{root}/{name}", run, engine, here)
+                said[name] = "nothing"
+            except (ValueError, RuntimeError) as error:
+                said[name] = f"{type(error).__name__}: {error}"
+
+        attempt("through", run_of(objective=Through()))
+        attempt("unused", run_of(network=Unused()))
+        attempt("found", run_of(network=Unused()), Engine(find_unused=True))
+        attempt("unused-fsdp", run_of(network=Unused()), Engine(parallel="fsdp"))
+        attempt("different", run_of(network=Different()))
+        attempt("seeds", run_of(seed=here.rank))
+        attempt("odd", run_of(batch_size=15))
+        attempt("replicas", run_of(), Engine(parallel="fsdp", replicas=3))
+        attempt("whole", run_of())
+        attempt("sharded", run_of(), Engine(parallel="fsdp"))
+    return said
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("failures")
+
+
+@pytest.fixture(scope="module")
+def said(root):
+    return call(2, "tests.distributed.test_failures", "misuses", str(root))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("through", "RuntimeError: the gradient of parameter inward.weight is not synchronised: rank 0 and rank 1"),
+        ("unused", "RuntimeError: parameter spare has no gradient on rank 0, 1"),
+        ("found", "nothing"),
+        ("unused-fsdp", "nothing"),
+        ("different", "RuntimeError: parameter inward.weight differs between rank 0 and rank 1"),
+        ("seeds", "ValueError: the run's fingerprint differs between the ranks"),
+        ("odd", "ValueError: batch_size = 15 over 2 ranks"),
+        ("replicas", "ValueError: engine.replicas = 3 with 2 ranks"),
+        ("whole", "nothing"),
+        ("sharded", "nothing"),
+    ],
+)
+def test_misuse_is_named_on_every_rank(said, name, expected):
+    assert all(rank[name].startswith(expected) for rank in said), [rank[name] for rank in said]
+
+
+# --- checkpoints in directories --------------------------------------------------------------------------------------
+
+
+def test_a_sharded_checkpoint_is_read_in_one_process(root, said):
+    whole, sharded = (load_trained(root / name).network.state_dict() for name in ("whole", "sharded"))
+    assert whole.keys() == sharded.keys()
+    assert all(torch.allclose(whole[name], sharded[name], atol=1e-6) for name in whole)
+    snapshots = RunFolder(root / "sharded").ema_snapshots()
+    assert [(images, sigma) for images, sigma, _ in snapshots] == [(80, 0.05), (80, 0.2), (160, 0.05), (160, 0.2)]
+    load_trained(root / "sharded", sigma_rel=0.1)  # synthesised from directories
+
+
+@pytest.mark.parametrize("damage", ["bytes", "truncated", "a file missing", "no record", "record", "meta"])
+def test_a_damaged_one_is_named_and_the_one_before_loads(root, said, tmp_path, damage):
+    shutil.copytree(root / "sharded", tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    before, newest = folder.checkpoints()
+    shard = sorted(newest.glob("shard-*"))[-1]
+    record = newest / storage.RECORD
+    if damage == "bytes":
+        content = bytearray(shard.read_bytes())
+        content[-1] ^= 1
+        shard.write_bytes(content)
+    elif damage == "truncated":
+        shard.write_bytes(shard.read_bytes()[:-8])
+    elif damage == "a file missing":
+        shard.unlink()
+    elif damage == "no record":
+        record.unlink()
+    elif damage == "record":
+        record.write_text(record.read_text()[:-9])
+    else:
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"meta": {"images": 1}}))
+    with pytest.raises(CheckpointError, match=rf"{newest} is (damaged|incomplete).*the one before is {before}"):
+        load_trained(folder.path)
+    shutil.rmtree(newest)
+    assert load_trained(folder.path).images_seen == 80
+
+
+def test_what_a_kill_leaves_is_never_taken_for_a_checkpoint(tmp_path):
+    (tmp_path / "checkpoints" / ".000000000080.partial").mkdir(parents=True)
+    (tmp_path / "checkpoints" / ".000000000064.removed").mkdir()
+    assert RunFolder(tmp_path).checkpoints() == []
+
+
+def test_no_pickled_code_in_a_directory(root, said):
+    newest = RunFolder(root / "sharded").checkpoints()[-1]
+    assert {path.suffix for path in newest.iterdir()} == {".safetensors", ".json"}
+
+
+# --- ranks that are lost ---------------------------------------------------------------------------------------------
+
+
+def hangs_or_dies(how, seconds):
+    """Rank 1 stops answering in the middle of the run. They begin together: ``seconds`` are few."""
+    import facm.training.loop  # noqa: F401 (before the clock runs)
+    from facm.data.stream import Stream
+
+    run, world.ROLL_CALL_S = Path(os.environ["RUN"]), 1.0
+    Path(f"{run}-{os.environ['RANK']}").touch()
+    while not all(Path(f"{run}-{rank}").exists() for rank in range(2)):
+        time.sleep(0.01)
+
+    original = Stream.at
+
+    def at(self, images):
+        if images == 48 and self.rank == 1:
+            if how == "dies":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if how == "fails":
+                raise ValueError("sample 7 is broken")
+            time.sleep(600)
+        return original(self, images)
+
+    Stream.at = at
+    with opened(Engine(timeout_s=seconds)) as here:
+        train_in(run, run_of(), Engine(), here)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "seconds", "expected"),
+    [
+        ("hangs", 6, r"LostRankError: rank 1 of 2 did not arrive.*engine.timeout_s = 6"),
+        ("dies", 100, r"LostRankError: rank 1 of 2 did not arrive"),
+        ("fails", 100, r"PeerError: rank 1 failed: ValueError: sample 7 is broken"),
+    ],
+)
+def test_a_lost_rank_is_named(tmp_path, how, seconds, expected):
+    import re
+
+    processes = start(2, "tests.distributed.test_failures", "hangs_or_dies", how, seconds, RUN=str(tmp_path / "run"))
+    code, _, errors = finish(processes[:1], 200)[0]
+    finish(processes[1:], 0)
+    assert code == 1
+    assert re.search(expected, errors), errors
+
+
+RECIPE = """
+import os, signal
+from facm import FlowMatching, Labels, Run
+from facm.data import Moons
+from facm.networks.mlp import MLP
+from facm.runs.config import Intervals
+from facm.data.stream import Stream
+
+original = Stream.at
+
+def at(self, images):
+    if images == 112 and self.rank == 1 and os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0" and os.environ["KILL"]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(self, images)
+
+Stream.at = at
+
+def run(seed: int = 0):
+    return Run(MLP(width=16, num_classes=2), Moons(n=99), FlowMatching(Labels(2)), 160, 16,
+               every=Intervals(log=80, checkpoint=80, ema_snapshots=0), seed=seed)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_started_again_and_the_run_goes_on(tmp_path, monkeypatch):
+    """The command line under torchrun: from the checkpoint at 80, and what comes out is as if nothing had been."""
+    from tests.distributed.parallel_parts import ENVIRONMENT, contents
+
+    recipe = tmp_path / "mine.py"
+    recipe.write_text(RECIPE)
+    started = partial(torchrun, options=("--max-restarts=2",))
+    for name, kill, launch in (("killed", "yes", started), ("calm", "", facm)):
+        monkeypatch.setitem(ENVIRONMENT, "KILL", kill)
+        command = ("train", f"{recipe}:run", "--out", tmp_path / name, "--engine.timeout-s", 100)
+        code, said, errors = launch(2, *command)
+        assert code == 0, errors
+        assert said.count("done: 160 images") == 1
+    killed, calm = (contents(RunFolder(tmp_path / name)) for name in ("killed", "calm"))
+    assert killed == calm
+    sessions = (tmp_path / "killed" / "sessions.jsonl").read_text().splitlines()
+    assert [json.loads(line)["images"] for line in sessions] == [0, 80]
+
+
+@pytest.mark.slow
+def test_a_folder_in_use_ends_all_ranks_with_one_message_and_resume_goes_on(tmp_path, monkeypatch):
+    from tests.distributed.parallel_parts import ENVIRONMENT
+
+    monkeypatch.setitem(ENVIRONMENT, "KILL", "")
+    recipe = tmp_path / "mine.py"
+    recipe.write_text(RECIPE)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").touch()
+    code, said, errors = facm(2, "train", f"{recipe}:run", "--out", tmp_path / "run")
+    assert code != 0
+    assert said == ""
+    assert errors.count(f"error: --out {tmp_path / 'run'} is in use and is never overwritten") == 1
+
+
+# --- one process -----------------------------------------------------------------------------------------------------
+
+
+def test_train_resume_continues_this_very_run_and_no_other(tmp_path, monkeypatch, capsys):
+    from facm import cli
+
+    monkeypatch.setenv("KILL", "")
+    recipe = tmp_path / "mine.py"
+    recipe.write_text(RECIPE)
+    command = ["train", f"{recipe}:run", "--out", str(tmp_path / "run"), "--quiet"]
+    cli.main([*command, "--resume"])  # nothing there yet
+    with pytest.raises(SystemExit):
+        cli.main(command)
+    assert "is in use and is never overwritten" in capsys.readouterr().err
+    cli.main([*command, "--resume"])  # finished: nothing to do
+    with pytest.raises(SystemExit):
+        cli.main([*command, "--resume", "--seed", "1"])
+    assert "holds another run than this command's (seed differ)" in capsys.readouterr().err
+
+
+def test_resume_tidies_only_what_making_a_folder_leaves(tmp_path):
+    from facm.runs.folder import RunFolderError, create_or_continue
+
+    own, other = tmp_path / "own", tmp_path / "other"
+    for folder in (own, other):
+        folder.mkdir()
+        (folder / "environment.json").touch()
+    (other / "recipe.py").write_text("mine")
+    create_or_continue(own, run_of())
+    with pytest.raises(RunFolderError, match="in use"):
+        create_or_continue(other, run_of())
+    assert (other / "recipe.py").read_text() == "mine"
+
+
+def test_out_of_memory_says_what_helps():
+    hint = r"out of memory: .*engine.accumulate.*engine.checkpointing.*facm plan"
+    with pytest.raises(OutOfMemory, match=hint), explained():
+        torch.empty(2**60, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match=r"^something else$"), explained():
+        raise RuntimeError("something else")
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [({"WORLD_SIZE": "two"}, "WORLD_SIZE = 'two'"), ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK = 2 of WORLD_SIZE = 2")],
+)
+def test_an_environment_that_torchrun_does_not_set_is_refused(monkeypatch, environment, message):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=message):
+        world.announced()
+
+
+def test_fewer_parts_than_declared_are_refused(tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Short(Ignores):
+        parts = 2
+
+    globals()["Short"] = Short
+    Short.__qualname__ = "Short"
+    with pytest.raises(ValueError, match="gave 1 parts of its loss, expected parts = 2"):
+        train_in(tmp_path / "run", run_of(objective=Short()))
+
+
+def test_one_process_opens_no_group():
+    with opened(Engine()) as here:
+        assert here is world.ALONE
+        assert not torch.distributed.is_initialized()
+
+
+def test_sharding_in_one_process(tmp_path):
+    """fsdp is the engine for one GPU, too: with it comes offloading."""
+    plain = train_in(tmp_path / "plain", teacher_run(images=80))
+    with opened(Engine(parallel="fsdp", cpu_offload=True)) as here:
+        folder = train_in(tmp_path / "run", teacher_run(images=80), Engine(parallel="fsdp", cpu_offload=True), here)
+    newest = folder.checkpoints()[-1]
+    assert newest.is_dir()
+    a, b = storage.load(newest).tensors, storage.load(plain.checkpoints()[-1]).tensors
+    assert all(torch.allclose(a[name], b[name], atol=1e-6) for name in b if name.startswith("network/"))
+    assert Path(newest / storage.RECORD).exists()

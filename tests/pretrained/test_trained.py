@@ -1,0 +1,108 @@
+"""How the network in a file is asked: as the file says, or as its user says."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from facm.core.serialize import to_json
+from facm.flow.time_conditioning import ExpandedInterval
+from facm.networks.ddpm_pp import DDPMpp
+from facm.objectives.facm import FACM
+from facm.objectives.flow_matching import FlowMatching
+from facm.pretrained.from_file import load_file
+from facm.pretrained.trained import Trained, load_trained
+from facm.runs.checkpointer import load
+from facm.runs.folder import RunFolder
+from tests.training.run_parts import EVERY, flow_run
+from tests.training.run_parts import trained as trained_run
+
+NETWORK = DDPMpp(size=8, channels=8, multipliers=(1, 2), blocks=1, attention=(4,), num_classes=10)
+
+
+def exported(path: Path, **said: str) -> Path:
+    """A file as ``facm export`` writes it."""
+    save_file(NETWORK.build().state_dict(), path, {"config": json.dumps(to_json(NETWORK)), **said})
+    return path
+
+
+@pytest.mark.parametrize("said", ["true", "false", None])
+@pytest.mark.parametrize("asked", [True, False, None])
+def test_the_user_is_believed_before_the_file(tmp_path: Path, said: str | None, asked: bool | None) -> None:
+    file = exported(tmp_path / "x.safetensors", **({} if said is None else {"learns_shortcut": said}))
+    if (asked, said) == (None, None):
+        with pytest.raises(ValueError, match=r"x.safetensors does not say whether its network learned the shortcut"):
+            load_file(file)
+        return
+    trained = load_file(file, learns_shortcut=asked)
+    student = asked if asked is not None else said == "true"
+    assert isinstance(trained.objective, FACM if student else FlowMatching)
+    assert isinstance(trained.objective.task, ExpandedInterval) or not student
+    assert trained.objective.condition.classes == 10
+    assert (trained.config, trained.data.open().shape, trained.images_seen) == (NETWORK, (3, 8, 8), None)
+
+
+def test_rows_and_pictures_lie_beside_the_file(tmp_path: Path) -> None:
+    trained = load_file(exported(tmp_path / "x.safetensors", learns_shortcut="true"))
+    assert isinstance(trained, Trained)
+    assert not trained.network.training
+    assert not any(p.requires_grad for p in trained.network.parameters())
+    assert trained.evaluations == tmp_path / "x.evaluations.jsonl"
+    assert trained.samples == tmp_path / "x.samples"
+    expected = NETWORK.build().state_dict()
+    assert {name: value.shape for name, value in trained.network.state_dict().items()} == {
+        name: value.shape for name, value in expected.items()
+    }
+    assert trained.network(torch.zeros(1, 3, 8, 8), torch.ones(1), torch.zeros(1, dtype=torch.long)).shape[1] == 3
+
+
+# --- an earlier clock of a run ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return trained_run(tmp_path_factory.mktemp("runs") / "flow", flow_run())
+
+
+@pytest.mark.parametrize(("images", "sigma_rel"), [(64, None), (192, 0.05), (192, 0.2), (320, None)])
+def test_an_earlier_clock_is_the_snapshot_of_then(run: RunFolder, images: int, sigma_rel: float | None) -> None:
+    """None is the run's first average."""
+    found = load_trained(run.path, sigma_rel, images=images)
+    length = sigma_rel or 0.05
+    stored = load(run.ema_snapshot(images, length))
+    for name, value in found.network.state_dict().items():
+        assert torch.equal(value, stored.tensors[name]), name
+    assert (found.images_seen, found.sigma_rel) == (images, length)
+    assert found.which == f"EMA {length:g} at {images} images"
+    assert (found.checkpoint_sha256, found.path) == (stored.sha256, run.path)
+    assert not found.network.training
+    assert not any(p.requires_grad for p in found.network.parameters())
+
+
+def test_the_last_snapshot_is_the_average_at_the_end(run: RunFolder) -> None:
+    now, then = load_trained(run.path), load_trained(run.path, images=320)
+    for name, value in now.network.state_dict().items():
+        assert torch.equal(then.network.state_dict()[name], value), name
+
+
+def test_a_clock_without_a_snapshot_is_named_with_those_that_have_one(run: RunFolder) -> None:
+    with pytest.raises(
+        ValueError, match=r"no EMA 0.05 snapshot at images = 80; expected one of 64, 128, 192, 256, 320$"
+    ):
+        load_trained(run.path, images=80)
+    with pytest.raises(ValueError, match=r"no EMA 0.1 snapshot at images = 64; expected one of none"):
+        load_trained(run.path, 0.1, images=64)
+    with pytest.raises(
+        ValueError, match=r"no EMA 0.05 snapshot at images = 64 and never raw ones; expected one of 64,"
+    ):
+        load_trained(run.path, raw=True, images=64)
+
+
+def test_a_run_without_snapshots_has_no_earlier_clocks(tmp_path: Path) -> None:
+    kept_none = flow_run(images=32, every=replace(EVERY, ema_snapshots=0))
+    folder = trained_run(tmp_path / "run", kept_none)
+    with pytest.raises(ValueError, match=r"images = 32; expected one of none: every.ema_snapshots = 0"):
+        load_trained(folder.path, images=32)
