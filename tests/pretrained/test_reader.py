@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from facm.core import files
 from facm.core.serialize import from_json, to_json
 from facm.core.state_dict import CheckpointError
 from facm.networks.adapters.foreign import Foreign
@@ -22,7 +23,6 @@ from facm.networks.lightning_dit import LightningDiT, from_reference_flags
 from facm.networks.mlp import MLP
 from facm.networks.presets import dit, repa, sit
 from facm.pretrained import FromFile, built, export_reference, import_file, open_published
-from facm.runs import checkpoint
 from facm.runs.config import Pretrained
 from tests.golden.gold import fill, probe, tensor, weight
 from tests.paths import GOLDEN, needs, outside
@@ -521,7 +521,7 @@ def test_what_cannot_be_written_leaves_nothing_behind(tmp_path, monkeypatch):
     def full(path):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(checkpoint, "sync", full)
+    monkeypatch.setattr(files, "sync", full)
     with pytest.raises(CheckpointError, match=r"could not write .*a.file: No space left"):
         import_file(source, out)
     with pytest.raises(CheckpointError, match=r"could not write .*a.file: No space left"):
