@@ -17,10 +17,10 @@ from PIL import Image
 
 import facm
 from facm import cli
-from facm.cli.lookup import recipes
+from facm.cli.lookup import recipes as known_recipes
 from facm.evaluation.classifier import SmallClassifier
 from facm.runs.folder import create, open_run
-from facm.training.loop import NonFiniteError
+from facm.training.trainer import NonFiniteError
 from tests.training.run_parts import before_step, contents, flow_run, signal_at, trained
 
 SMALL = {
@@ -498,7 +498,7 @@ def test_data_that_are_gone_are_named(recipes, capsys):
 def test_show_lists_the_recipes(capsys):
     command("show", "recipes")
     said = capsys.readouterr().out
-    assert all(name in said for name in recipes())
+    assert all(name in said for name in known_recipes())
     assert "A FACM student distilled from a digits teacher." in said
 
 

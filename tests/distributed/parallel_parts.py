@@ -178,7 +178,7 @@ def train_in(path: Path | str, run: Any, engine: Any = None, world: Any = None, 
 def log_of(folder: Any) -> list[dict[str, Any]]:
     from facm.runs import log as logs
 
-    return [{k: v for k, v in record.items() if k != "images_per_s"} for record in logs.read(folder.log)]
+    return [{k: v for k, v in record.items() if k not in logs.TIMED} for record in logs.read(folder.log)]
 
 
 def contents(folder: Any) -> dict[str, Any]:

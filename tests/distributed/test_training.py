@@ -233,8 +233,8 @@ def preview_changes_nothing(root, world):
     run = short_student(root)
     path = Path(f"{root}/fsdp-preview")
 
-    def draw(state):
-        draw_preview(state, run, path / f"{state.images}.png")
+    def draw(trainer):
+        draw_preview(trainer, path / f"{trainer.state.images}.png")
 
     train_in(path, run, Engine(parallel="fsdp"), world, on_checkpoint=draw)
     return sorted(file.name for file in path.glob("*.png"))

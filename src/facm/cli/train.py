@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from facm.latents.decode import Decoder
     from facm.runs.config import Run
     from facm.runs.folder import RunFolder
-    from facm.training.state import State
+    from facm.training.checks import CheckedRun
+    from facm.training.trainer import Trainer
 
 DEFAULT = Engine()
 T = TypeVar("T")
@@ -44,18 +45,16 @@ def train_recipe(spec: str, arguments: list[str]) -> None:
     from facm.distributed.collectives import by_first
     from facm.distributed.process_group import opened, restarts
     from facm.runs.folder import LockedError, RunFolder, create, create_or_continue, discard
-    from facm.training.loop import check, check_engine
+    from facm.training.checks import check
 
     out = chosen.out or Path("runs") / recipe.name
     make: Any = create_or_continue if chosen.resume or restarts() else create
     with opened(engine) as world:
-        check(run)  # before there is a folder
-        engine.check(run.batch_size, world.ranks)
-        check_engine(run, engine)
+        checked = check(run, engine, world.ranks)  # before there is a folder
         by_first(world, lambda: make(out, run, recipe.spec, recipe.file) and None)
         folder = RunFolder(out)
         try:
-            _run_to_end(run, folder, chosen.quiet, engine, world)
+            _run_to_end(checked, folder, chosen.quiet, engine, world)
         except LockedError:  # the folder is another's
             raise
         except Exception:
@@ -155,20 +154,20 @@ def _silenced() -> Iterator[None]:
         yield
 
 
-def _run_to_end(run: Run, folder: RunFolder, quiet: bool, engine: Engine, world: World) -> bool:
+def _run_to_end(checked: CheckedRun, folder: RunFolder, quiet: bool, engine: Engine, world: World) -> bool:
     """Train with progress and sample grids, say how it ended; False if it was interrupted."""
     from facm.training.loop import train as train_run
     from facm.training.preview import draw_preview
     from facm.training.progress import progress
 
-    decode = _decoder(run, world)
+    run, decode = checked.run, _decoder(checked, world)
 
-    def draw(state: State) -> None:
+    def draw(trainer: Trainer) -> None:
         """A small grid of the first EMA's samples, from the same noise at every checkpoint."""
-        draw_preview(state, run, folder.samples / f"{state.images:012d}.png", decode)
+        draw_preview(trainer, folder.samples / f"{trainer.state.images:012d}.png", decode)
 
     with progress(run, folder.path.name, quiet or not world.first) as report:
-        outcome = train_run(run, folder, report=report, on_checkpoint=draw, engine=engine, world=world)
+        outcome = train_run(checked, folder, report=report, on_checkpoint=draw, engine=engine, world=world)
     if not world.first:
         return outcome.finished
     if not outcome.finished:
@@ -182,14 +181,14 @@ def _run_to_end(run: Run, folder: RunFolder, quiet: bool, engine: Engine, world:
     return outcome.finished
 
 
-def _decoder(run: Run, world: World) -> Decoder | None:
+def _decoder(checked: CheckedRun, world: World) -> Decoder | None:
     """What makes images of the run's latents, on the first rank. One that the recipe names must be there; without the
     one that only the latents' manifest names, a run has no previews, and says so."""
     from facm.latents.decode import decoder_of
 
     if not world.first:
         return None
-    dataset = run.data.open()
+    dataset = checked.dataset
     try:
         return decoder_of(dataset, world.device)
     except ValueError as error:
@@ -209,7 +208,8 @@ def resume(run: Annotated[Path, tyro.conf.Positional], engine: Engine = DEFAULT,
     """
     from facm.distributed.process_group import opened
     from facm.runs.folder import open_run
+    from facm.training.checks import check
 
     with opened(engine) as world:
         folder, configured = open_run(run)
-        _run_to_end(configured, folder, quiet, engine, world)
+        _run_to_end(check(configured, engine, world.ranks), folder, quiet, engine, world)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from facm.core.objective import Condition
 from facm.core.serialize import to_json
 from facm.distributed.collectives import by_first, in_order
 from facm.distributed.process_group import ALONE, World
@@ -17,7 +18,7 @@ from facm.evaluation.evaluator import Judge
 from facm.evaluation.features import Quantise, check_quantise
 from facm.evaluation.metrics import Measure, check_enough
 from facm.evaluation.reference import KEEP, Reference
-from facm.flow.conditions import Condition, Labels
+from facm.flow.conditions import Labels
 from facm.flow.guidance import NO_GUIDANCE, Guidance
 from facm.flow.time_conditioning import ExpandedInterval
 from facm.pretrained.trained import Trained

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
+from facm.core.objective import Condition, Objective, Task
 from facm.core.state_dict import load_strictly
-from facm.core.types import Objective
-from facm.flow.conditions import Condition, Labels, Unconditional
+from facm.flow.conditions import Labels, Unconditional
 from facm.flow.guidance import NO_GUIDANCE
-from facm.flow.time_conditioning import AuxiliaryTime, ExpandedInterval, Task
+from facm.flow.time_conditioning import AuxiliaryTime, ExpandedInterval
 from facm.flow.velocity import TeacherVelocity
 from facm.latents.autoencoders.types import AutoencoderConfig
 from facm.objectives.facm import FACM

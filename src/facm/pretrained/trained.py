@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
+from facm.core.objective import Objective
 from facm.core.state_dict import CheckpointError, load_strictly
-from facm.core.types import Data, NetworkConfig, Objective
+from facm.core.types import Data, NetworkConfig
 from facm.distributed.process_group import ALONE, World
 from facm.latents.statistics import Statistics
 from facm.pretrained.native_format import said_of, spelled, write_own

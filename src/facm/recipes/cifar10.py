@@ -127,7 +127,7 @@ def cifar10_mean_flow(path: str = "data/cifar10", images: int = LONG, seed: int 
         seed: of everything random in the run.
     """
     # FID 2.92 with one step.
-    objective = MeanFlow(Unconditional(), DataVelocity(), time=TIME, equal=0.75)  # App. A.3 c
+    objective = MeanFlow(Unconditional(), DataVelocity(), time=TIME, data_proportion=0.75)  # App. A.3 c
     return _few_steps(_network(auxiliary_time=True), objective, path, images, seed)
 
 
@@ -139,7 +139,7 @@ def cifar10_scm_teacher(path: str = "data/cifar10", images: int = LONG, seed: in
         images: length of the run in images seen.
         seed: of everything random in the run.
     """
-    objective = FlowMatching(Unconditional(), label_dropout=0.0, mixed=0.0)  # sCM never asks at c_FM
+    objective = FlowMatching(Unconditional(), label_dropout=0.0, p_flow_condition=0.0)  # sCM never asks at c_FM
     return _teacher(_network(dropout=0.13, pixel_norm=True), objective, path, images, seed)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 
-from facm.core.types import Data, NetworkConfig, Objective
+from facm.core.objective import as_objective
+from facm.core.types import Data, NetworkConfig
 from facm.runs.ema import PowerEMA
 from facm.runs.optim import AdamW
 
@@ -51,7 +52,7 @@ class Run:
 
     network: NetworkConfig
     data: Data
-    objective: Objective
+    objective: Any
     images: int
     batch_size: int = 128
     optimizer: AdamW = AdamW()
@@ -74,7 +75,8 @@ class Run:
             raise ValueError(f"seed = {self.seed}, expected 0 or more")
         if self.precision not in ("auto", "fp32", "bf16"):
             raise ValueError(f"precision = {self.precision!r}, expected 'auto', 'fp32' or 'bf16'")
-        for name, protocol in (("network", NetworkConfig), ("data", Data), ("objective", Objective)):
+        as_objective(self.objective)
+        for name, protocol in (("network", NetworkConfig), ("data", Data)):
             if not isinstance(getattr(self, name), protocol):
                 raise TypeError(f"{name} = {getattr(self, name)!r} is not a {protocol.__name__}: {protocol.__doc__}")
         for name in ("teacher", "initial"):

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from facm.core.objective import Condition, Task
 from facm.core.rng import derive
 from facm.core.types import VelocityField
-from facm.flow.conditions import Condition, Labels
+from facm.flow.conditions import Labels
 from facm.flow.guidance import NO_GUIDANCE, Guidance, velocity_field
-from facm.flow.time_conditioning import Task, native
+from facm.flow.time_conditioning import native
 from facm.sampling import solvers as samplers
 from facm.sampling.methods import Consistency, DPMSolverPP, EDMHeun, Euler, Jumps, Method
 

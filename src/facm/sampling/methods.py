@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from facm.core.types import Objective
+from facm.core.objective import Objective
 from facm.sampling import solvers as samplers
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,24 +13,22 @@ from facm.distributed.wrap import is_sharded
 from facm.flow.conditions import Labels, Unconditional
 from facm.flow.time_conditioning import ExpandedInterval
 from facm.latents.decode import Decoder
-from facm.runs.config import Run
 from facm.runs.ema import Weights
 from facm.sampling.generate import Source, balanced_labels, sample
 from facm.sampling.images import is_image, save_grid
 from facm.sampling.methods import default_method
-from facm.training.state import State
+from facm.training.trainer import Trainer
 
 PREVIEW = 20
 TEACHER_NFE = 8
 
 
-def draw_preview(state: State, run: Run, path: Path, decode: Decoder | None = None) -> None:
+def draw_preview(trainer: Trainer, path: Path, decode: Decoder | None = None) -> None:
     """Samples of the first EMA, from the same noise every time, latents decoded; nothing for data that are not images
     and for which there is no ``decode``, an objective that does not say how its network is asked, or conditions that
     cannot be made up."""
-    objective: Any = run.objective
-    condition = getattr(objective, "condition", None)
-    shape = run.data.open().shape
+    run, state, objective = trainer.run, trainer.state, trainer.objective
+    condition, shape = objective.condition, trainer.dataset.shape
     drawable = any_of(state.world, decode is not None) or is_image(shape)
     if not isinstance(condition, Labels | Unconditional) or not drawable:
         return
@@ -39,11 +36,11 @@ def draw_preview(state: State, run: Run, path: Path, decode: Decoder | None = No
     if not (state.world.first or is_sharded(parameter)):
         return  # who holds a shard takes part
     device = state.world.device if is_sharded(parameter) else parameter.device  # shards may be offloaded
-    task = getattr(objective, "task", None) or ExpandedInterval()
+    task = objective.task or ExpandedInterval()
     source = Source(state.network, task, condition, shape, device)
-    method = default_method(run.objective, 1)
+    method = default_method(objective, 1)
     if method.nfe == 1 and type(method).__name__ == "Euler":
-        method = default_method(run.objective, TEACHER_NFE)
+        method = default_method(objective, TEACHER_NFE)
     indices = range(PREVIEW)
     with _averaged(state.network, state.ema.averages[run.ema.sigma_rels[0]]):
         x = sample(source, method, indices, balanced_labels(condition, indices))
