@@ -314,7 +314,7 @@ def test_a_kill_while_saving_changes_nothing(whole, tmp_path, monkeypatch, momen
 def monkeypatch_target(dotted):
     module, _, name = dotted.rpartition(".")
     return getattr(
-        {"facm.runs.checkpoint.os": os, "facm.training.loop.logs": logs}.get(module, sys.modules.get(module)), name
+        {"facm.core.files.os": os, "facm.training.loop.log": logs}.get(module, sys.modules.get(module)), name
     )
 
 
@@ -371,7 +371,7 @@ def test_a_terminated_command_ends_well_and_is_resumed_by_another(tmp_path):
         "from facm import FlowMatching, Labels, Run\n"
         "from facm.data import Moons\n"
         "from facm.networks.mlp import MLP\n"
-        "from facm.runs.config import Every\n"
+        "from facm import Intervals\n"
         "def run(images: int = 8_000):\n"
         "    return Run(MLP(width=16, num_classes=2), Moons(n=99), FlowMatching(Labels(2)), images, 16,\n"
         "               every=Intervals(log=160, checkpoint=100_000, ema_snapshots=0))\n"
