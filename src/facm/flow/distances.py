@@ -49,7 +49,7 @@ class L2Cosine:
     """mean square + (1 - cos), the anchor's distance (Eq. 10)."""
 
     flat: bool | None = None
-    """Cosine over the whole sample (Eq. 10), or False: over the channels at each position; None: False from 4 channels."""
+    """Cosine over the whole sample (Eq. 10); False: over the channels at each position; None: False from 4 channels."""
 
     def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
         flat = target.shape[1] < MIN_CHANNELS_FOR_COSINE if self.flat is None else self.flat
