@@ -381,7 +381,7 @@ SAMPLING_MISTAKES = [
     (["--guidance-scale", "nan"], "guidance scale = nan"),
     (["--guidance-low", "0.9", "--guidance-high", "0.1"], "guidance interval = [0.9, 0.1]"),
     (["--ema", "0.7"], "sigma_rel = 0.7, expected a length in (0, 0.28]"),
-    (["--ema", "0.1", "--raw"], "--raw with --ema 0.1"),
+    (["--ema", "0.1", "--raw"], "raw = True with sigma_rel = 0.1"),
     (["--shift", "0"], "shift = 0.0, expected a positive number"),
     (["--times", "0", "0.5", "--nfe", "3"], "times = (0.0, 0.5) for nfe = 3, expected 3 times"),
     (["--times", "0.5", "--nfe", "1"], "expected times that start at 0"),
@@ -395,7 +395,7 @@ SAMPLING_MISTAKES = [
 @pytest.mark.parametrize(("options", "words"), SAMPLING_MISTAKES, ids=lambda value: str(value)[:40])
 @pytest.mark.parametrize("what", ["sample", "evaluate"])
 def test_a_sampling_option_that_makes_no_sense_is_named(runs, capsys, monkeypatch, what, options, words):
-    monkeypatch.setattr("facm.evaluation.evaluator.judge", lambda *a: pytest.fail("work before the check"))
+    monkeypatch.setattr("facm.evaluation.evaluator.build_evaluator", lambda *a: pytest.fail("work before the check"))
     before = {p for p in (runs / "student").rglob("*")}
     assert words in refused(capsys, what, runs / "student", *options)
     assert {p for p in (runs / "student").rglob("*")} == before
@@ -447,7 +447,7 @@ def test_rows_carry_their_whole_provenance(runs, capsys):
     for row in rows:
         assert row["sampler"] == "consistency"
         assert (row["n"], row["n_reference"], row["seed"], row["ema"], row["images"]) == (32, 1797, 5, 0.2, 48)
-        assert row["guidance"] == {"type": "facm.flow.guidance:Guidance", "scale": 1.0, "low": 0.125, "high": 1.0}
+        assert row["guidance"] == {"type": "facm:Guidance", "scale": 1.0, "low": 0.125, "high": 1.0}
         assert row["checkpoint"] == facm.runs.checkpoint.load(folder.checkpoints()[-1]).sha256
         assert row["features"].startswith("small-classifier-")
         assert len(row["reference"]) == 64

@@ -41,17 +41,20 @@ def measured(path, n):
     """An evaluation in uneven blocks, with the features of the data itself and with an accuracy."""
     from pathlib import Path
 
-    from facm.evaluation import SmallClassifier
+    from facm.evaluation import Sampling, SmallClassifier, append_row
     from facm.evaluation.evaluate import evaluate
-    from facm.evaluation.evaluator import judge
+    from facm.evaluation.evaluator import build_evaluator
     from facm.sampling.methods import Euler
 
     with opened(Engine(timeout_s=300)) as world:
         trained = load_trained(Path(path))
         classifier = SmallClassifier(width=8, num_features=16, epochs=1)
-        judged = judge(trained.data.open(), world.device, classifier, world)
-        row = evaluate(trained, Euler(2), judged, n=n, batch_size=32, world=world)
-    return {name: row[name] for name in ("frechet_distance", "precision", "recall", "accuracy", "n", "features")}
+        evaluator = build_evaluator(trained.dataset, world.device, classifier, world)
+        row = evaluate(trained, Sampling(Euler(2), n, batch_size=32), evaluator)
+        append_row(trained, row, world)
+    return {
+        name: row.to_json()[name] for name in ("frechet_distance", "precision", "recall", "accuracy", "n", "features")
+    }
 
 
 @pytest.mark.slow

@@ -190,7 +190,9 @@ def test_what_lies_beside_a_published_file_is_found(inside, tmp_path):
     assert space.autoencoder.path == str(tmp_path / "sd-vae-ft-mse")
     assert space.statistics.multiplier == 0.18215
     command("export", STUDENT, "--out", tmp_path / "student.pt")
-    with pytest.raises(ValueError, match=r"there is no latents_stats\.pt beside it: expected --latent-stats FILE, or"):
+    with pytest.raises(
+        ValueError, match=r"there is no latents_stats\.pt beside it: expected statistics, such a file, or"
+    ):
         load_file(tmp_path / "student.pt", heads=2)
 
 
@@ -205,7 +207,7 @@ def test_importing_an_export_keeps_its_statistics(inside, tmp_path):
     command("export", STUDENT, "--out", tmp_path / "student.safetensors")
     command("import", tmp_path / "student.safetensors", "--out", tmp_path / "again.safetensors")
     found = load_file(tmp_path / "again.safetensors")
-    assert found.objective.learns_shortcut
+    assert found.interface.learns_shortcut
     assert found.data.open().statistics.fingerprint == load_trained(STUDENT).data.open().statistics.fingerprint
 
 
@@ -214,7 +216,7 @@ def test_an_exported_teacher_is_one(inside, tmp_path):
         command("export", "runs/imagenet256-lightningdit-xl-pretrain", "--out", tmp_path / name)
         heads = 2 if name.endswith(".pt") else None
         found = load_file(tmp_path / name, heads=heads, scale=1.0)
-        assert not getattr(found.objective, "learns_shortcut", False)
+        assert not found.interface.learns_shortcut
 
 
 def test_another_autoencoder_than_the_latents_is_refused(inside, capsys, tmp_path):
@@ -228,7 +230,7 @@ def test_an_autoencoder_that_a_data_set_names_is_not_imported_from_anywhere(insi
     (tmp_path / "evil.py").write_text("raise SystemExit('ran')")
     monkeypatch.syspath_prepend(tmp_path)
     dataset = dataclasses.replace(Latents("latents", num_classes=2).open(), encoded_by={"type": "evil:A"})
-    with pytest.raises(ValueError, match=r"none of facm\.autoencoders: expected --autoencoder"):
+    with pytest.raises(ValueError, match=r"none of facm\.latents: expected autoencoder"):
         decoder_of(dataset, torch.device("cpu"))
 
 

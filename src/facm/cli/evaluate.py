@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -40,6 +41,8 @@ def evaluate(
     """
     from facm.distributed.process_group import opened
     from facm.evaluation.evaluate import evaluate as measure
+    from facm.evaluation.row import append_row
+    from facm.evaluation.samples import Sampling
 
     if n < 2:
         raise ValueError(f"--n {n}, expected at least 2 samples to measure")
@@ -47,38 +50,26 @@ def evaluate(
         raise ValueError(f"--batch {batch}, expected at least 1")
     if not nfe:
         raise ValueError("--nfe is empty, expected at least one number of evaluations")
-    guidance = options.guidance()
+    guidance, rows = options.guidance(), []
     with opened(Engine()) as world:
         trained = file.open(run, options)
         methods = [options.method(trained, k) for k in nfe]
         decoder = file.decoder(trained, world.device)
-        shape = tuple(trained.data.open().shape)
-        judged = judging.judge(trained, decoder, world)
-        rows = [
-            measure(
-                trained,
-                method,
-                judged,
-                n=n,
-                seed=options.seed,
-                guidance=guidance,
-                batch_size=batch,
-                world=world,
-                labels=judging.labels,
-                quantise=judging.quantise,
-                decode=decoder,
-                autoencoder=None if decoder is None else decoder.identity,
-                shape=shape,
-                small_n=judging.small_n,
-                progress=None if quiet else counting("samples"),
-            )
-            for method in methods
-        ]
+        evaluator = dataclasses.replace(
+            judging.judge(trained, decoder, world),
+            quantise=judging.quantise,
+            small_n=judging.small_n,
+            progress=None if quiet else counting("samples"),
+        )
+        for method in methods:
+            sampling = Sampling(method, n, options.seed, guidance, batch, judging.labels, decoder)
+            rows.append(measure(trained, sampling, evaluator))
+            append_row(trained, rows[-1], world)
     if world.first and not quiet:
         from facm.cli.show_run import evaluation_table
 
-        evaluation_table(rows)
-        _warn(n, judged.reference.n, judged.extractor.num_features)
+        evaluation_table([row.to_json() for row in rows])
+        _warn(n, evaluator.reference.n, evaluator.extractor.num_features)
 
 
 def _warn(n: int, n_reference: int | None, num_features: int) -> None:

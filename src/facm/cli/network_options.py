@@ -81,18 +81,8 @@ class FileOptions:
 
         Raises ValueError for latents without an autoencoder."""
         from facm.latents.autoencoders import autoencoder_at
-        from facm.latents.decode import decoder_of
-        from facm.pretrained.latent_space import STABLE_DIFFUSION, VAVAE
-        from facm.sampling.images import is_image
 
-        dataset: Any = trained.data.open()
-        decoder = decoder_of(dataset, device, autoencoder_at(self.autoencoder) if self.autoencoder else None)
-        if decoder is None and hasattr(dataset, "statistics") and not is_image(dataset.shape):
-            raise ValueError(
-                f"{trained.path} makes latents of shape {tuple(dataset.shape)}: expected --autoencoder, to make "
-                f"images of them, or one of {', '.join((*VAVAE, *STABLE_DIFFUSION))} beside a published file"
-            )
-        return decoder
+        return trained.decoder(device, autoencoder_at(self.autoencoder) if self.autoencoder else None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +128,6 @@ class SamplingOptions:
             Euler,
             Heun,
             Jumps,
-            check_method,
             default_method,
         )
 
@@ -152,7 +141,7 @@ class SamplingOptions:
             "dpm": DPMSolverPP,
             "edm": EDMHeun,
         }
-        default: Any = type(default_method(trained.objective, nfe))
+        default: Any = type(default_method(trained.interface, nfe))
         kind = default if self.sampler == "auto" else kinds[self.sampler]
         name = next(name for name, value in kinds.items() if value is kind)
         if self.times and kind not in (Consistency, Jumps):
@@ -161,15 +150,14 @@ class SamplingOptions:
             )
         if self.shift != 1 and kind is EDMHeun:
             raise ValueError(f"--shift {self.shift} with --sampler edm, which has a schedule of its own; expected none")
-        learnt = getattr(trained.objective, "learns_shortcut", False)
-        head = ("anchor" if learnt else "native") if self.head == "auto" else self.head
+        head = ("anchor" if trained.interface.learns_shortcut else "native") if self.head == "auto" else self.head
         method: Any
         if kind in (Consistency, Jumps):
             method = kind(nfe, self.shift, self.times or None)
             method.schedule()  # now, rather than after the work that comes before sampling
         else:
             method = kind(nfe, head) if kind is EDMHeun else kind(nfe, head, self.shift)
-        check_method(trained.objective, method)
+        method.check(trained.interface)
         return method
 
 

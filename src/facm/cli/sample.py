@@ -69,7 +69,6 @@ def _sample(
     import torch
 
     from facm.distributed.collectives import in_order
-    from facm.evaluation.evaluate import source_of
     from facm.flow.conditions import Labels
     from facm.sampling.generate import balanced_labels, blocks
     from facm.sampling.generate import sample as draw
@@ -79,7 +78,7 @@ def _sample(
     method = options.method(trained, nfe)
     clock = "" if trained.images_seen is None else f"{trained.images_seen:012d}-"
     target = out or _unused(trained.samples, f"{clock}{type(method).__name__.lower()}{nfe}-seed{options.seed}")
-    source = source_of(trained, trained.data.open().shape, world.device)
+    source = trained.source(world.device)
     decode = file.decoder(trained, world.device)
     cond = balanced_labels(source.condition, range(n))
     if classes:

@@ -48,7 +48,7 @@ def study(
 
     from facm.cli.lookup import find_study
     from facm.evaluation import reference_floor
-    from facm.evaluation.evaluator import judge
+    from facm.evaluation.evaluator import build_evaluator
     from facm.studies.report import write
     from facm.studies.scales import find_setting
     from facm.studies.schedule import INTERRUPTED, Plan, in_turn, side_by_side
@@ -69,20 +69,20 @@ def study(
     used: Any = next(iter(plan.studies.values())).entries[0].run.data  # a study may have others than its size's
     if used == setting.data and setting.reference is not None:
         used = setting.reference
-    judged = judge(used.open(), device, features.chosen())
+    evaluator = build_evaluator(used.open(), device, features.chosen())
     if only is not None:
-        if not plan.do(only, judged):
+        if not plan.do(only, evaluator):
             print("interrupted: the same command goes on")
             raise SystemExit(INTERRUPTED)
         return
     began = time.monotonic()
     command = [sys.executable, "-m", "facm", *sys.argv[1:]]
-    if not (in_turn(plan, judged) if jobs == 1 else side_by_side(plan, judged, jobs, command)):
+    if not (in_turn(plan, evaluator) if jobs == 1 else side_by_side(plan, evaluator, jobs, command)):
         print("interrupted: the same command goes on")
         return
-    floor = reference_floor(judged.dataset, judged.extractor)
-    summary = summarise(plan.studies, home, plan.n, judged.extractor.identity, floor)
-    page = write(summary, judged, home, home / found.name, " ".join(["facm", *sys.argv[1:]]), device)
+    floor = reference_floor(evaluator.dataset, evaluator.extractor)
+    summary = summarise(plan.studies, home, plan.n, evaluator.extractor.identity, floor)
+    page = write(summary, evaluator, home, home / found.name, " ".join(["facm", *sys.argv[1:]]), device)
     print_table(summary)
     print(f"{len(plan.tasks)} networks, {time.monotonic() - began:.0f} s now; report: {page}")
 

@@ -13,6 +13,7 @@ from facm.core.objective import Objective, as_objective
 from facm.core.rng import borrowed_generators
 from facm.core.types import Batch
 from facm.flow.conditions import Labels
+from facm.flow.time_conditioning import native
 from facm.pretrained.trained import FromRun
 from facm.runs.config import Run
 from facm.runs.folder import open_run
@@ -29,25 +30,25 @@ def forward_passes(run: Run) -> float:
     weights. Objectives with a schedule are taken at half of the run.
     """
     objective = as_objective(run.objective)
-    group, objective = objective.group_size, objective.at(run.images // 2)
     dataset = run.data.open()
     with borrowed_generators(0), sdpa_kernel(SDPBackend.MATH):
         network, teacher = run.network.build(), _teacher(run)
+        group = objective.group_size
         read = dataset.read(np.arange(-(-LEAST // group) * group) % len(dataset))
         batch = Batch(read.x_1, read.cond)
         with Flops() as forward, torch.no_grad():
-            _ask(network, batch, objective)
+            _predict(network, batch, objective)
         with Flops() as step:
-            for term in objective.loss_terms(network, batch, torch.Generator().manual_seed(0), teacher):
+            halfway = objective.at(run.images // 2)
+            for term in halfway.loss_terms(network, batch, torch.Generator().manual_seed(0), teacher):
                 term().total.backward()
     return step.total / forward.total
 
 
-def _ask(network: Any, batch: Batch, objective: Objective) -> None:
+def _predict(network: Any, batch: Batch, objective: Objective) -> None:
     t = torch.full((len(batch.x_1),), 0.5)
     cond = batch.cond if isinstance(objective.condition, Labels) else None
-    more = {"r": t} if getattr(network, "auxiliary_time", False) else {}
-    network(batch.x_1, t, cond=cond, **more)
+    network(batch.x_1, cond=cond, **native(network, t))
 
 
 def _teacher(run: Run) -> torch.nn.Module | None:
