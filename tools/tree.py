@@ -1,7 +1,7 @@
-"""Writes the tree of src/facm, one line a file, into docs/architecture.md; a file's line is its docstring's first sentence.
+"""Writes the tree of src/facm into docs/architecture.md, one line a file: the first sentence of its docstring.
 
-    python tools/tree.py            writes it
-    python tools/tree.py --check    exits with 1 if it is not up to date
+python tools/tree.py            writes it
+python tools/tree.py --check    exits with 1 if it is not up to date
 """
 
 from __future__ import annotations

@@ -170,7 +170,8 @@ def train_in(path: Path | str, run: Any, engine: Any = None, world: Any = None, 
     from facm.training.loop import train
 
     world = world or ALONE
-    by_first(world, lambda: create_or_continue(Path(path), run) and None)
+    recipe = ROOT / "tests" / "distributed" / "recipe_of_parts.py"
+    by_first(world, lambda: create_or_continue(Path(path), run, "recipe_of_parts.py:run", recipe) and None)
     train(run, RunFolder(Path(path)), engine=engine or Engine(), world=world, **options)
     return RunFolder(Path(path))
 
