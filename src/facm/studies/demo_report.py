@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from facm.core.files import write_text
+from facm.runs import log
 from facm.sampling.images import grid_png
 from facm.studies.html import Panel, folded_json, grid, image, page, png_of
 
@@ -72,7 +73,7 @@ def _curves(histories: dict[str, list[dict[str, Any]]]) -> bytes:
 
     figure = Figure(figsize=(10, 5.5), layout="constrained")
     axes = figure.subplots(2, len(histories), squeeze=False, sharex="col")
-    hidden = {"images", "lr", "skipped", "images_per_s", "grad_norm", "tangent_rms", "clamped"}
+    hidden = {"images", "lr", "skipped", "grad_norm", "tangent_rms", "clamped", *log.TIMED}
     for column, (name, records) in enumerate(histories.items()):
         thousands = [record["images"] / 1000 for record in records]
         for key in records[0] if records else ():
