@@ -38,7 +38,7 @@ def _double():
 class Awkward(nn.Module):
     """One awkward operation, or a few, on a state h (3, 8, 4) that moves and has parameters behind it and before it."""
 
-    draws = False
+    stochastic = False
 
     def __init__(self, operation, checkpointed=False):
         super().__init__()

@@ -38,8 +38,8 @@ class SameDropout:
 def same_dropout(network: Any) -> Any:
     """``network``, drawing the same dropout mask at every call: the anchor, the shortcut and its tangent in one step
     must be one function, else the tangent is that of another network. A network in eval mode, or one whose attribute
-    ``draws`` is False (it has no dropout nor anything like it), is returned as it is."""
-    if not getattr(network, "training", False) or not getattr(unwrapped(network), "draws", True):
+    ``stochastic`` is False (it has no dropout nor anything like it), is returned as it is."""
+    if not getattr(network, "training", False) or not getattr(unwrapped(network), "stochastic", True):
         return network
     device = next((p.device for p in network.parameters() if p.device.type == "cuda"), None)
     return SameDropout(network, torch.get_rng_state() if device is None else torch.cuda.get_rng_state(device), device)

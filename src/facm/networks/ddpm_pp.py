@@ -219,13 +219,12 @@ class TimeEmbedding(nn.Module):
 class DDPMppNetwork(nn.Module):
     """F(x, t, cond[, r]) -> velocity, or what an adapter makes of it; see :class:`DDPMpp`."""
 
-    no_effect_as_initialised = ("second_time.", "log_weights.")  # may be absent from the weights a run starts from
+    zero_init_prefixes = ("second_time.", "log_weights.")
 
     def __init__(self, config: DDPMpp) -> None:
         super().__init__()
         self.config, self.auxiliary_time, self.weight_head = config, config.auxiliary_time, config.weight_head
-        if config.dropout == 0:
-            self.draws = False  # nothing random is left
+        self.stochastic = config.dropout > 0
         channels, dim = config.channels, 4 * config.channels
         self.map_label = _initialised(nn.Linear(config.num_classes, channels)) if config.num_classes else None
         self.map_augment = None

@@ -308,8 +308,8 @@ class WeightHead(nn.Module):
 class LightningDiTNetwork(nn.Module):
     """F(x, t, cond[, r]) -> velocity; see :class:`LightningDiT`."""
 
-    draws = False  # no dropout, nor anything else that is random
-    no_effect_as_initialised = ("r_embedder.", "AdaLoss.")  # may be absent from the weights a run starts from
+    stochastic = False  # there is no dropout, nor anything else that draws random numbers
+    zero_init_prefixes = ("r_embedder.", "AdaLoss.")
 
     def __init__(self, config: LightningDiT) -> None:
         super().__init__()

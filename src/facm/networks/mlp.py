@@ -28,7 +28,7 @@ class MLP:
 
 
 class MLPNetwork(nn.Module):
-    no_effect_as_initialised = ("head.",)  # may be absent from the weights a run starts from
+    zero_init_prefixes = ("head.",)
 
     def __init__(self, config: MLP) -> None:
         super().__init__()

@@ -31,7 +31,7 @@ from facm.distributed.wrap import shard, spread, without_parameters
 from facm.flow.conditions import Labels
 from facm.flow.guidance import NO_GUIDANCE
 from facm.flow.time_conditioning import check_task
-from facm.networks.adapters.foreign import adapters_of, inner_config, unlike
+from facm.networks.adapters.base import adapters_of, inner_config, unlike
 from facm.pretrained.trained import FromRun
 from facm.runs import log as logs
 from facm.runs.config import Run
@@ -165,7 +165,7 @@ def _build(run: Run, folder: RunFolder, engine: Engine, world: World) -> torch.n
             return run.network.build()
     network = run.network.build()
     if run.initial is not None:
-        may_miss, initial = getattr(network, "no_effect_as_initialised", ()), run.initial.load()
+        may_miss, initial = getattr(network, "zero_init_prefixes", ()), run.initial.load()
         if (theirs := adapters_of(initial)) != (ours := adapters_of(network)):
             raise ValueError(
                 f"initial = {run.initial} is seen through {' of '.join(theirs) or 'no adapter'}, network through "

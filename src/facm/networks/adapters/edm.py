@@ -20,10 +20,11 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from facm.core.tensors import at_least_float32, expand
 from facm.core.types import NetworkConfig
+from facm.networks.adapters.base import Adapter
 
 
 @dataclass(frozen=True)
@@ -64,19 +65,10 @@ def noise_condition(t: Tensor, sigma_min: float, sigma_max: float) -> Tensor:
     return (torch.log1p(-t) - torch.log(t)) / 4
 
 
-class EDMNetwork(nn.Module):
+class EDMNetwork(Adapter):
     """F from G; see :class:`EDM`."""
 
-    def __init__(self, inner: nn.Module, config: EDM) -> None:
-        super().__init__()
-        self.inner, self.config = inner, config
-        self.auxiliary_time = getattr(inner, "auxiliary_time", False)
-        self.weight_head = getattr(inner, "weight_head", False)
-        self.no_effect_as_initialised = tuple(
-            f"inner.{name}" for name in getattr(inner, "no_effect_as_initialised", ())
-        )
-        if not getattr(inner, "draws", True):
-            self.draws = False
+    config: EDM
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None, r: Tensor | None = None) -> Tensor:
         c, x_t = at_least_float32(t), at_least_float32(x)
@@ -86,18 +78,12 @@ class EDMNetwork(nn.Module):
         S = S_squared.sqrt()
         arguments = {} if cond is None else {"cond": cond}
         if r is not None:
-            arguments["r"] = self._condition(r)
-        G = at_least_float32(self.inner((x_t / S).to(x.dtype), t=self._condition(t), **arguments))
+            arguments["r"] = self.inner_time(r)
+        G = at_least_float32(self.inner((x_t / S).to(x.dtype), t=self.inner_time(t), **arguments))
         return (variance * a - (1 - a)) / S_squared * x_t + self.config.sigma_data / S * G
 
-    def log_weight(self, t: Tensor) -> Tensor:
-        """The inner network's w (B,) at the c_noise of t (B,). Raises ValueError where it has none."""
-        if not self.weight_head:
-            raise ValueError("log_weight(t) of a network with weight_head = False, expected weight_head = True")
-        return self.inner.log_weight(self._condition(t))  # type: ignore[operator]
-
-    def _condition(self, t: Tensor) -> Tensor:
-        """What G is told of the time condition t (B,) in [0, 2]."""
+    def inner_time(self, t: Tensor) -> Tensor:
+        """c_noise (B,) of the time condition t (B,) in [0, 2], reflected at the data's level for t > 1."""
         c = at_least_float32(t)
         noise = noise_condition(torch.where(c > 1, 2 - c, c), self.config.sigma_min, self.config.sigma_max)
         return torch.where(c > 1, math.log(self.config.sigma_min) / 2 - noise, noise)

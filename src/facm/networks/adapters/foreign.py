@@ -7,13 +7,14 @@ turns c_FM = 2 - t into -tau_t, which is what the paper prescribes for reversed 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from facm.core.tensors import at_least_float32
 from facm.core.types import NetworkConfig
+from facm.networks.adapters.base import Adapter
 
 
 @dataclass(frozen=True)
@@ -34,65 +35,20 @@ class Foreign:
         return ForeignNetwork(self.network.build(), self)
 
 
-class ForeignNetwork(nn.Module):
-    auxiliary_time = False
+class ForeignNetwork(Adapter):
+    """F from a velocity network of another convention; see :class:`Foreign`."""
 
-    def __init__(self, inner: nn.Module, config: Foreign) -> None:
-        super().__init__()
-        self.inner, self.config = inner, config
-        if not getattr(inner, "draws", True):
-            self.draws = False
+    passes_second_time = False
+    config: Foreign
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         config = self.config
-        c = at_least_float32(t)  # scaled by 1000, a time in bf16 would be off by whole steps
-        tau = config.time_scale * (1 - c if config.reversed_time else c)
-        arguments: dict[str, Any] = {config.time_name: tau}
+        arguments: dict[str, Any] = {config.time_name: self.inner_time(t)}
         if cond is not None:
             arguments[config.cond_name] = cond
         out = self.inner(x, **arguments)
         return -out if config.reversed_time else out
 
-
-def adapters_of(network: Any) -> list[str]:
-    """The adapters around a built network, outermost first, with their settings: in others, weights mean
-    something else."""
-    found = []
-    config = getattr(network, "config", None)
-    while is_dataclass(config) and hasattr(config, "network") and hasattr(network, "inner"):
-        own = ", ".join(f"{f.name}={getattr(config, f.name)!r}" for f in fields(config) if f.name != "network")
-        found.append(f"{type(config).__name__}({own})")
-        network = network.inner
-        config = getattr(network, "config", None)
-    return found
-
-
-HARMLESS = {"auxiliary_time", "weight_head", "dropout"}
-"""Settings in which a network may differ from the one whose weights it starts from."""
-
-
-def unlike(network: Any, other: Any) -> list[str]:
-    """Settings of the networks inside all adapters that differ where both are of one kind: weights of the same names
-    and shapes may still be another function's, such as without pixel norm."""
-    ours, theirs = (_inside(n) for n in (network, other))
-    if type(ours) is not type(theirs) or not is_dataclass(ours):
-        return []
-    names = [f.name for f in fields(ours) if f.name not in HARMLESS]
-    return [
-        f"{n} = {getattr(theirs, n)!r}, {getattr(ours, n)!r} here"
-        for n in names
-        if getattr(ours, n) != getattr(theirs, n)
-    ]
-
-
-def _inside(network: Any) -> Any:
-    """The configuration of a built network inside all adapters, or None."""
-    config = getattr(network, "config", None)
-    return None if config is None else inner_config(config)
-
-
-def inner_config(config: Any) -> Any:
-    """The configuration of the network inside all adapters, or itself."""
-    while hasattr(config, "network"):
-        config = config.network
-    return config
+    def inner_time(self, t: Tensor) -> Tensor:
+        c = at_least_float32(t)  # scaled by 1000, a time in bf16 would be off by whole steps
+        return self.config.time_scale * (1 - c if self.config.reversed_time else c)

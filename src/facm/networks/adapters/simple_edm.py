@@ -21,10 +21,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from facm.core.tensors import at_least_float32, expand
 from facm.core.types import NetworkConfig
+from facm.networks.adapters.base import Adapter
 
 
 @dataclass(frozen=True)
@@ -48,19 +49,10 @@ class SimpleEDM:
         return SimpleEDMNetwork(self.network.build(), self)
 
 
-class SimpleEDMNetwork(nn.Module):
+class SimpleEDMNetwork(Adapter):
     """F from G; see :class:`SimpleEDM`."""
 
-    def __init__(self, inner: nn.Module, config: SimpleEDM) -> None:
-        super().__init__()
-        self.inner, self.config = inner, config
-        self.auxiliary_time = getattr(inner, "auxiliary_time", False)
-        self.weight_head = getattr(inner, "weight_head", False)
-        self.no_effect_as_initialised = tuple(
-            f"inner.{name}" for name in getattr(inner, "no_effect_as_initialised", ())
-        )
-        if not getattr(inner, "draws", True):
-            self.draws = False
+    config: SimpleEDM
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None, r: Tensor | None = None) -> Tensor:
         x_t = at_least_float32(x)
@@ -70,9 +62,3 @@ class SimpleEDMNetwork(nn.Module):
         times = {"t": t} if r is None else {"t": t, "r": r}
         G = self.inner((x_t * scale / sigma_data**2).to(x.dtype), cond=cond, **times)
         return (2 * a - 1) / square * x_t - scale * at_least_float32(G)
-
-    def log_weight(self, t: Tensor) -> Tensor:
-        """The inner network's w(t) (B,). Raises ValueError where it has none."""
-        if not self.weight_head:
-            raise ValueError("log_weight(t) of a network with weight_head = False, expected weight_head = True")
-        return self.inner.log_weight(t)  # type: ignore[operator]

@@ -13,10 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from facm.core.tensors import at_least_float32, expand
 from facm.core.types import NetworkConfig
+from facm.networks.adapters.base import Adapter
 
 
 @dataclass(frozen=True)
@@ -69,29 +70,34 @@ def timestep(t: Tensor, ratios: Tensor) -> Tensor:
     return after - 1 + (ratio - low) / (high - low)
 
 
-class VariancePreservingNetwork(nn.Module):
-    auxiliary_time = False
+class VariancePreservingNetwork(Adapter):
+    """F from a network that predicts noise; see :class:`VariancePreserving`."""
 
-    def __init__(self, inner: nn.Module, config: VariancePreserving) -> None:
-        super().__init__()
-        self.inner, self.config = inner, config
-        if not getattr(inner, "draws", True):
-            self.draws = False
+    passes_second_time = False
+    config: VariancePreserving
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         c, x_t = at_least_float32(t), at_least_float32(x)
-        anchor = c > 1
-        time = torch.where(anchor, 2 - c, c)
         # Not a buffer: casting the network to half precision would take the table with it.
         ratios = log_noise_ratios(self.config, x.device)
-        tau = timestep(time, ratios).to(c.dtype)
-        a = expand(time, x_t).to(x_t.dtype)
+        a = expand(torch.where(c > 1, 2 - c, c), x_t).to(x_t.dtype)
         sample = x_t / (a.square() + (1 - a).square()).sqrt()
         arguments = {} if cond is None else {"cond": cond}
-        eps = at_least_float32(self.inner(sample.to(x.dtype), t=torch.where(anchor, -tau, tau), **arguments))
+        eps = at_least_float32(self.inner(sample.to(x.dtype), t=_signed_timestep(c, ratios), **arguments))
         last = ratios[-1]
         t_min = torch.sigmoid(-last).to(a.dtype)
         alpha = torch.rsqrt(1 + (2 * last).exp()).to(a.dtype)
         x_1 = sample / alpha - last.exp().to(a.dtype) * eps  # sigma / alpha = exp(last)
         below = (x_1 - x_t) / (1 - a.clamp(max=t_min))
         return torch.where(a < t_min, below, (x_t - eps) / a.clamp(min=t_min))
+
+    def inner_time(self, t: Tensor) -> Tensor:
+        c = at_least_float32(t)
+        return _signed_timestep(c, log_noise_ratios(self.config, c.device))
+
+
+def _signed_timestep(c: Tensor, ratios: Tensor) -> Tensor:
+    """tau(c) for c (B,) in [0, 1], -tau(2 - c) above, in the dtype of c."""
+    anchor = c > 1
+    tau = timestep(torch.where(anchor, 2 - c, c), ratios).to(c.dtype)
+    return torch.where(anchor, -tau, tau)
