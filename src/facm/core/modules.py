@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from facm.core.torch_private import compiled_call
+
 HOLDERS = (nn.ModuleList, nn.ModuleDict)
 
 
@@ -51,7 +53,7 @@ def _outermost(kind: type[nn.Module], network: nn.Module) -> list[str]:
 
 def is_compiled(module: Any) -> bool:
     """Whether ``module.compile()`` was called."""
-    return getattr(module, "_compiled_call_impl", None) is not None
+    return compiled_call(module) is not None
 
 
 def has_compiled_parts(network: Any) -> bool:

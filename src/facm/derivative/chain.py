@@ -11,11 +11,11 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 import torch.autograd.forward_ad as fwd
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
 from facm.core.modules import blocks_of, is_compiled, unwrapped
 from facm.core.tensors import at_least_float32
+from facm.core.torch_private import tree_map
 from facm.derivative.base import Function, Pair, Prediction
 from facm.derivative.compiled import compiled, uncompiled
 from facm.derivative.dual_mode import op_level_pair

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from facm.core.modules import is_compiled
+from facm.core.torch_private import compiled_call, set_compiled_call
 
 Tensors = tuple[Tensor, ...]
 
@@ -24,14 +25,14 @@ Tensors = tuple[Tensor, ...]
 def uncompiled(network: Any) -> Iterator[None]:
     """Inside, the network and its parts run eagerly."""
     parts = [m for m in network.modules() if is_compiled(m)] if isinstance(network, nn.Module) else []
-    kept = [m._compiled_call_impl for m in parts]
+    kept = [compiled_call(m) for m in parts]
     for module in parts:
-        module._compiled_call_impl = None
+        set_compiled_call(module, None)
     try:
         yield
     finally:
-        for module, implementation in zip(parts, kept, strict=True):
-            module._compiled_call_impl = implementation
+        for module, call in zip(parts, kept, strict=True):
+            set_compiled_call(module, call)
 
 
 @functools.cache

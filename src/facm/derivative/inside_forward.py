@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from facm.core.torch_private import compiled_call, replace_forward, set_compiled_call
 from facm.derivative.base import Function, Pair
 
 
@@ -30,23 +31,19 @@ def redirected(module: nn.Module, method: Callable[..., Any], *args: Any, throug
     That is how a computation gets inside a sharded unit, whose hooks gather its parameters before forward and let go of
     them after. through: a wrapper of the module to be called instead of the module itself.
     """
-    before = vars(module).get("forward")  # a forward that was put on the instance, by checkpointing for example
     forward = module.forward
-    implementation = module._compiled_call_impl  # what is compiled is the module's own forward, not the method
+    compiled = compiled_call(module)  # what is compiled is the module's own forward, not the method
 
     def restore() -> None:
-        if before is None:
-            vars(module).pop("forward", None)
-        else:
-            vars(module)["forward"] = before
-        module._compiled_call_impl = implementation
+        undo()
+        set_compiled_call(module, compiled)
 
     def instead(*inner: Any) -> Any:
         restore()
         return method(forward, *inner)
 
-    vars(module)["forward"] = instead
-    module._compiled_call_impl = None
+    undo = replace_forward(module, instead)
+    set_compiled_call(module, None)
     try:
         return (module if through is None else through)(*args)
     finally:

@@ -19,8 +19,15 @@ import torch.autograd.forward_ad as fwd
 import torch.nn.functional as nnf
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from facm.core.torch_private import (
+    constant_under_compile,
+    dual_functions,
+    tensor_attributes,
+    tree_flatten,
+    tree_map,
+    tree_unflatten,
+)
 from facm.derivative.attention.dispatch import Kernel, attention_pair
 
 
@@ -46,7 +53,7 @@ NATIVE = (
         Tensor,
     )
     | _named("unfold", Tensor)
-    | _named("_unpack_dual _make_dual", torch)  # what others do with duals, hooks for example, is theirs
+    | dual_functions()  # what others do with duals, hooks for example, is theirs
     | _named(
         "register_hook requires_grad_ retain_grad backward register_post_accumulate_grad_hook data_ptr size dim stride "
         "numel is_contiguous untyped_storage element_size is_floating_point is_complex get_device storage_offset item "
@@ -57,12 +64,7 @@ NATIVE = (
         torch,
         Tensor,
     )
-    | frozenset(  # x.shape, x.mT, x.data
-        method
-        for p in vars(torch._C.TensorBase).values()
-        if type(p).__name__ == "getset_descriptor"
-        for method in (p.__get__, p.__set__)
-    )
+    | tensor_attributes()  # x.shape, x.mT, x.data
 )
 # Linear in the first argument, if nothing else moves. Where the value is that argument or a view of it, the tangent is
 # the same of its tangent, and so shares its memory.
@@ -132,13 +134,10 @@ KINDS = {
 }
 
 
+@constant_under_compile
 def kinds(func: Callable[..., Any]) -> tuple[str, ...]:
     """The names in KINDS that ``func`` is in; a compiler takes the answer as a constant."""
     return tuple(name for name, functions in KINDS.items() if func in functions)
-
-
-# What torch.compiler.assume_constant_result does, without its import of the compiler: 1.5 s.
-kinds._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)

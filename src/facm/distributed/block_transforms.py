@@ -7,14 +7,10 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.autograd.forward_ad as fwd
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-
-def duals_travel() -> bool:
-    """Whether forward-mode tangents may ride on the tensors that are passed around now."""
-    return fwd._current_level >= 0
+from facm.core.torch_private import inside_functorch, replace_forward
 
 
 def prepare(blocks: Sequence[nn.Module], checkpointing: bool, compiled: bool) -> None:
@@ -30,17 +26,13 @@ def prepare(blocks: Sequence[nn.Module], checkpointing: bool, compiled: bool) ->
         )
     for block in blocks:
         if checkpointing:
-            block.forward = partial(_recomputed, block.forward)
+            replace_forward(block, partial(_recomputed, block.forward))
         if compiled:
             block.compile()
 
 
 def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Nothing is kept for the backward pass but the inputs; inside func.jvp, which does not allow it, all is kept."""
-    if not torch.is_grad_enabled() or (not torch.compiler.is_compiling() and _transformed()):
+    if not torch.is_grad_enabled() or (not torch.compiler.is_compiling() and inside_functorch()):
         return forward(*args, **kwargs)
     return checkpoint(forward, *args, use_reentrant=False, **kwargs)
-
-
-def _transformed() -> bool:
-    return torch._C._functorch.peek_interpreter_stack() is not None

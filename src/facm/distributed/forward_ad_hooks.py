@@ -9,12 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.autograd.forward_ad as fwd
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from facm.distributed.block_transforms import duals_travel
+from facm.core.torch_private import inside_dual_level, tree_flatten, tree_unflatten, without_torch_function
 
 
 def let_duals_pass(unit: nn.Module) -> None:
@@ -22,19 +20,19 @@ def let_duals_pass(unit: nn.Module) -> None:
     aside: list[list[Tensor | None]] = []  # a stack: units may be nested
 
     def take_off(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not duals_travel():
+        if not inside_dual_level():
             return None
         leaves, form = tree_flatten((args, kwargs))
-        with torch._C.DisableTorchFunction():
+        with without_torch_function():
             pairs = [fwd.unpack_dual(x) if isinstance(x, Tensor) else (x, None) for x in leaves]
         aside.append([tangent for _, tangent in pairs])
         return tree_unflatten([x for x, _ in pairs], form)
 
     def put_back(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not duals_travel():
+        if not inside_dual_level():
             return None
         leaves, form = tree_flatten((args, kwargs))
-        with torch._C.DisableTorchFunction():
+        with without_torch_function():
             duals = [
                 x if tangent is None else fwd.make_dual(x, tangent.to(x.dtype))
                 for x, tangent in zip(leaves, aside.pop(), strict=True)

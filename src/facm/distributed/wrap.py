@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from facm.core.modules import blocks_of
+from facm.core.torch_private import map_tensors
 from facm.distributed.block_transforms import prepare
 from facm.distributed.engine import Engine
 from facm.distributed.forward_ad_hooks import let_duals_pass
@@ -81,7 +82,7 @@ def shard(network: nn.Module, engine: Engine, world: World, device: torch.device
         policy = half if bf16 and device.type == "cuda" and unit is not network else plain
         fully_shard(unit, mesh=mesh, mp_policy=policy, offload_policy=offload)
         let_duals_pass(unit)
-    network._apply(partial(_materialised, device=torch.device("cpu") if engine.cpu_offload else device))
+    map_tensors(network, partial(_materialised, device=torch.device("cpu") if engine.cpu_offload else device))
     return network
 
 

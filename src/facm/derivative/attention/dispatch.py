@@ -14,6 +14,7 @@ import torch.autograd.forward_ad as fwd
 import torch.nn.functional as nnf
 from torch import Tensor
 
+from facm.core.torch_private import constant_under_compile
 from facm.derivative.attention.reference import Tangents, Three, plain_tangent
 from facm.derivative.attention.sdpa import value_and_lse, without_lse
 
@@ -150,12 +151,9 @@ def _situation(q: Tensor, k: Tensor) -> str:
     return f"head dim {q.shape[-1]}, {dtype}, {q.shape[-2]} queries, {k.shape[-2]} keys"
 
 
+@constant_under_compile  # it runs once, while a graph is traced
 def _note(situation: str, choice: str, warning: str | None) -> None:
     _chosen[situation] = choice
     if warning is not None and warning not in _warned:
         _warned.add(warning)
         warnings.warn(f"attention's tangent goes through the plain formula: {warning}", stacklevel=3)
-
-
-# Runs once, while a graph is traced: torch.compiler.assume_constant_result without its import of the compiler.
-_note._dynamo_marked_constant = True  # type: ignore[attr-defined]

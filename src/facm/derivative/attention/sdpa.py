@@ -6,11 +6,17 @@ it back; they have the same derivative, so the value's graph is the ordinary one
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
+from facm.core.torch_private import (
+    cpu_flash_attention,
+    cudnn_attention,
+    efficient_attention,
+    flash_attention,
+    fused_attention_choice,
+)
 from facm.derivative.attention.reference import default_scale
 
 FUSED = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION)
@@ -18,7 +24,7 @@ FUSED = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.
 
 def _backend(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: float | None) -> SDPBackend | None:
     """What PyTorch itself would choose here and now, ``sdpa_kernel`` included; None: nothing fused."""
-    chosen = torch._fused_sdp_choice(q, k, v, None, 0.0, is_causal, scale=scale)
+    chosen = fused_attention_choice(q, k, v, is_causal, scale)
     return next((backend for backend in FUSED if backend.value == chosen), None)
 
 
@@ -42,17 +48,16 @@ def value_and_lse(
         raise ValueError(f"value_and_lse: {reason}")
     backend = _backend(q, k, v, is_causal, scale)
     scale = default_scale(q, scale)  # of the true head dimension, before it is padded
-    aten = torch.ops.aten
     if q.device.type == "cpu":
-        out, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, is_causal, scale=scale)
+        out, lse = cpu_flash_attention(q, k, v, is_causal, scale)
     elif backend == SDPBackend.FLASH_ATTENTION:
         # This operator wants multiples of 8, as scaled_dot_product_attention knows and does as well.
-        padded = (nnf.pad(z, (0, -z.shape[-1] % 8)) if z.shape[-1] % 8 else z for z in (q, k, v))
-        out, lse, *_ = aten._scaled_dot_product_flash_attention(*padded, 0.0, is_causal, False, scale=scale)
+        padded = [nnf.pad(z, (0, -z.shape[-1] % 8)) if z.shape[-1] % 8 else z for z in (q, k, v)]
+        out, lse = flash_attention(padded[0], padded[1], padded[2], is_causal, scale)
         out = out[..., : v.shape[-1]]
     elif backend == SDPBackend.EFFICIENT_ATTENTION:
-        out, lse, *_ = aten._scaled_dot_product_efficient_attention(q, k, v, None, True, 0.0, is_causal, scale=scale)
+        out, lse = efficient_attention(q, k, v, is_causal, scale)
         lse = lse[..., : q.shape[-2]]  # stored up to a multiple of 32 queries
     else:
-        out, lse, *_ = aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.0, is_causal, False, scale=scale)
+        out, lse = cudnn_attention(q, k, v, is_causal, scale)
     return out, lse.detach().reshape(q.shape[:-1])  # cuDNN: (B, H, N, 1)
