@@ -8,9 +8,10 @@ from facm.data.digits import Digits
 from facm.data.folder import ImageFolder
 from facm.data.idx import Idx
 from facm.data.in_memory import InMemory
+from facm.data.loader import batches
 from facm.data.noise import Noise
 from facm.data.pictures import CroppedPictures, FolderPictures
-from facm.data.stream import Stream, prefetch
+from facm.data.stream import Stream
 from facm.data.toys import Checkerboard, Gaussian, Moons, Ring
 from facm.data.webdataset import TarPictures
 
@@ -29,6 +30,6 @@ __all__ = [
     "Ring",
     "Stream",
     "TarPictures",
-    "prefetch",
+    "batches",
     "read_checked",
 ]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -66,22 +64,6 @@ class Stream:
         x_1 = batch.x_1.numpy().copy()  # a data set may hand out views of what it keeps
         x_1[mirrored] = x_1[mirrored][..., ::-1]
         return Batch(torch.from_numpy(x_1), batch.cond)
-
-
-def prefetch(stream: Stream, start: int, stop: int | None = None) -> Generator[Batch, None, None]:
-    """``stream.at(start)``, ``stream.at(start + batch_size)``, ... for positions below ``stop`` (None: endless), each
-    read by a background thread while the one before is in use.
-
-    An error in reading is raised where its batch is due. The thread ends when the iterator is exhausted or closed."""
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch") as pool:
-        ahead = pool.submit(stream.at, start)
-        position = start
-        while stop is None or position < stop:
-            batch = ahead.result()
-            position += stream.batch_size
-            if stop is None or position < stop:
-                ahead = pool.submit(stream.at, position)
-            yield batch
 
 
 def _places(n: int, seed: int, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,8 @@ from facm.core.rng import borrowed_generators, derive, seed_generators
 from facm.core.serialize import fingerprint
 from facm.core.state_dict import load_strictly
 from facm.core.types import Batch, Loss, losses
-from facm.data.stream import Stream, prefetch
+from facm.data import loader
+from facm.data.stream import Stream
 from facm.derivative import Chain, WholeNetwork
 from facm.derivative.attention.dispatch import chosen, forget
 from facm.distributed.collectives import any_of, check_same, gathered, means
@@ -183,11 +184,9 @@ def _build(run: Run, folder: RunFolder, engine: Engine, world: World) -> torch.n
 
 def _batches(stream: Stream, start: int, run: Run, engine: Engine, device: torch.device) -> Generator[Batch]:
     """The run's batches from the clock ``start`` on."""
-    if engine.prefetch == "yes" or (engine.prefetch == "auto" and device.type == "cuda"):
-        yield from prefetch(stream, start, run.images)
-        return
-    for images in range(start, run.images, run.batch_size):
-        yield stream.at(images)
+    cuda = device.type == "cuda"
+    ahead = engine.prefetch == "yes" or (engine.prefetch == "auto" and cuda)
+    return loader.batches(stream, start, run.images, workers=1 if ahead else 0, pin_memory=cuda)
 
 
 def _slices(batch: Batch, stream: Stream, count: int) -> list[Batch]:
