@@ -1,6 +1,12 @@
-"""The ranks of this run: who they are, how they meet, and what is said when one is lost.
+"""The ranks of this run: which one this process is, how they meet, and which error is raised when one is lost.
 
-torchrun starts the processes and tells each its rank through the environment. One process is no group at all.
+torchrun starts the processes and sets each one's rank in the environment. One process is no group at all.
+
+Why the ranks agree on a name of their own before they meet: torchrun keeps one key-value store over all restarts, and
+its rendezvous (``env://``) adds no prefix for a restart. Under one fixed name the ranks would find addresses of
+processes that are gone, and a restart would be lost to "connection refused". ``TORCHELASTIC_RESTART_COUNT`` cannot be
+the name: each machine counts its own restarts, so the counts differ after a failure on one of them
+(https://github.com/pytorch/pytorch/issues/135712).
 """
 
 from __future__ import annotations
@@ -121,11 +127,10 @@ def opened(engine: Engine) -> Iterator[World]:
 
 
 def _common_name(store: Any, here: World, timeout_s: int) -> str:
-    """A name that these processes share and none before them had; the first rank makes it up.
+    """A name for the store's keys that these processes share and none before them used; the first rank chooses it.
 
-    torchrun keeps one store over all restarts, so it holds addresses of processes that are gone; and its count of
-    restarts is each machine's own. Hence: every rank leaves a word that only it knows, and is answered to that word.
-    Raises LostRankError naming the ranks that do not appear.
+    Every other rank writes a random word of its own and waits for the name under that word, so that the answer cannot
+    be one to a process before it. Raises LostRankError naming the ranks that do not appear.
     """
     word, end = uuid.uuid4().hex, time.monotonic() + timeout_s
     if not here.first:
