@@ -1,6 +1,7 @@
 """Data: configurations that open into data sets, and streams of batches indexed by images seen.
 
-A data set of your own needs only the protocol :class:`facm.core.types.Dataset`, or its arrays in :class:`InMemory`."""
+A data set of your own implements the protocol :class:`facm.core.types.Dataset`, or puts its arrays into
+:class:`InMemory`."""
 
 from facm.data.checked import read_checked
 from facm.data.cifar10 import Cifar10

@@ -1,4 +1,4 @@
-"""A network's blocks, recomputed in the backward pass or compiled: in place, with every name as it was."""
+"""Activation checkpointing and compilation of a network's blocks, in place and without renaming parameters."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from facm.core.torch_private import inside_functorch, replace_forward
 
 
 def prepare(blocks: Sequence[nn.Module], checkpointing: bool, compiled: bool) -> None:
-    """Checkpointing inside, compilation around it. Raises ValueError without blocks to act on.
+    """Checkpoint the blocks and compile them around that. Raises ValueError where there are no blocks.
 
-    Neither wraps a module, which would rename parameters: checkpointing is a forward on the instance, compilation is
-    the module's own. Tangents never enter compiled code; the derivative sees to that.
+    Neither wraps a module, which would rename parameters: checkpointing replaces the instance's forward, and
+    compilation is the module's own. The derivatives keep tangents out of compiled code.
     """
     wanted = [name for name, on in (("checkpointing", checkpointing), ("compile", compiled)) if on]
     if wanted and not blocks:
@@ -32,7 +32,7 @@ def prepare(blocks: Sequence[nn.Module], checkpointing: bool, compiled: bool) ->
 
 
 def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Nothing is kept for the backward pass but the inputs; inside func.jvp, which does not allow it, all is kept."""
+    """Keep only the inputs for the backward pass; inside func.jvp, which does not allow it, keep everything."""
     if not torch.is_grad_enabled() or (not torch.compiler.is_compiling() and inside_functorch()):
         return forward(*args, **kwargs)
     return checkpoint(forward, *args, use_reentrant=False, **kwargs)

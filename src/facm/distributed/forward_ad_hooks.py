@@ -1,8 +1,8 @@
-"""Forward-mode tangents past FSDP2's hooks.
+"""Forward-mode tangents around FSDP2's hooks.
 
-Before a unit's forward FSDP2 passes its inputs through an autograd function whose forward-mode rule does not hold in
-every torch and every mode. So the tangents step aside: taken off before all other hooks, put back after them; out of
-sight of a torch-function mode, to which this would be one more operation to differentiate.
+Before a unit's forward, FSDP2 passes its inputs through an autograd function whose forward-mode rule is not right in
+every version of torch and every mode. Strip tangents before FSDP2's pre-forward hook and re-attach them after it,
+hidden from torch-function modes, which would differentiate that operation as well.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from facm.core.torch_private import inside_dual_level, tree_flatten, tree_unflat
 
 
 def let_duals_pass(unit: nn.Module) -> None:
-    """To be called after ``fully_shard(unit)``. Costs nothing where no tangent is carried."""
-    aside: list[list[Tensor | None]] = []  # a stack: units may be nested
+    """Register the hooks; call it after ``fully_shard(unit)``. Inputs without tangents cost nothing."""
+    aside: list[list[Tensor | None]] = []  # a stack, since units may be nested
 
     def take_off(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not inside_dual_level():

@@ -1,5 +1,6 @@
-"""Foreign conventions of a velocity network are translated here and nowhere else: time that runs the other way or is
-scaled, arguments with other names. (One that predicts noise: :mod:`facm.networks.adapters.variance_preserving`.)
+"""Velocity networks of other conventions: reversed or scaled time, and other names of arguments.
+
+Networks that predict noise are the subject of :mod:`facm.networks.adapters.variance_preserving`.
 
 A network trained with noise at tau = 1 and data at tau = 0 predicts dx/dtau = x_0 - x_1 = -v. The map tau = 1 - c
 turns c_FM = 2 - t into -tau_t, which is what the paper prescribes for reversed time (Sec. 3.2.2).
@@ -19,17 +20,18 @@ from facm.networks.adapters.base import Adapter
 
 @dataclass(frozen=True)
 class Foreign:
-    """A velocity network of another convention, seen as F(x, c, cond) with t = 0 noise and t = 1 data.
-
-    network: its configuration. reversed_time: noise is at its time 1 (SD3, FLUX, Wan). time_scale: factor on its time
-    (1000 where it was trained on 0 .. 1000). time_name, cond_name: its argument names.
-    """
+    """A velocity network of another convention as F(x, c, cond) with t = 0 noise and t = 1 data."""
 
     network: NetworkConfig
+    """Configuration of the network."""
     reversed_time: bool = True
+    """Whether the network's time runs from 0 (data) to 1 (noise), as in SD3, FLUX and Wan."""
     time_scale: float = 1.0
+    """Factor on the network's time: 1000 for a network that was trained on times from 0 to 1000."""
     time_name: str = "t"
+    """Name of the network's time argument."""
     cond_name: str = "cond"
+    """Name of the network's argument for the condition."""
 
     def build(self) -> ForeignNetwork:
         return ForeignNetwork(self.network.build(), self)

@@ -1,11 +1,11 @@
-"""A noise-prediction network on the variance-preserving path (DDPM, DiT), seen as a velocity on the linear path.
+"""A noise-prediction network on the variance-preserving path (DDPM, DiT) as a velocity on the linear path.
 
     x_t = t x_1 + (1 - t) x_0,  s = sqrt(t^2 + (1 - t)^2):   x_t / s is a VP sample with sqrt(alpha_bar) = t / s
 
-The network is asked at x_t / s and at the timestep tau(t) with the same signal-to-noise ratio, and answers with
+The network is evaluated at x_t / s and at the timestep tau(t) of the same signal-to-noise ratio, and predicts
 eps = E[x_0 | x_t]; then v = E[x_1 - x_0 | x_t] = (x_t - eps) / t. The schedule ends before alpha_bar is 0, at t_min
-(0.0063 for DDPM's); below, the endpoint is what the network sees in x_t / s as the last timestep's sample,
-x_1 = (x_t / s - sigma_T eps) / alpha_T, and v = (x_1 - x_t) / (1 - t), which is the same at t_min and finite at 0.
+(0.0063 for DDPM). Below t_min, x_t / s is taken for a sample of the last timestep T, with the endpoint
+x_1 = (x_t / s - sigma_T eps) / alpha_T and v = (x_1 - x_t) / (1 - t), which agrees at t_min and is finite at 0.
 """
 
 from __future__ import annotations
@@ -22,20 +22,24 @@ from facm.networks.adapters.base import Adapter
 
 @dataclass(frozen=True)
 class VariancePreserving:
-    """An eps-prediction network over ``steps`` discrete timesteps, seen as F(x, c, cond) with t = 0 noise, t = 1 data.
+    """A network that predicts noise at discrete timesteps as F(x, c, cond) with t = 0 noise, t = 1 data.
 
-    network: its configuration; called as net(x, t=timestep (B,) in [0, steps - 1], cond=...). Where its arguments have
-    other names: ``Foreign(network, reversed_time=False, time_name=..., cond_name=...)`` inside.
-    beta_start, beta_end: of the linear schedule; the defaults are those of DDPM, ADM and DiT.
+    The network is called as net(x, t=timestep (B,) in [0, steps - 1], cond=...). Arguments with other names are
+    translated by ``Foreign(network, reversed_time=False, time_name=..., cond_name=...)`` inside.
 
     For c in (1, 2] the path is at t = 2 - c and the network gets -tau(t), the rule for reversed time of Sec. 3.2.2.
-    The output is float32 or better, whatever the network computes in: (x_t - eps) / t cancels for small t.
+    The output is float32 or better, whatever precision the network computes in: (x_t - eps) / t cancels for small t.
+    Raises ValueError for fewer than 2 steps, or unless 0 < beta_start <= beta_end < 1.
     """
 
     network: NetworkConfig
+    """Configuration of the network."""
     steps: int = 1000
+    """Number of timesteps that the network was trained on, at least 2."""
     beta_start: float = 1e-4
+    """First beta of the linear schedule, above 0; the default is that of DDPM, ADM and DiT."""
     beta_end: float = 0.02
+    """Last beta of the linear schedule, below 1; the default is that of DDPM, ADM and DiT."""
 
     def __post_init__(self) -> None:
         if self.steps < 2:
@@ -50,7 +54,7 @@ class VariancePreserving:
 
 
 def log_noise_ratios(config: VariancePreserving, device: torch.device | str = "cpu") -> Tensor:
-    """log(sigma / alpha) of each timestep, where alpha^2 = alpha_bar = 1 - sigma^2: (steps,) float64, increasing."""
+    """log(sigma / alpha) of each timestep, with alpha^2 = alpha_bar = 1 - sigma^2: (steps,) float64, increasing."""
     betas = torch.linspace(config.beta_start, config.beta_end, config.steps, dtype=torch.float64, device=device)
     log_alpha_bar = torch.log1p(-betas).cumsum(0)
     return (torch.log(-torch.expm1(log_alpha_bar)) - log_alpha_bar) / 2
@@ -59,8 +63,8 @@ def log_noise_ratios(config: VariancePreserving, device: torch.device | str = "c
 def timestep(t: Tensor, ratios: Tensor) -> Tensor:
     """tau(t) of t (B,) in [0, 1]: the timestep with log(sigma / alpha) = log((1 - t) / t), (B,) float64.
 
-    Linear between the entries of ``ratios`` (:func:`log_noise_ratios`), and clamped to [0, steps - 1], where it is
-    constant. Differentiable in t.
+    It is interpolated linearly between the entries of ``ratios`` (:func:`log_noise_ratios`) and clamped to
+    [0, steps - 1]. Differentiable in t.
     """
     t_min, t_max = torch.sigmoid(-ratios[-1]), torch.sigmoid(-ratios[0])
     t = torch.clamp(t.double(), t_min, t_max)  # before the logarithm, whose derivative at 0 and 1 is infinite
