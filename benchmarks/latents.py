@@ -6,7 +6,7 @@
 Reading, in items/s, batches in random order; rounds of all are interleaved, medians of wall and CPU seconds:
 
     stream        Stream(Latents(...)), checked and standardised
-    prefetch      the same through prefetch, which reads ahead in a thread
+    ahead         the same through batches, with one process that reads ahead
     read          LatentShards.read_mirrored alone, without the checks
     naive         safetensors' safe_open and get_slice for every item, then (x - mean) / std, as public readers do
     sequential    the files' bytes read in their order, 1 MiB at a time: what the disk and its cache give
@@ -40,7 +40,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from facm.core.hashing import identity_of
-from facm.data import Stream, prefetch
+from facm.data import Stream
+from facm.data import batches as read_ahead
 from facm.data.crop import centre_crop
 from facm.data.in_memory import from_bytes
 from facm.data.pictures import FolderPictures
@@ -142,7 +143,7 @@ def readers(folder: Path, n: int, batch: int, item_bytes: int) -> dict[str, Call
         raise SystemExit("the readers differ")
     return {
         "stream": lambda: [stream.at(s.start) for s in batches],
-        "prefetch": lambda: list(prefetch(stream, 0, n)) and None,
+        "ahead": lambda: list(read_ahead(stream, 0, n, workers=1)) and None,
         "read": lambda: [data.read_mirrored(order[s], flags[s]) for s in batches] and None,
         "naive": lambda: [naive.batch(order[s], flags[s]) for s in batches] and None,
         "sequential": sequential,

@@ -39,7 +39,7 @@ class Text:
 class WanVelocity(torch.nn.Module):
     """Wan predicts x_0 - x_1 at noise level 1000 (1 - t): (x, t, cond) -> velocity towards the data."""
 
-    draws = False
+    stochastic = False
 
     def __init__(self, layers):
         super().__init__()

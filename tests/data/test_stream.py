@@ -2,14 +2,13 @@
 
 import subprocess
 import sys
-import threading
 
 import numpy as np
 import pytest
 import torch
 
 from facm.core.types import Batch
-from facm.data import InMemory, Stream, prefetch, read_checked
+from facm.data import InMemory, Stream, read_checked
 
 
 class Counting:
@@ -226,50 +225,6 @@ def test_what_a_data_set_returns_is_checked(batch: Batch, num_classes: int | Non
     data.shape, data.num_classes = (2,), num_classes
     with pytest.raises(ValueError, match=f"Wrong: .*{message}"):
         Stream(data, seed=0, batch_size=4).at(0)
-
-
-def test_prefetch_reads_what_the_stream_holds_and_ends() -> None:
-    stream = Stream(Counting(10), seed=0, batch_size=4)
-    batches = list(prefetch(stream, start=6, stop=21))
-    assert [drawn(batch) for batch in batches] == [drawn(stream.at(position)) for position in (6, 10, 14, 18)]
-    assert not list(prefetch(stream, start=6, stop=6))
-
-
-def test_prefetch_reads_one_ahead_in_a_thread_that_ends_with_it() -> None:
-    read = threading.Semaphore(0)
-    readers = []
-
-    class Watched(Counting):
-        def read(self, indices: np.ndarray) -> Batch:
-            readers.append(threading.current_thread())
-            read.release()
-            return super().read(indices)
-
-    batches = prefetch(Stream(Watched(10), seed=0, batch_size=4), start=0)
-    next(batches)
-    assert read.acquire(timeout=5)
-    assert read.acquire(timeout=5)  # the second batch is read while the first is in use
-    batches.close()
-    assert len(readers) == 2
-    assert readers[0] is not threading.main_thread()
-    assert not readers[0].is_alive()
-
-
-def test_prefetch_raises_where_the_batch_is_due() -> None:
-    class Broken(Counting):
-        def read(self, indices: np.ndarray) -> Batch:
-            batch = super().read(indices)
-            if 9 in indices:
-                batch.x_1[:] = torch.nan
-            return batch
-
-    data = Broken(10)
-    order = drawn(Stream(Counting(10), seed=0, batch_size=10).at(0))[0]
-    batches = prefetch(Stream(data, seed=0, batch_size=1), start=0)
-    for _ in range(order.index(9)):
-        next(batches)
-    with pytest.raises(ValueError, match="Broken: sample 9"):
-        next(batches)
 
 
 def test_in_memory_reads_in_order_and_scales_bytes() -> None:

@@ -32,7 +32,7 @@ def refilled(network, seed=0):
 
 class Foreign(nn.Module):
     auxiliary_time = False
-    draws = False
+    stochastic = False
 
     def __init__(self, inner):
         super().__init__()

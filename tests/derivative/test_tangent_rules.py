@@ -24,6 +24,8 @@ from facm.derivative import (
 )
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
+# One computation done twice: where tensors lie in memory decides in which order sums are added up.
+ROUNDING = {"rtol": 1e-12, "atol": 1e-12}
 SHAPE = (3, 8, 4)
 WHOLE, TWO = WholeNetwork(), (OpLevel(), NoGraph())
 
@@ -38,7 +40,7 @@ def _double():
 class Awkward(nn.Module):
     """One awkward operation, or a few, on a state h (3, 8, 4) that moves and has parameters behind it and before it."""
 
-    draws = False
+    stochastic = False
 
     def __init__(self, operation, checkpointed=False):
         super().__init__()
@@ -368,7 +370,7 @@ def test_data_of_a_tensor_cuts_the_graph_as_in_an_ordinary_pass(strategy):
     F, dF = strategy(network, *inputs())
     expected = network(*inputs()[0])
     gradients = (torch.autograd.grad(out.sum(), network.parameters(), allow_unused=True) for out in (F, expected))
-    torch.testing.assert_close(next(gradients), next(gradients), rtol=0, atol=0)
+    torch.testing.assert_close(next(gradients), next(gradients), **ROUNDING)
     torch.testing.assert_close(dF, WholeNetwork()(network, *inputs())[1], **CLOSE)
 
 
@@ -394,7 +396,7 @@ def test_autograd_saves_what_an_ordinary_forward_pass_saves(operation):
 
     ordinary = saved(lambda: network(x, t))
     assert len(ordinary) > 1
-    torch.testing.assert_close(saved(lambda: OpLevel()(network, (x, t), tangents)), ordinary, rtol=0, atol=0)
+    torch.testing.assert_close(saved(lambda: OpLevel()(network, (x, t), tangents)), ordinary, **ROUNDING)
 
 
 class Alive(TorchDispatchMode):
@@ -512,7 +514,7 @@ def test_statistics_are_kept_once_a_call(training):
     expected.load_state_dict(network.state_dict())
     expected(*inputs()[0])
     OpLevel()(network, *inputs())
-    torch.testing.assert_close(dict(network.named_buffers()), dict(expected.named_buffers()), rtol=0, atol=0)
+    torch.testing.assert_close(dict(network.named_buffers()), dict(expected.named_buffers()), **ROUNDING)
     assert network.norm.num_batches_tracked == training
 
 
@@ -565,7 +567,7 @@ def test_value_and_tangent_draw_the_same(name):
     masked = same_dropout(network)
     # torch.func.jvp draws another mask than the network alone where a layout is transposed
     check_same(network, masked, reference=NoGraph() if name == "encoder" else WholeNetwork())
-    torch.testing.assert_close(OpLevel()(masked, *inputs())[0], masked(*inputs()[0]), rtol=0, atol=0)
+    torch.testing.assert_close(OpLevel()(masked, *inputs())[0], masked(*inputs()[0]), **ROUNDING)
     OpLevel()(masked, *inputs())
     assert torch.equal(torch.get_rng_state(), state)
     difference = FiniteDifference(1e-5)(masked, *inputs())[1]

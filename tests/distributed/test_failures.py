@@ -258,7 +258,7 @@ def test_a_killed_rank_is_started_again_and_the_run_goes_on(tmp_path, monkeypatc
 
     recipe = tmp_path / "mine.py"
     recipe.write_text(RECIPE)
-    started = partial(torchrun, options=("--max-restarts=2",))
+    started = partial(torchrun, options=("--max-restarts=1",))  # the first restart must succeed
     for name, kill, launch in (("killed", "yes", started), ("calm", "", facm)):
         monkeypatch.setitem(ENVIRONMENT, "KILL", kill)
         command = ("train", f"{recipe}:run", "--out", tmp_path / name, "--engine.timeout-s", 100)
@@ -284,6 +284,17 @@ def test_a_folder_in_use_ends_all_ranks_with_one_message_and_resume_goes_on(tmp_
     assert code != 0
     assert said == ""
     assert errors.count(f"error: --out {tmp_path / 'run'} is in use and is never overwritten") == 1
+
+
+@pytest.mark.slow
+def test_torchrun_is_told_why_a_rank_failed(tmp_path):
+    """Its summary, which otherwise says only that there is no error file."""
+    code, _, errors = torchrun(1, "show", tmp_path / "nothing-here")
+    assert code != 0
+    first, summary = errors.split("Root Cause", 1)
+    (message,) = [line for line in first.splitlines() if line.startswith("error: ")]
+    assert message.removeprefix("error: ") in summary
+    assert "exitcode  : 2" in summary
 
 
 # --- one process -----------------------------------------------------------------------------------------------------

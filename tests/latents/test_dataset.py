@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from facm.core.serialize import to_json
-from facm.data import Stream, prefetch, read_checked
+from facm.data import Stream, batches, read_checked
 from facm.data.crop import centre_crop
 from facm.data.in_memory import from_bytes
 from facm.latents import Latents, shards
@@ -123,7 +123,7 @@ def test_a_stream_takes_the_latents_of_mirrored_images_not_mirrored_latents(tmp_
     flags = torch.tensor([0, 1, 0, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 1]).bool().reshape(-1, 1, 1, 1)
     assert torch.equal(batch.x_1, torch.where(flags, stored["latents_flip"][batch.cond], stored["latents"][batch.cond]))
     assert torch.equal(Stream(stream.dataset, seed=0, batch_size=3).at(5).x_1, batch.x_1[5:8])
-    assert torch.equal(next(prefetch(stream, 0)).x_1, batch.x_1)
+    assert torch.equal(next(batches(stream, 0, 16, workers=1)).x_1, batch.x_1)
     plain = Stream(small(tmp_path, scale=1.0, flip=False).open(), seed=0, batch_size=16).at(0)
     assert torch.equal(plain.x_1, stored["latents"][plain.cond])
 

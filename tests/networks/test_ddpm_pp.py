@@ -151,7 +151,7 @@ def test_the_weights_head_is_zero_as_initialised_and_absent_by_default():
 def test_what_has_no_effect_as_initialised_is_named():
     plain, all_of_it = small(), small(auxiliary_time=True, weight_head=True)
     added = all_of_it.state_dict().keys() - plain.state_dict().keys()
-    assert {name.split(".")[0] + "." for name in added} == set(all_of_it.no_effect_as_initialised)
+    assert {name.split(".")[0] + "." for name in added} == set(all_of_it.zero_init_prefixes)
 
 
 # What it computes
@@ -310,7 +310,7 @@ def test_strategies_agree_under_dropout(options):
 
 def test_it_draws_only_with_dropout():
     with_dropout, without = small(dropout=0.5).train(), small(dropout=0.0).train()
-    assert getattr(with_dropout, "draws", True)
+    assert getattr(with_dropout, "stochastic", True)
     assert same_dropout(without) is without
     (x, t), _ = inputs()
     with_dropout = refilled(with_dropout)

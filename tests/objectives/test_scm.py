@@ -495,7 +495,7 @@ def test_the_head_weighs_all_times_alike_at_first_and_is_no_part_of_the_network_
     with_head, without = (dataclasses.replace(config, weight_head=on).build() for on in (True, False))
     assert torch.equal(with_head.log_weight(t), torch.zeros(3))
     assert torch.equal(log_weight(with_head, t), torch.zeros(3))
-    load_strictly(with_head, without.state_dict(), "a teacher", with_head.no_effect_as_initialised)
+    load_strictly(with_head, without.state_dict(), "a teacher", with_head.zero_init_prefixes)
     shape = (3, DIM) if isinstance(config, MLP) else (3, 2, 8, 8)
     x, y = torch.randn(shape, generator=generator()), torch.tensor([0, 1, 2])
     assert torch.equal(with_head(x, t, y), without(x, t, y))

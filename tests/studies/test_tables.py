@@ -20,7 +20,7 @@ from facm.flow.guidance import Guidance
 from facm.flow.time_conditioning import AuxiliaryTime, ExpandedInterval
 from facm.flow.velocity import DataVelocity, TeacherVelocity
 from facm.flow.weighting import Cosine, One, OneMinusPower
-from facm.networks.adapters.foreign import inner_config
+from facm.networks.adapters.base import inner_config
 from facm.objectives.continuous_cm import ContinuousCM
 from facm.objectives.facm import FACM
 from facm.objectives.flow_matching import FlowMatching

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-UMASK = os.umask(0)  # which can only be read by setting it
+UMASK = os.umask(0)  # it can only be read by setting it
 
 
 @contextlib.contextmanager
 def atomically(path: Path) -> Iterator[Path]:
-    """Write to the yielded path; ``path`` then has either its old content or all of the new, whatever happens."""
+    """Write to the yielded path; afterwards ``path`` has its old or the complete new content, whatever happens."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         yield partial
-        partial.chmod(0o666 & ~UMASK)  # some writers make files that only their owner can read
+        partial.chmod(0o666 & ~UMASK)  # some writers create files that only their owner may read
         sync(partial)
         os.replace(partial, path)
         sync(path.parent)  # the rename itself must survive a power cut
     except BaseException:
-        with contextlib.suppress(OSError):  # a full disk must get its space back; the error in flight says more
+        with contextlib.suppress(OSError):  # free the space on a full disk; the first error says more
             partial.unlink(missing_ok=True)
         raise
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's entries, are on the disk."""
+    """Wait until a file's content or a folder's entries are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -36,5 +36,6 @@ def sync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
     with atomically(path) as partial:
         partial.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Which weights a network has, as a name to write beside a number."""
+"""Hashes of weights, by which records name the network behind a number."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def identity_of(name: str, network: nn.Module) -> str:
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over names, types, shapes and bytes, independent of order, device and memory layout."""
+    """The sha256 of names, types, shapes and bytes, independent of order, device and memory layout."""
     total = hashlib.sha256()
     for name in sorted(tensors):
         value = tensors[name].detach().cpu().contiguous()

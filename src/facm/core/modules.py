@@ -1,4 +1,4 @@
-"""A network's blocks: the units that chain, checkpointing, compilation and sharding act on, by module name."""
+"""A network's blocks: the modules that chain, checkpointing, compilation and sharding treat as units."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from typing import Any
 
 from torch import nn
 
+from facm.core.torch_private import compiled_call
+
 HOLDERS = (nn.ModuleList, nn.ModuleDict)
 
 
 def blocks_of(network: nn.Module, names: Sequence[str] = ()) -> dict[str, nn.Module]:
     """The blocks in order, by their full name in ``network``.
 
-    names: modules, or ModuleLists and ModuleDicts standing for all their entries. Without them: the entries of the
-    outermost ModuleLists, which is where transformers and U-Nets keep their blocks; where a network has none, those of
-    its outermost ModuleDicts; none where it has neither.
+    names: Names of modules; a ModuleList or ModuleDict stands for all its entries. Empty: the entries of the outermost
+        ModuleLists, which hold the blocks of most transformers and U-Nets, or else of the outermost ModuleDicts. A
+        network with neither has no blocks.
     Raises ValueError for a name that is no module, given twice, or inside another block.
     """
     lists = names or _outermost(nn.ModuleList, network) or _outermost(nn.ModuleDict, network)
@@ -44,20 +46,21 @@ def blocks_of(network: nn.Module, names: Sequence[str] = ()) -> dict[str, nn.Mod
 
 
 def _outermost(kind: type[nn.Module], network: nn.Module) -> list[str]:
-    """Names of the modules of a kind that are in no other of that kind."""
+    """Names of the modules of a kind that are not inside another one of that kind."""
     found = [name for name, m in network.named_modules() if name and isinstance(m, kind)]
     return [name for name in found if not any(name.startswith(other + ".") for other in found)]
 
 
 def is_compiled(module: Any) -> bool:
     """Whether ``module.compile()`` was called."""
-    return getattr(module, "_compiled_call_impl", None) is not None
+    return compiled_call(module) is not None
 
 
 def has_compiled_parts(network: Any) -> bool:
+    """Whether ``module.compile()`` was called on a module inside ``network``."""
     return isinstance(network, nn.Module) and any(is_compiled(m) for m in network.modules() if m is not network)
 
 
 def unwrapped(network: Any) -> Any:
-    """The network inside a wrapper for data parallelism, or itself."""
+    """The network inside a wrapper for data parallelism; any other network itself."""
     return getattr(network, "module", network)

@@ -1,4 +1,4 @@
-"""Randomness is an argument: every seed is a function of what it is for."""
+"""Random numbers from explicit seeds, each derived from its purpose, and the state of the global generators."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from torch import Tensor
 
 
 def derive(*parts: int) -> int:
-    """One 63-bit seed from non-negative integers, e.g. (seed, images seen, rank): close parts, unrelated seeds."""
+    """A 63-bit seed from non-negative integers such as (seed, images seen, rank); close parts give unrelated seeds.
+
+    Raises ValueError for a negative part.
+    """
     if any(part < 0 for part in parts):
         raise ValueError(f"seed parts = {parts}, expected non-negative integers")
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 
 
 def global_random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The global generators: this package draws from none of them, but a user's network or data may."""
+    """The state of the global generators. This package draws from none of them, but a user's network or data may."""
     version, internal, gauss = random.getstate()
     name, keys, position, has_gauss, cached = cast(tuple[str, np.ndarray, int, int, float], np.random.get_state())
     tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(keys.astype(np.int64))}
@@ -32,7 +35,7 @@ def global_random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 @contextlib.contextmanager
 def borrowed_generators(seed: int | None = None) -> Iterator[None]:
-    """Borrow the global generators, seeded if asked for; afterwards they are as they were before."""
+    """Restore the global generators after the context; a seed given is used inside."""
     before = global_random_state()
     try:
         if seed is not None:
@@ -43,7 +46,7 @@ def borrowed_generators(seed: int | None = None) -> Iterator[None]:
 
 
 def seed_generators(seed: int) -> None:
-    """The global generators, from here on a function of ``seed``."""
+    """Seed the global generators of torch, numpy and Python."""
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)

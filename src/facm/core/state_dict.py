@@ -1,4 +1,4 @@
-"""State dicts, loaded strictly: every missing, unexpected or misshapen weight is named."""
+"""Strict loading of state dicts: the error names every missing, unexpected or misshapen weight."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ class CheckpointError(RuntimeError):
 def load_strictly(
     module: torch.nn.Module, state: Mapping[str, Tensor], source: str, may_miss: tuple[str, ...] = ()
 ) -> None:
-    """Load weights, listing every missing, unexpected or misshapen one in the error.
+    """Load weights; CheckpointError lists every missing, unexpected or misshapen one.
 
-    may_miss: prefixes of parameters that have no effect as initialised, so that they may be absent from ``state``.
+    source: Where the weights come from, for the error.
+    may_miss: Prefixes of parameters that may be absent from ``state``, as they have no effect as initialised.
     """
     check_fits(module, {name: value.shape for name, value in state.items()}, source, may_miss)
     module.load_state_dict({**module.state_dict(), **state}, strict=True)

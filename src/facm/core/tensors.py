@@ -12,28 +12,28 @@ def expand(t: Tensor, like: Tensor) -> Tensor:
 
 
 def check_time(t: Tensor, x: Tensor, name: str = "t", high: float = 1.0) -> None:
-    """Raise unless ``t`` is (B,) for x (B, ...) and, where looking costs nothing, within [0, high]."""
+    """Raise ValueError unless ``t`` is (B,) for x (B, ...) and, on the CPU, within [0, high]."""
     if t.shape != x.shape[:1]:
         raise ValueError(
             f"{name} has shape {tuple(t.shape)}, expected ({x.shape[0]},): one time per sample of x {tuple(x.shape)}"
         )
-    if t.device.type == "cpu" and not torch.compiler.is_compiling() and t.numel():  # on a GPU this would synchronise
+    if t.device.type == "cpu" and not torch.compiler.is_compiling() and t.numel():  # a GPU would have to synchronise
         lowest, highest = float(t.min()), float(t.max())
         if not (lowest >= 0 and highest <= high):
             raise ValueError(f"{name} runs over [{lowest:g}, {highest:g}], expected times within [0, {high:g}]")
 
 
 def check_same_shape(**tensors: Tensor) -> None:
-    """Raise unless all named tensors have one shape."""
+    """Raise ValueError unless all named tensors have the same shape."""
     shapes = {name: tuple(x.shape) for name, x in tensors.items()}
     if len(set(shapes.values())) > 1:
         raise ValueError("expected equal shapes, got " + ", ".join(f"{k} {s}" for k, s in shapes.items()))
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """x in float32 if it is in half precision, else as it is: losses and tangents are never summed in bf16.
+    """x in float32 if it is in half precision, otherwise unchanged: losses and tangents are never summed in bf16.
 
-    Raises TypeError where a network returned something else than a tensor.
+    Raises TypeError where a network returned anything but a tensor.
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"the network returned {type(x).__name__}, expected one tensor of x's shape")

@@ -34,6 +34,11 @@ class Batch:
         cond = None if self.cond is None else self.cond.to(device)
         return Batch(self.x_1.to(device), cond, self.start, self.of)
 
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory, as ``torch.utils.data.DataLoader`` asks for it."""
+        cond = None if self.cond is None else self.cond.pin_memory()
+        return Batch(self.x_1.pin_memory(), cond, self.start, self.of)
+
 
 @dataclass(frozen=True)
 class Loss:

@@ -1,6 +1,7 @@
 """Data: configurations that open into data sets, and streams of batches indexed by images seen.
 
-A data set of your own needs only the protocol :class:`facm.core.types.Dataset`, or its arrays in :class:`InMemory`."""
+A data set of your own implements the protocol :class:`facm.core.types.Dataset`, or puts its arrays into
+:class:`InMemory`."""
 
 from facm.data.checked import read_checked
 from facm.data.cifar10 import Cifar10
@@ -8,9 +9,10 @@ from facm.data.digits import Digits
 from facm.data.folder import ImageFolder
 from facm.data.idx import Idx
 from facm.data.in_memory import InMemory
+from facm.data.loader import batches
 from facm.data.noise import Noise
 from facm.data.pictures import CroppedPictures, FolderPictures
-from facm.data.stream import Stream, prefetch
+from facm.data.stream import Stream
 from facm.data.toys import Checkerboard, Gaussian, Moons, Ring
 from facm.data.webdataset import TarPictures
 
@@ -29,6 +31,6 @@ __all__ = [
     "Ring",
     "Stream",
     "TarPictures",
-    "prefetch",
+    "batches",
     "read_checked",
 ]

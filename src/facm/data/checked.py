@@ -1,4 +1,4 @@
-"""Reading samples with checks: the one place where what a data set returns is verified."""
+"""Reading samples with checks: the only place where the samples of a data set are verified."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from facm.core.types import Batch, Dataset
 
 
 def read_checked(dataset: Dataset, indices: np.ndarray, mirrored: np.ndarray | None = None) -> Batch:
-    """``dataset.read(indices)`` for indices (B,), verified: x_1 (B, *shape) float32 on the CPU and finite, cond one
-    per sample, and class labels (B,) integers in [0, num_classes) where the data set has classes.
+    """``dataset.read(indices)`` for indices (B,), with x_1, the condition and the labels verified.
 
-    mirrored: (B,) bool, for a data set that reads mirrored samples itself: ``read_mirrored(indices, mirrored)``.
+    x_1 must be (B, *shape) float32 on the CPU and finite; cond must have one entry per sample; labels must be (B,)
+    int64 in [0, num_classes) where the data set has classes.
+
+    mirrored: Which samples to mirror, (B,) bool, for a data set with ``read_mirrored(indices, mirrored)``.
     Raises ValueError naming the data set and, for a bad value, the index of its sample and, where the data set offers
-    ``place(index) -> str``, where it lies."""
+    ``place(index) -> str``, the file that holds it.
+    """
     batch = dataset.read(indices) if mirrored is None else cast(Any, dataset).read_mirrored(indices, mirrored)
     name = name_of(dataset)
     expected = (len(indices), *dataset.shape)
@@ -36,7 +39,7 @@ def read_checked(dataset: Dataset, indices: np.ndarray, mirrored: np.ndarray | N
 
 
 def name_of(dataset: Dataset) -> str:
-    """What error messages call it: its ``name`` if it has one (the protocol asks for none), else its class."""
+    """The name of a data set in error messages: its attribute ``name`` if it has one, else its class."""
     return str(getattr(dataset, "name", type(dataset).__name__))
 
 
@@ -58,7 +61,7 @@ def _sample(dataset: Dataset, index: int) -> str:
 
 
 def _check_finite(x: Tensor, what: str, dataset: Dataset, indices: np.ndarray) -> None:
-    # numpy: torch would wake its threads for this, which costs many times more while training has the cores
+    # In numpy: torch would wake its threads, which costs many times more while training occupies the cores.
     finite = np.isfinite((x.float() if x.dtype == torch.bfloat16 else x).numpy())
     if not finite.all():
         bad = int(indices[np.argwhere(~finite)[0, 0]])

@@ -1,4 +1,4 @@
-"""CIFAR-10 in the forms it is handed around in."""
+"""CIFAR-10 in the formats in which it is distributed."""
 
 from __future__ import annotations
 
@@ -29,21 +29,25 @@ Arrays = tuple[np.ndarray, np.ndarray]
 class Cifar10:
     """CIFAR-10: (3, 32, 32) in [-1, 1], 10 classes (airplane .. truck), 50 000 "train" and 10 000 "test" images.
 
-    path: one of
-    - a folder with the original binary batches (``data_batch_1.bin`` .. ``test_batch.bin``) or with the original
-      Python ones (``data_batch_1`` .. ``test_batch``), read without running code they name; or the folder that holds
-      ``cifar-10-batches-bin`` or ``cifar-10-batches-py``;
+    The files may be
+    - a folder with the original binary batches (``data_batch_1.bin`` .. ``test_batch.bin``) or Python batches
+      (``data_batch_1`` .. ``test_batch``), which are read without running any code that they name; or a folder that
+      contains ``cifar-10-batches-bin`` or ``cifar-10-batches-py``;
     - the tar archive of either, compressed or not;
-    - a zip of lossless sheets ``train/003_cat_07.webp``: class 3, sheet 7, 10 x 10 images of 32 x 32. Its images come
-      sorted by class.
-    labels: False leaves them out, for Unconditional().
-    ``open`` raises ValueError naming the file that is missing, cut short or of another form.
+    - a zip of lossless sheets such as ``train/003_cat_07.webp``: class 3, sheet 7, 10 x 10 images of 32 x 32. These
+      images are sorted by class.
+
+    ``open`` raises ValueError naming the file that is missing, truncated or of another format.
     Source: Krizhevsky, Learning Multiple Layers of Features from Tiny Images (2009)."""
 
     path: str
+    """Folder of batches, tar archive of them, or zip of WebP sheets."""
     split: Literal["train", "test"] = "train"
+    """Which images to read: 50 000 for training or 10 000 for testing."""
     flip: bool = True
+    """Mirror each image left to right with probability 1/2."""
     labels: bool = True
+    """Read the class labels; set to False for an unconditional network."""
 
     def __post_init__(self) -> None:
         check_choice("Cifar10", "split", self.split, tuple(COUNTS))
@@ -70,7 +74,7 @@ class Cifar10:
 
 
 def _files_in_folder(path: Path, split: str) -> dict[str, bytes]:
-    """Contents of the batch files that are there, by file name."""
+    """The contents of the batch files in a folder, by file name; empty without any."""
     for folder in (path, path / "cifar-10-batches-bin", path / "cifar-10-batches-py"):
         found = {name: (folder / name).read_bytes() for name in _file_names(split) if (folder / name).is_file()}
         if found:
@@ -82,7 +86,7 @@ def _files_in_tar(path: Path, split: str) -> dict[str, bytes]:
     found = {}
     try:
         with tarfile.open(path) as archive:
-            for member in archive:  # in the archive's order: going back in a compressed one starts from its beginning
+            for member in archive:  # in its order: seeking back in a compressed one rereads it
                 content = archive.extractfile(member) if Path(member.name).name in _file_names(split) else None
                 if content is not None:
                     found[Path(member.name).name] = content.read()
@@ -146,7 +150,7 @@ def _from_sheets(path: Path, split: str) -> Arrays:
 
 
 def _sheet(content: bytes, name: str) -> np.ndarray:
-    """The 100 images (100, 3, 32, 32) of a sheet, row by row."""
+    """The images (100, 3, 32, 32) of a sheet, row by row."""
     from PIL import Image
 
     try:

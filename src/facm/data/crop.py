@@ -1,4 +1,4 @@
-"""The centre crop that ImageNet's published numbers are made with."""
+"""The centre crop behind published results on ImageNet."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ if TYPE_CHECKING:
 
 
 def centre_crop(image: Image, size: int) -> np.ndarray:
-    """The central square of an RGB image at ``size`` x ``size``: (size, size, 3) uint8.
+    """The central square of an RGB image at ``size`` x ``size`` pixels: (size, size, 3) uint8.
 
-    Halved with a box filter while the shorter side is at least twice ``size``, then resized, bicubic, so that the
-    shorter side is ``size``, then cut. Source: the crop of guided-diffusion (ADM), which the reference uses."""
+    The image is halved with a box filter while its shorter side is at least twice ``size``, then resized with a bicubic
+    filter until the shorter side is ``size``, then cut. Source: guided-diffusion (ADM), whose crop the reference uses.
+    """
     from PIL.Image import Resampling
 
     while min(image.size) >= 2 * size:

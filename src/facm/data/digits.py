@@ -1,4 +1,4 @@
-"""Handwritten digits that come with scikit-learn: real images without a download."""
+"""The handwritten digits that scikit-learn contains: real images without a download."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from facm.data.in_memory import InMemory
 
 @dataclass(frozen=True)
 class Digits:
-    """scikit-learn's ``load_digits``: 1797 scans (1, 8, 8), values 0..16 read as x / 8 - 1 in [-1, 1], 10 classes.
+    """scikit-learn's ``load_digits``: 1797 scans (1, 8, 8) of 10 classes, with values 0 to 16 mapped to [-1, 1].
 
-    split: "all", or "train" (1541) and "test" (256): every seventh scan of each class is a test scan.
     Source: UCI, Optical Recognition of Handwritten Digits (its test part). Needs scikit-learn (``facm[demo]``)."""
 
     split: Literal["all", "train", "test"] = "all"
+    """Which scans to read: all, 1541 for training, or 256 for testing (every seventh scan of each class)."""
 
     def __post_init__(self) -> None:
         check_choice("Digits", "split", self.split, ("all", "train", "test"))

@@ -1,4 +1,4 @@
-"""A folder of images, decoded as they are read."""
+"""A folder of images, which are decoded when they are read."""
 
 from __future__ import annotations
 
@@ -24,24 +24,26 @@ THREADS = min(8, os.cpu_count() or 1)
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """Images (png, jpg, jpeg, webp, bmp) anywhere below ``path``, in order of their relative paths; hidden files and
-    folders are left out, links are followed.
+    """Images (png, jpg, jpeg, webp, bmp) anywhere below a folder, ordered by their relative paths.
 
-    Each is turned upright (EXIF), put on black where transparent, converted to RGB (or grey), cut to its central
-    square and resized to ``size`` x ``size`` with Pillow's antialiased bicubic filter: (channels, size, size) in
-    [-1, 1]. An image of that size already keeps its exact pixels.
+    Hidden files and folders are skipped and links are followed. Each image is rotated upright (EXIF), composed over
+    black where it is transparent, converted to RGB or grey, cropped to its central square and resized to
+    ``size`` x ``size`` with Pillow's antialiased bicubic filter: (channels, size, size) in [-1, 1]. An image of exactly
+    that size keeps its pixels.
 
-    classes_from_folders: the class is the sub-folder of ``path`` that an image lies in or under, numbered by sorted
-    name among those that hold images; False: no classes.
-    channels: 3, or 1 for grey.
     ``open`` raises ValueError for a missing or empty folder, an image without a class, or a folder reached twice
-    through links; ``read`` raises ValueError naming the image that cannot be decoded or has over 8 bits a channel."""
+    through links; ``read`` raises ValueError naming an image that cannot be decoded or has over 8 bits a channel."""
 
     path: str
+    """Folder that contains the images."""
     size: int
+    """Height and width of the samples in pixels."""
     flip: bool = True
+    """Mirror each image left to right with probability 1/2."""
     classes_from_folders: bool = True
+    """Use the first sub-folder in an image's path as its class, numbered by sorted name; otherwise no classes."""
     channels: int = 3
+    """3 for colour, 1 for grey."""
 
     def __post_init__(self) -> None:
         check_at_least("ImageFolder", "size", self.size, 1)
@@ -65,8 +67,16 @@ class ImageFolder:
 
 @dataclass(frozen=True, eq=False)
 class ImageFiles:
-    """An opened :class:`ImageFolder`: ``files`` relative to ``root``, ``labels`` (N,) int64 or None, ``classes`` the
-    names by number."""
+    """An opened :class:`ImageFolder`.
+
+    root: The folder.
+    files: Paths of the N images relative to ``root``.
+    labels: Class labels (N,) int64, or None without classes.
+    classes: Names of the classes by number.
+    shape: (C, H, W) of a sample.
+    flip: Whether samples may be mirrored.
+    name: The data set's name in error messages.
+    """
 
     root: str
     files: tuple[str, ...]
@@ -93,8 +103,10 @@ class ImageFiles:
 
 
 def class_folders(owner: str, root: Path, files: tuple[str, ...], remedy: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The labels (N,) int64 of files relative to ``root`` and the classes' names by number. Raises ValueError naming
-    an image that lies in no class folder, and what to do about it."""
+    """The labels (N,) int64 of files relative to ``root``, and the names of the classes by number.
+
+    Raises ValueError naming an image that lies in no class folder, with ``remedy`` as advice.
+    """
     loose = next((file for file in files if "/" not in file), None)
     if loose is not None:
         raise ValueError(f"{owner}: {root / loose} lies in no class folder, expected {root}/<class>/...; {remedy}")
@@ -105,8 +117,11 @@ def class_folders(owner: str, root: Path, files: tuple[str, ...], remedy: str) -
 
 
 def picture(content: str | IO[bytes], name: str) -> Image:
-    """A path or an open file as an RGB image of 8 bits a channel: turned upright (EXIF), on black where transparent.
-    Raises ValueError naming ``name`` where it cannot be decoded, or has over 8 bits a channel."""
+    """The RGB image with 8 bits a channel in a file, upright (EXIF) and composed over black where it is transparent.
+
+    content: A path or an open file.
+    Raises ValueError naming ``name`` where the image cannot be decoded or has over 8 bits a channel.
+    """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
@@ -126,7 +141,7 @@ def picture(content: str | IO[bytes], name: str) -> Image:
 
 
 def decode(path: str, channels: int, size: int) -> np.ndarray:
-    """One image as uint8 (channels, size, size), treated as :class:`ImageFolder` says. Raises ValueError naming it."""
+    """One image as uint8 (channels, size, size), cropped and resized as :class:`ImageFolder` describes."""
     from PIL import Image
 
     image = picture(path, path)
@@ -139,7 +154,7 @@ def decode(path: str, channels: int, size: int) -> np.ndarray:
 
 
 def _find_images(root: Path) -> tuple[str, ...]:
-    """Relative paths of all images, with forward slashes, sorted: the same on every file system."""
+    """The relative paths of all images with forward slashes, sorted, so that the order is the same on every system."""
     seen: dict[str, str] = {}
     found = []
     for folder, subfolders, names in os.walk(root, followlinks=True):

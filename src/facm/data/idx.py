@@ -1,4 +1,4 @@
-"""MNIST's idx files, in which Fashion-MNIST and others come too."""
+"""The idx files of MNIST, Fashion-MNIST and similar data sets."""
 
 from __future__ import annotations
 
@@ -21,17 +21,20 @@ PREFIXES = {"train": "train", "test": "t10k"}
 class Idx:
     """Grey images and labels from ``{train,t10k}-images-idx3-ubyte`` and ``-labels-idx1-ubyte``, raw or ``.gz``.
 
-    folder: where the files lie. split: "train" or "test" (MNIST: 60 000 and 10 000 images of 28 x 28).
-    pad: background pixels (0, read as -1) added on every side: 2 makes 28 x 28 into 32 x 32.
     Samples are (1, H, W) in [-1, 1]; labels lie in [0, num_classes).
-    ``open`` raises ValueError naming the file that is missing, cut short, too long or not what its header should say.
+    ``open`` raises ValueError naming the file that is missing, of the wrong length, or has another header.
     Source: LeCun, Cortes and Burges (MNIST); Zalando Research (Fashion-MNIST)."""
 
     folder: str
+    """Folder that contains the files."""
     split: Literal["train", "test"] = "train"
+    """Which images to read: for training or for testing (MNIST: 60 000 and 10 000 images of 28 x 28)."""
     flip: bool = False
+    """Mirror each image left to right with probability 1/2."""
     pad: int = 0
+    """Background pixels added on every side: 2 turns 28 x 28 into 32 x 32."""
     num_classes: int = 10
+    """Number of classes, at least 1."""
 
     def __post_init__(self) -> None:
         check_choice("Idx", "split", self.split, tuple(PREFIXES))
@@ -51,7 +54,7 @@ class Idx:
 
 
 def read_idx(path: Path, axes: int) -> np.ndarray:
-    """The uint8 array with ``axes`` axes in an idx file, gunzipped where its name ends in .gz.
+    """The uint8 array with ``axes`` axes in an idx file, which is decompressed where its name ends in .gz.
 
     Raises ValueError naming the file unless magic number, sizes and length agree."""
     content = _content(path)

@@ -1,4 +1,4 @@
-"""A data set held in memory: what the small ones are opened into, and the short way for a user's own arrays."""
+"""A data set in memory: small data sets open into it, and a user's own arrays fit into it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from facm.data.checked import check_at_least
 class InMemory:
     """Samples and labels as arrays.
 
-    images: uint8 (N, C, H, W), read as x / 127.5 - 1, or float32 (N, ...), read as they are (images: in [-1, 1]).
-    labels: integers (N,) in [0, num_classes), or None; then ``num_classes`` is None too.
-    flip: whether mirroring left to right gives another valid sample.
-    name: what error messages call it.
-    Raises ValueError on other types, shapes or lengths. (Label ranges and finiteness are checked when read.)"""
+    Raises ValueError for other types, shapes or lengths. Ranges of labels and finiteness are checked when samples are
+    read."""
 
     images: np.ndarray
+    """Samples: uint8 (N, C, H, W), read as x / 127.5 - 1, or float32 (N, ...), read unchanged (images in [-1, 1])."""
     labels: np.ndarray | None = None
+    """Class labels, integers (N,) in [0, num_classes); None for samples without classes."""
     num_classes: int | None = None
+    """Number of classes; None without labels."""
     flip: bool = False
+    """Mirror each sample left to right with probability 1/2; mirrored samples must be valid."""
     name: str = "InMemory"
+    """Name of the data set in error messages."""
 
     def __post_init__(self) -> None:
         if self.images.dtype not in (np.uint8, np.float32) or self.images.ndim < 2:
@@ -55,8 +57,10 @@ class InMemory:
         return len(self.images)
 
     def read(self, indices: np.ndarray) -> Batch:
-        """Samples ``indices`` (B,): x_1 (B, *shape) float32, cond (B,) int64 or None. Raises IndexError outside
-        [0, N)."""
+        """Samples ``indices`` (B,): x_1 (B, *shape) float32, cond (B,) int64 or None.
+
+        Raises IndexError for indices outside [0, N).
+        """
         if len(indices) and not (indices.min() >= 0 and indices.max() < len(self)):
             raise IndexError(
                 f"{self.name}: indices run over [{indices.min()}, {indices.max()}], of {len(self)} samples"
@@ -71,7 +75,7 @@ class InMemory:
 
 
 def from_bytes(pixels: np.ndarray) -> np.ndarray:
-    """uint8 0..255 -> float32 in [-1, 1]; both ends exactly."""
+    """uint8 from 0 to 255 -> float32 in [-1, 1], exact at both ends."""
     x = pixels.astype(np.float32)
     x /= 127.5
     x -= 1

@@ -1,4 +1,4 @@
-"""Data of any shape without any content: for memory plans, benchmarks and trying a network out."""
+"""Random data of any shape, for memory plans, benchmarks and first tries of a network."""
 
 from __future__ import annotations
 
@@ -12,13 +12,18 @@ from facm.core.types import Batch, Dataset
 
 @dataclass(frozen=True)
 class Noise:
-    """n samples of standard normals of ``shape``; labels 0 .. num_classes - 1 in turn, or none; or for each sample a
-    condition of ``cond_shape``, such as a text's embedding."""
+    """Samples of standard normal numbers, each a function of its index.
+
+    Raises ValueError for sizes below 1, or for both num_classes and cond_shape."""
 
     shape: tuple[int, ...]
+    """Shape of one sample, such as (C, H, W)."""
     num_classes: int | None = None
+    """Number of classes, which the samples' labels run through in turn; None for samples without labels."""
     cond_shape: tuple[int, ...] = ()
+    """Shape of a random condition of each sample, such as the embedding of a text; empty for none."""
     n: int = 1000
+    """Number of samples, at least 1."""
 
     def __post_init__(self) -> None:
         if not self.shape or min(self.shape) < 1 or self.n < 1:

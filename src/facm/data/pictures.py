@@ -1,5 +1,4 @@
-"""Images as they are stored, to be prepared: sources that open into :class:`Pictures`, read one at a time; and their
-crops as preparing makes them."""
+"""Images in their original size, as sources for preparing latents, and the crops that preparing makes of them."""
 
 from __future__ import annotations
 
@@ -26,8 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """N images with labels. files: a name for each, unique. labels: (N,) int64 from 0. classes: names by number, or
-    empty where only numbers are known. read: the content of image i, from any thread. name: of the source."""
+    """N images with labels, read one at a time.
+
+    files: A unique name for each image.
+    labels: Class labels (N,) int64 from 0.
+    classes: Names of the classes by number; empty where only numbers are known.
+    read: Returns the path or the open file of image i; may be called from any thread.
+    name: The source's name in error messages.
+    """
 
     files: tuple[str, ...]
     labels: np.ndarray
@@ -44,25 +49,27 @@ class Pictures:
 
     @property
     def fingerprint(self) -> str:
-        """The first 16 hex digits of the sha256 over names, labels and classes: not over the images themselves."""
+        """The first 16 hex digits of the sha256 of names, labels and classes, but not of the images themselves."""
         digest = hashlib.sha256("\0".join([*self.files, "", *self.classes]).encode(errors="surrogateescape"))
         digest.update(self.labels.astype("<i8").tobytes())
         return digest.hexdigest()[:16]
 
     def image(self, index: int) -> Image:
-        """Image ``index``, see :func:`picture`. Raises ValueError naming the one that cannot be decoded."""
+        """Image ``index``, decoded by :func:`picture`. Raises ValueError naming an image that cannot be decoded."""
         return picture(self.read(index), f"{self.name}: {self.files[index]}")
 
 
 @dataclass(frozen=True)
 class FolderPictures:
-    """The images below ``path`` in :class:`~facm.data.folder.ImageFolder`'s order, with its classes: sub-folders by
-    sorted name, which is also ImageNet's numbering (``train/n01440764/*.JPEG`` is class 0).
+    """The images below a folder, in the order and with the classes of :class:`~facm.data.folder.ImageFolder`.
 
-    classes_from_folders: False: all are of one class."""
+    Classes are numbered by the sorted names of their folders, which is also ImageNet's numbering
+    (``train/n01440764/*.JPEG`` is class 0)."""
 
     path: str
+    """Folder that contains the images."""
     classes_from_folders: bool = True
+    """Use the first sub-folder in an image's path as its class; otherwise all images are of one class."""
 
     def open(self) -> Pictures:
         files = ImageFolder(self.path, size=1, classes_from_folders=False).open()
@@ -82,14 +89,16 @@ class FolderPictures:
 
 @dataclass(frozen=True)
 class CroppedPictures:
-    """The images below ``path`` in :class:`~facm.data.folder.ImageFolder`'s order, without classes, each cropped to
-    ``size`` x ``size`` as ``facm prepare`` crops it: what samples decoded from its latents are compared with.
+    """The images below a folder in :class:`~facm.data.folder.ImageFolder`'s order, without classes, each cropped as for
+    prepared latents: the reference that samples decoded from such latents are compared with.
 
-    ``open`` raises ValueError for a missing or empty folder; ``read`` raises ValueError naming the image that cannot
-    be decoded, or has a side below ``size``: enlarged it would be no fair measure of sharp samples."""
+    ``open`` raises ValueError for a missing or empty folder; ``read`` raises ValueError naming an image that cannot
+    be decoded or has a side below ``size``, since enlarged images are no fair reference for sharp samples."""
 
     path: str
+    """Folder that contains the images."""
     size: int
+    """Height and width of the crops in pixels, at least 1."""
 
     def __post_init__(self) -> None:
         check_at_least("CroppedPictures", "size", self.size, 1)
@@ -101,7 +110,15 @@ class CroppedPictures:
 
 @dataclass(frozen=True, eq=False)
 class Crops:
-    """Opened :class:`CroppedPictures`: ``files`` relative to ``root``."""
+    """Opened :class:`CroppedPictures`.
+
+    root: The folder.
+    files: Paths of the images relative to ``root``.
+    shape: (3, size, size).
+    name: The data set's name in error messages.
+    num_classes: None: there are no classes.
+    flip: False: samples are not mirrored.
+    """
 
     root: str
     files: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Where images that are to be prepared come from: folders, or tar files."""
+"""Sources of images for preparing latents: folders or tar files."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 
 class Source(Protocol):
-    """Where images are: frozen, and opened into :class:`Pictures`."""
+    """The configuration of a source: frozen, and opened into :class:`Pictures`."""
 
     def open(self) -> Pictures: ...
 
 
 def source_at(path: str) -> Source:
-    """What to read the images at ``path`` with: a tar file or a folder of them, else a folder of images."""
+    """The source at ``path``: a tar file or a folder of tar files, otherwise a folder of images."""
     from facm.data.webdataset import TarPictures, tar_files
 
     return TarPictures(path) if tar_files(Path(path).expanduser()) else FolderPictures(path)

@@ -1,9 +1,7 @@
-"""A stream of batches indexed by images seen: any position can be asked for, so resuming needs no saved state."""
+"""A stream of batches indexed by images seen. Any position can be read, so that resuming needs no saved state."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -19,12 +17,16 @@ class Stream:
     """Endless shuffled batches, a pure function of (seed, images seen).
 
     Position p of the stream is place p % len(dataset) of epoch p // len(dataset); every epoch has its own permutation,
-    so each sample appears exactly once per epoch and batches cross the border between epochs. Where ``dataset.flip``
-    is true, each position is mirrored left to right with probability 1/2: by the data set, where it offers
-    ``read_mirrored(indices, mirrored)`` (the latent of a mirrored image is not the mirrored latent), else here. Neither
-    depends on batch size or ranks.
+    so that each sample appears exactly once per epoch and batches continue over the end of an epoch. Where
+    ``dataset.flip`` is true, each position is mirrored left to right with probability 1/2: by the data set where it
+    offers ``read_mirrored(indices, mirrored)``, since the latent of a mirrored image is not the mirrored latent, and
+    here otherwise. Order and mirroring do not depend on batch size or ranks.
 
-    batch_size: the global batch, split into ``ranks`` equal contiguous slices of which this stream reads ``rank``'s.
+    dataset: The opened data set.
+    seed: Seed of order and mirroring, 0 or more.
+    batch_size: Size of the global batch, which is split into ``ranks`` equal contiguous slices.
+    rank: Which slice this stream reads.
+    ranks: Number of slices.
     Raises ValueError for a batch size that does not divide by ``ranks``, a rank outside [0, ranks), a negative seed,
     an empty data set, or ``flip`` without images (C, H, W)."""
 
@@ -63,29 +65,13 @@ class Stream:
         batch = read_checked(self.dataset, indices)
         if not self.dataset.flip:
             return batch
-        x_1 = batch.x_1.numpy().copy()  # a data set may hand out views of what it keeps
+        x_1 = batch.x_1.numpy().copy()  # a data set may return views of its own memory
         x_1[mirrored] = x_1[mirrored][..., ::-1]
         return Batch(torch.from_numpy(x_1), batch.cond)
 
 
-def prefetch(stream: Stream, start: int, stop: int | None = None) -> Generator[Batch, None, None]:
-    """``stream.at(start)``, ``stream.at(start + batch_size)``, ... for positions below ``stop`` (None: endless), each
-    read by a background thread while the one before is in use.
-
-    An error in reading is raised where its batch is due. The thread ends when the iterator is exhausted or closed."""
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch") as pool:
-        ahead = pool.submit(stream.at, start)
-        position = start
-        while stop is None or position < stop:
-            batch = ahead.result()
-            position += stream.batch_size
-            if stop is None or position < stop:
-                ahead = pool.submit(stream.at, position)
-            yield batch
-
-
 def _places(n: int, seed: int, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sample indices (count,) and mirror flags (count,) of positions start .. start + count."""
+    """Sample indices (count,) and mirror flags (count,) of the positions from start to start + count - 1."""
     indices, mirrored = np.empty(count, np.int64), np.empty(count, bool)
     done = 0
     while done < count:
@@ -100,10 +86,10 @@ def _places(n: int, seed: int, start: int, count: int) -> tuple[np.ndarray, np.n
 
 @lru_cache(maxsize=4)
 def _epoch(n: int, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """The order (n,) of the samples in one epoch and which of its places (n,) are mirrored."""
-    # Sorting raw bits rather than Generator.permutation: only the raw stream is the same in every numpy version.
+    """The order (n,) of the samples in one epoch, and which of its places (n,) are mirrored."""
+    # Generator.permutation may change between versions of numpy; only the raw bits are the same in all of them.
     source = np.random.Philox(np.random.SeedSequence(seed, spawn_key=(epoch,)))
     order = np.argsort(source.random_raw(n), kind="stable")
     mirrored = source.random_raw(n) >= np.uint64(1 << 63)
-    order.flags.writeable = mirrored.flags.writeable = False  # shared by everyone who gets them from the cache
+    order.flags.writeable = mirrored.flags.writeable = False  # the cache shares them
     return order, mirrored

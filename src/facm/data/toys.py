@@ -1,5 +1,5 @@
-"""Two-dimensional toys with known shapes, made by numpy. Samples are x_1 (B, 2) float32, of mean 0 and variance 1 in
-each coordinate unless said otherwise (exactly so for the distribution; a finite draw of n varies around it)."""
+"""Two-dimensional toy distributions, sampled by numpy. Samples are x_1 (B, 2) float32; unless stated otherwise the
+distribution has mean 0 and variance 1 in each coordinate, which the n samples approximate."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from facm.data.in_memory import InMemory
 
 @dataclass(frozen=True)
 class Ring:
-    """``modes`` equal Gaussians around a circle; the label is the mode, counted from angle 0 counter-clockwise.
+    """Equal Gaussians around a circle; the label is the mode, counted counter-clockwise from angle 0.
 
-    noise: standard deviation of a mode before scaling, where the circle has radius 1. (Mean 0 takes two modes, equal
-    variances take three.)"""
+    The mean is 0 with at least two modes, and the variances are equal with at least three."""
 
     modes: int = 8
+    """Number of Gaussians, at least 1."""
     n: int = 8192
+    """Number of samples, at least 1."""
     noise: float = 0.05
+    """Standard deviation of each Gaussian relative to the circle's radius, 0 or more."""
     seed: int = 0
+    """Seed of the samples."""
 
     def __post_init__(self) -> None:
         check_at_least("Ring", "modes", self.modes, 1)
@@ -38,12 +41,14 @@ class Ring:
 
 @dataclass(frozen=True)
 class Moons:
-    """Two interleaving half circles; the label is the half circle. noise: standard deviation before scaling, where
-    the circles have radius 1."""
+    """Two interleaving half circles; the label is the half circle."""
 
     n: int = 8192
+    """Number of samples, at least 1."""
     noise: float = 0.05
+    """Standard deviation of the noise relative to the circles' radius, 0 or more."""
     seed: int = 0
+    """Seed of the samples."""
 
     def __post_init__(self) -> None:
         _check_draw("Moons", self.n, self.noise)
@@ -55,7 +60,7 @@ class Moons:
         upper = np.stack([np.cos(angle), np.sin(angle)], 1)
         lower = np.stack([1 - np.cos(angle), 1 / 2 - np.sin(angle)], 1)
         x = np.where(labels[:, None] == 0, upper, lower) + self.noise * rng.standard_normal((self.n, 2))
-        # with E[sin] = 2 / pi and E[sin^2] = E[cos^2] = 1/2 over a half circle
+        # Over a half circle E[sin] = 2 / pi and E[sin^2] = E[cos^2] = 1/2.
         mean = np.array([1 / 2, 1 / 4])
         variance = np.array([3 / 4, 9 / 16 - 1 / math.pi]) + self.noise**2
         return InMemory(((x - mean) / np.sqrt(variance)).astype(np.float32), labels, 2, name="Moons")
@@ -63,12 +68,16 @@ class Moons:
 
 @dataclass(frozen=True)
 class Checkerboard:
-    """Uniform over the dark squares of a ``cells`` x ``cells`` board (an even number) on [-sqrt 3, sqrt 3]^2, the lower
-    left one being dark. No labels."""
+    """The uniform distribution over the dark squares of a board on [-sqrt 3, sqrt 3]^2 whose lower left square is dark.
+
+    There are no labels."""
 
     cells: int = 4
+    """Number of squares on each side of the board, an even number."""
     n: int = 8192
+    """Number of samples, at least 1."""
     seed: int = 0
+    """Seed of the samples."""
 
     def __post_init__(self) -> None:
         if self.cells < 2 or self.cells % 2:
@@ -86,14 +95,20 @@ class Checkerboard:
 
 @dataclass(frozen=True)
 class Gaussian:
-    """N(mean, std^2) in each of ``dim`` independent coordinates, not standardised: x_1 (B, dim). Its velocities are
-    known in closed form. No labels."""
+    """N(mean, std^2) in each of ``dim`` independent coordinates, not standardised: x_1 (B, dim).
+
+    Its velocities are known in closed form. There are no labels."""
 
     mean: float = 0.0
+    """Mean of each coordinate."""
     std: float = 1.0
+    """Standard deviation of each coordinate, 0 or more."""
     dim: int = 2
+    """Number of coordinates, at least 1."""
     n: int = 8192
+    """Number of samples, at least 1."""
     seed: int = 0
+    """Seed of the samples."""
 
     def __post_init__(self) -> None:
         check_at_least("Gaussian", "std", self.std, 0)

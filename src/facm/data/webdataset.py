@@ -1,4 +1,4 @@
-"""Images in tar files, as WebDataset keeps them: members with one stem are one sample."""
+"""Images in tar files in the format of WebDataset: members with the same stem form one sample."""
 
 from __future__ import annotations
 
@@ -16,22 +16,24 @@ import numpy as np
 from facm.data.folder import SUFFIXES
 from facm.data.pictures import Pictures
 
-HIGHEST = 2**31 - 1  # of labels: beyond, a number is no class
-END = 2 * tarfile.BLOCKSIZE  # zeros that end an archive
+HIGHEST = 2**31 - 1
+"""The largest number that is taken for a class label."""
+END = 2 * tarfile.BLOCKSIZE
+"""Number of zero bytes that end an archive."""
 
 
 @dataclass(frozen=True)
 class TarPictures:
-    """The images in the tar file ``path``, or in the ``*.tar`` in that folder, sorted by name; within one in its order.
+    """The images in a tar file, or in all ``*.tar`` of a folder, sorted by the files' names.
 
-    A sample is an image ``key.jpg`` (or png, jpeg, webp, bmp) and its label: ``key.cls``, a number as text, or
-    ``key.json`` with a number ``label``; both, where they agree. Members of a sample lie beside each other; others are
-    left out.
-    One pass over the tars' headers finds them, later each image is read where it lies.
-    ``open`` raises ValueError naming the tar that is damaged or cut short, and the sample that is incomplete, occurs
-    twice, or has no such label or two."""
+    A sample is an image ``key.jpg`` (or png, jpeg, webp, bmp) with its label: ``key.cls``, a number as text, or
+    ``key.json`` with a number ``label``, or both where they agree. The members of a sample follow each other in the
+    archive; other members are skipped. ``open`` reads the headers only; each image is read from the tar when needed.
+    ``open`` raises ValueError naming a tar that is damaged or truncated, or a sample that is incomplete, occurs twice,
+    or has no valid label or two different ones."""
 
     path: str
+    """Tar file, or folder of tar files."""
 
     def open(self) -> Pictures:
         tars = tar_files(Path(self.path).expanduser())
@@ -56,7 +58,7 @@ class TarPictures:
 
 
 def tar_files(path: Path) -> list[Path]:
-    """``path`` if it is a file named *.tar, else the ones in that folder, sorted by name."""
+    """``path`` itself if it is a file named *.tar, otherwise the tar files in that folder, sorted by name."""
     if path.is_file():
         return [path] if path.suffix == ".tar" else []
     return sorted(file for file in path.glob("*.tar") if file.is_file())
@@ -64,7 +66,10 @@ def tar_files(path: Path) -> list[Path]:
 
 @dataclass
 class _Sample:
-    """The image's member and the label, as far as they have been met. fault: what a .json without a label holds."""
+    """A sample while its members are read: the image's place in the tar, and the label.
+
+    fault: The error message for a .json without a valid label, raised unless a .cls has one.
+    """
 
     key: str
     name: str = ""
@@ -76,7 +81,7 @@ class _Sample:
 
 
 def _samples(path: Path) -> Iterator[_Sample]:
-    """The samples of one tar, complete."""
+    """The complete samples of one tar, in order."""
     current: _Sample | None = None
     seen: set[str] = set()
     for member, content in _members(path):
@@ -104,11 +109,11 @@ def _samples(path: Path) -> Iterator[_Sample]:
 
 
 def _members(path: Path) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
-    """Each regular file's header, and its content where that is text."""
+    """The header of each regular file, with its content where that is a label."""
     try:
         with tarfile.open(path, "r:") as tar:
             while (member := tar.next()) is not None:
-                tar.members = []  # type: ignore[attr-defined]  # it would keep every header it has seen
+                tar.members = []  # type: ignore[attr-defined]  # otherwise it would keep all headers
                 if not member.isreg():
                     continue
                 file = tar.extractfile(member) if member.name.lower().endswith((".cls", ".json")) else None
@@ -119,8 +124,10 @@ def _members(path: Path) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
 
 
 def _check_end(path: Path, offset: int) -> None:
-    """Raise unless nothing but zeros, and enough of them, follow ``offset``, where ``tarfile`` has ended: it ends
-    without a word at a damaged header as well, and would leave out all behind it."""
+    """Raise unless only zeros, and enough of them, follow ``offset``, where ``tarfile`` has stopped.
+
+    It also stops silently at a damaged header, and would skip all members after it.
+    """
     with path.open("rb") as file:
         file.seek(offset)
         found = 0
@@ -133,7 +140,7 @@ def _check_end(path: Path, offset: int) -> None:
 
 
 def _add_label(path: Path, sample: _Sample, name: str, content: bytes) -> None:
-    """The label that the member ``name`` holds. A .json without one may lie beside a .cls."""
+    """Add the label in the member ``name`` to the sample; a .json without a label is accepted if there is a .cls."""
     is_json = name.lower().endswith(".json")
     value = _number(content, is_json)
     if value is None:

@@ -1,9 +1,9 @@
-"""The total derivative of the network along the flow, behind one seam (Eq. 7 and 16).
+"""The total derivative of the network along the flow, by interchangeable strategies (Eq. 7 and 16).
 
     F, dF = derivative(prediction, (x_t, t), (v, 1))
 
-The value F carries the graph for the backward pass, the tangent dF never does: it is only ever used under stop-gradient
-(Alg. 1, line 7). How the strategies compare: docs/performance.md.
+The value F carries the graph for the backward pass. The tangent dF never does, since it is only used under
+stop-gradient (Alg. 1, line 7). docs/performance.md compares the strategies.
 """
 
 from facm.derivative.base import Derivative, Function, Pair, Prediction

@@ -1,4 +1,4 @@
-"""What a strategy is given and what it returns; and how it gets inside the wrappers of a network."""
+"""The protocol of a strategy, and the function that it differentiates."""
 
 from __future__ import annotations
 
@@ -16,20 +16,25 @@ Function = Callable[[Tensor, Tensor], Tensor]
 
 @runtime_checkable
 class Derivative(Protocol):
-    def __call__(self, function: Function, primals: Pair, tangents: Pair) -> Pair:
-        """(F, dF): value with graph and tangent without, both of F's shape.
+    """A strategy for the total derivative along the flow."""
 
-        function: (x, t) -> F; a :class:`Prediction` where the strategy needs to see the network. primals: x_t (B, ...),
-        t (B,). tangents: their derivatives along the flow, v (B, ...) and ones (B,).
+    def __call__(self, function: Function, primals: Pair, tangents: Pair) -> Pair:
+        """(F, dF): the value with its graph and the tangent without one, both of F's shape.
+
+        function: Maps (x, t) to F; a :class:`Prediction` where the strategy needs access to the network.
+        primals: x_t (B, ...) and t (B,).
+        tangents: Their derivatives along the flow, v (B, ...) and ones (B,).
         """
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """(x, t) -> F(x, c(t), cond) in at least float32: the network as the derivative sees it.
+    """The function (x, t) -> F(x, c(t), cond) in at least float32 that a derivative is taken of.
 
-    times: t -> the network's time arguments; differentiating through it is Eq. 16.
+    network: The network F, or a wrapper around it.
+    times: Maps t (B,) to the network's time arguments; differentiating through it is Eq. 16.
+    cond: The condition, one entry per sample, or None.
     """
 
     network: Any

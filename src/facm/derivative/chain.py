@@ -1,4 +1,4 @@
-"""Chain-JVP (Sec. 3.3): the derivative block by block, (h, dh) -> (y, dy), the tangent detached between blocks."""
+"""Chain-JVP (Sec. 3.3): the derivative block by block, (h, dh) -> (y, dy), with the tangent detached in between."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 import torch.autograd.forward_ad as fwd
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
 from facm.core.modules import blocks_of, is_compiled, unwrapped
 from facm.core.tensors import at_least_float32
+from facm.core.torch_private import tree_map
 from facm.derivative.base import Function, Pair, Prediction
 from facm.derivative.compiled import compiled, uncompiled
 from facm.derivative.dual_mode import op_level_pair
@@ -29,34 +29,37 @@ Tensors = tuple[Tensor, ...]
 
 @runtime_checkable
 class Chained(Protocol):
-    """A network that offers its blocks: F(x, t, cond) = leave(block_n(... block_1(enter(x, t, cond)))).
+    """A network that exposes its blocks: F(x, t, cond) = leave(block_n(... block_1(enter(x, t, cond)))).
 
-    The state between blocks is (h, *rest): each block maps it, and its constants, to the next h; ``rest`` stays.
+    The state between blocks is (h, *rest): each block maps it, with its constants, to the next h; ``rest`` is constant.
     """
 
-    def enter(self, x: Tensor, t: Tensor, cond: Tensor | None = None, **times: Tensor) -> Tensors: ...
+    def enter(self, x: Tensor, t: Tensor, cond: Tensor | None = None, **times: Tensor) -> Tensors:
+        """The state (h, *rest) before the first block."""
+        ...
 
     def links(self) -> Sequence[tuple[nn.Module, tuple[Any, ...]]]:
         """The blocks with their constants: h = block(h, *rest, *constants)."""
         ...
 
-    def leave(self, h: Tensor, *rest: Tensor) -> Tensor: ...
+    def leave(self, h: Tensor, *rest: Tensor) -> Tensor:
+        """The network's output from the state after the last block."""
+        ...
 
 
 @dataclass(frozen=True)
 class Chain:
-    """The tangent's graph lives no longer than one block: its memory does not grow with depth.
+    """Forward mode block by block: the tangent's graph lives no longer than one block, whatever the depth.
 
-    blocks: names of the network's blocks, or of the ModuleLists that hold them; empty: the network offers its chain
-    (:class:`Chained`), or else the blocks are the entries of its outermost ModuleLists.
-    op_level: inside a block, operation by operation as OpLevel does, instead of by ``torch.func.jvp``.
-    checkpoint: keep only the state between blocks, and compute each pair again in the backward pass; needs a network
-    that offers its chain.
+    Raises ValueError where the blocks are unknown, are not called once each in order, or cannot be checkpointed.
     """
 
     blocks: tuple[str, ...] = ()
+    """Names of the blocks or of the ModuleLists that hold them; empty: the network's own chain or outermost lists."""
     op_level: bool = False
+    """Differentiate each block operation by operation, as OpLevel does, instead of by torch.func.jvp."""
     checkpoint: bool = False
+    """Keep only the state between blocks and recompute the rest in the backward pass; needs a network with a chain."""
 
     def __call__(self, function: Function, primals: Pair, tangents: Pair) -> Pair:
         network = innermost(function)
@@ -79,7 +82,7 @@ class Chain:
     def _pair(self, function: Callable[..., Tensor], primals: Tensors, tangents: Tensors) -> tuple[Tensor, Tensor]:
         return _pair(self.op_level, function, primals, tangents)
 
-    # A network that offers its chain: explicit pairs, each inside its block's own forward.
+    # A network that exposes its chain: explicit pairs, each computed inside its block's forward.
 
     def _links(self, function: Prediction, inner: Any, outer: nn.Module, primals: Pair, tangents: Pair) -> Pair:
         draws = function.network if isinstance(function.network, SameDropout) else None
@@ -117,12 +120,12 @@ class Chain:
         return pair(*state, *d_state)
 
     def _several(self, function: Callable[..., Tensors], primals: Pair, tangents: Pair) -> tuple[Tensors, Tensors]:
-        """A pair for each output of ``function``."""
+        """The values and tangents of a function with several outputs."""
         with plain_attention():
             values, derivatives = torch.func.jvp(function, primals, tangents)  # type: ignore[misc]
         return values, tuple(d.detach() for d in derivatives)
 
-    # Any other network: one forward mode through all of it, cut after every block.
+    # Any other network: one forward-mode pass, whose tangent is detached after every block.
 
     def _named(self, function: Prediction, inner: nn.Module, outer: nn.Module, primals: Pair, tangents: Pair) -> Pair:
         blocks = blocks_of(inner, self.blocks)
@@ -175,7 +178,7 @@ def _cut(out: Any) -> Any:
 
 
 def _difference(called: list[str], expected: list[str]) -> str:
-    """How the calls that a network made of its blocks differ from once each, in order."""
+    """How the blocks that a network called differ from one call each, in order."""
     if unused := [name for name in expected if name not in called]:
         return f"block {unused[0]!r} is never called"
     if repeated := [name for name in expected if called.count(name) > 1]:

@@ -1,8 +1,8 @@
 """Compiled networks and their derivative.
 
-Dual numbers must never reach compiled code from outside: it would fail, or on some versions drop the tangent without
-a word. So the derivative of a compiled module is compiled itself, the dual level inside; and every other strategy runs
-the module as if it were not compiled.
+Dual numbers must never enter compiled code: it would fail, or in some versions silently drop the tangent. Hence the
+derivative of a compiled module is compiled as a unit with the dual level inside, and every other strategy runs the
+module eagerly.
 """
 
 from __future__ import annotations
@@ -16,26 +16,29 @@ import torch
 from torch import Tensor, nn
 
 from facm.core.modules import is_compiled
+from facm.core.torch_private import compiled_call, set_compiled_call
 
 Tensors = tuple[Tensor, ...]
 
 
 @contextlib.contextmanager
 def uncompiled(network: Any) -> Iterator[None]:
-    """Inside, the network and its parts run eagerly."""
+    """Run the network and its parts eagerly inside the context."""
     parts = [m for m in network.modules() if is_compiled(m)] if isinstance(network, nn.Module) else []
-    kept = [m._compiled_call_impl for m in parts]
+    kept = [compiled_call(m) for m in parts]
     for module in parts:
-        module._compiled_call_impl = None
+        set_compiled_call(module, None)
     try:
         yield
     finally:
-        for module, implementation in zip(parts, kept, strict=True):
-            module._compiled_call_impl = implementation
+        for module, call in zip(parts, kept, strict=True):
+            set_compiled_call(module, call)
 
 
 @functools.cache
 def compiled(pair: Callable[..., Any]) -> Callable[..., Any]:
-    """``pair``, compiled; one piece, for a graph break inside a dual level would let duals out. Static shapes: the
-    batch of a run does not change."""
+    """``pair``, compiled as one graph with static shapes.
+
+    A graph break inside a dual level would let duals leave compiled code; the batch size of a run does not change.
+    """
     return torch.compile(pair, fullgraph=True, dynamic=False)

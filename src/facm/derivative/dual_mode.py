@@ -1,8 +1,8 @@
 """Value and tangent together, operation by operation.
 
-Dual numbers ride through the ordinary call of the network. Each operation is taken apart: its value is computed on
-plain tensors, so that autograd, fused kernels, hooks and checkpointing see nothing unusual; its tangent without graph;
-and the two are joined again. The rules are in :mod:`facm.derivative.tangent_rules`.
+Dual numbers pass through the ordinary call of the network. For each operation the value is computed on plain tensors,
+so that autograd, fused kernels, hooks and checkpointing see nothing unusual, and the tangent without a graph; the
+result is a dual number again. The rules are in :mod:`facm.derivative.tangent_rules`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def op_level_pair(
     tangents: tuple[Tensor, ...],
     attention: Kernel = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Value with graph and tangent without, of a function of any number of tensors."""
+    """The value with its graph, and the tangent without one, of a function of any number of tensors."""
     with fwd.dual_level():
         duals = [fwd.make_dual(p, d) for p, d in zip(primals, tangents, strict=True)]
         with _OpByOp(attention):
@@ -35,6 +35,8 @@ def op_level_pair(
 
 
 class _OpByOp(TorchFunctionMode):
+    """Applies the tangent rules to every operation inside."""
+
     def __init__(self, attention: Kernel) -> None:
         super().__init__()
         self.attention = attention

@@ -1,4 +1,4 @@
-"""A network that forward mode cannot differentiate: which of its modules, and which operation."""
+"""Errors for networks that forward mode cannot differentiate: they name the module and the operation."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.autograd.graph import disable_saved_tensors_hooks
 
-# How PyTorch 2.11 to 2.13 say it: an operation without a formula, an autograd Function without jvp, a nested transform;
-# and how this package says it.
+# The messages of PyTorch 2.11 to 2.13 about an operation without a formula, an autograd Function without jvp and a
+# nested transform, and of this package about attention.
 FORWARD_MODE = re.compile(
     r"forward (mode )?AD|forward-mode|\bjvp\b|has no tangent|would mutate a captured", re.IGNORECASE
 )
@@ -26,7 +26,7 @@ class ForwardModeError(RuntimeError):
 
 @contextlib.contextmanager
 def explained(network: Any, strategy: str) -> Iterator[None]:
-    """Turn PyTorch's error about forward mode into one that names the module and the operation."""
+    """Replace PyTorch's error about forward mode by one that names the module and the operation."""
     try:
         yield
     except (RuntimeError, NotImplementedError) as error:
@@ -43,16 +43,18 @@ def explained(network: Any, strategy: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def no_checkpointing() -> Iterator[None]:
-    """Refuse activation checkpointing inside: what ``torch.func.jvp`` saved cannot be computed again after it, and the
-    backward pass would say so in words that help nobody. Hooks on saved tensors from outside stay allowed."""
+    """Refuse activation checkpointing inside the context, where its backward pass would fail with an unclear error.
+
+    What ``torch.func.jvp`` saves cannot be recomputed after it. Hooks on saved tensors from outside stay allowed.
+    """
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(RuntimeError):  # where hooks are active already
+        with contextlib.suppress(RuntimeError):  # raised where hooks are active already
             stack.enter_context(disable_saved_tensors_hooks(CHECKPOINTING))
         yield
 
 
 def _place(trace: TracebackType | None, network: Any) -> str:
-    """The last module whose forward the error passed through, by its name in the network; and the autograd Function."""
+    """The innermost module whose forward raised the error, by its name in the network, and the autograd Function."""
     names = {id(m): name for name, m in network.named_modules()} if isinstance(network, nn.Module) else {}
     found, function = "the network", ""
     while trace is not None:

@@ -1,4 +1,4 @@
-"""The derivative without forward mode: for networks that break it, and to check the others by."""
+"""The derivative without forward mode, for networks that break it and as a check of the other strategies."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from facm.derivative.inside_forward import inside_wrapper
 
 @dataclass(frozen=True)
 class FiniteDifference:
-    """dF ~ (F(x + h v, t + h) - F(x - h v, t - h)) / 2h: no forward mode needed at all.
+    """dF ~ (F(x + h v, t + h) - F(x - h v, t - h)) / 2h, which needs no forward mode.
 
-    Error O(h^2) plus rounding/h: about 2e-4 relative at h = 5e-3 in fp32 for networks that embed t in [0, 2] unscaled;
-    wrong in bf16. For a time scaled by 1000 choose h = 1e-5. Near the ends F is asked a step h outside [0, 1].
+    The error is O(h^2) plus rounding / h: about 2e-4 relative at h = 5e-3 in fp32 for networks that embed t in [0, 2]
+    unscaled; bf16 is too coarse. Near the ends F is evaluated at times up to h outside [0, 1].
     """
 
     h: float = 5e-3
+    """Step in t, above 0; choose 1e-5 for a network whose time is scaled by 1000."""
 
     def __post_init__(self) -> None:
         if not self.h > 0:

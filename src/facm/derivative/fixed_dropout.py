@@ -1,4 +1,4 @@
-"""One dropout mask in one step."""
+"""The same dropout mask for all evaluations of a network in one training step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ from facm.core.modules import unwrapped
 
 @dataclass(frozen=True, eq=False)
 class SameDropout:
-    """The network, drawing the same mask at every call."""
+    """A network that draws the same dropout mask at every call.
+
+    network: The network, or a wrapper around it.
+    state: The state of the random generator that every call starts from.
+    device: The CUDA device of that generator; None for the CPU's.
+    """
 
     network: Any
     state: Tensor
@@ -28,7 +33,7 @@ class SameDropout:
         return self.network(*args, **kwargs)
 
     def replay(self) -> None:
-        """Back to where the first call drew from."""
+        """Put the generator back to the state of the first call."""
         if self.device is None:
             torch.set_rng_state(self.state)
         else:
@@ -36,10 +41,13 @@ class SameDropout:
 
 
 def same_dropout(network: Any) -> Any:
-    """``network``, drawing the same dropout mask at every call: the anchor, the shortcut and its tangent in one step
-    must be one function, else the tangent is that of another network. A network in eval mode, or one whose attribute
-    ``draws`` is False (it has no dropout nor anything like it), is returned as it is."""
-    if not getattr(network, "training", False) or not getattr(unwrapped(network), "draws", True):
+    """``network`` with the same dropout mask at every call.
+
+    The anchor, the shortcut and its tangent in one step must be one function, otherwise the tangent is that of another
+    network. A network in eval mode is returned unchanged, and so is one whose attribute ``stochastic`` is False because
+    it has no dropout nor anything else that draws random numbers.
+    """
+    if not getattr(network, "training", False) or not getattr(unwrapped(network), "stochastic", True):
         return network
     device = next((p.device for p in network.parameters() if p.device.type == "cuda"), None)
     return SameDropout(network, torch.get_rng_state() if device is None else torch.cuda.get_rng_state(device), device)

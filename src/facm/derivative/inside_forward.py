@@ -1,4 +1,4 @@
-"""How a derivative gets inside a network's own forward, and the wrappers around it."""
+"""Running a derivative inside a network's forward and the wrappers around it."""
 
 from __future__ import annotations
 
@@ -8,45 +8,44 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from facm.core.torch_private import compiled_call, replace_forward, set_compiled_call
 from facm.derivative.base import Function, Pair
 
 
 def innermost(function: Any) -> Any:
-    """The network at the bottom of ``function``, a wrapper's included, or None if there is none to see."""
+    """The innermost network of ``function``, which may be a data-parallel wrapper; None for a plain function."""
     network = getattr(function, "network", None)
     return network if network is None or isinstance(network, nn.Module) else innermost(network) or network
 
 
 def with_network(function: Any, network: Any) -> Any:
-    """``function`` with another network at its bottom."""
+    """``function`` with another innermost network."""
     inner = function.network
     deeper = hasattr(inner, "network") and not isinstance(inner, nn.Module)
     return dataclasses.replace(function, network=with_network(inner, network) if deeper else network)
 
 
 def redirected(module: nn.Module, method: Callable[..., Any], *args: Any, through: nn.Module | None = None) -> Any:
-    """``method(forward, *args)`` in place of the module's own forward, inside the hooks that surround it.
+    """``method(forward, *args)`` in place of the module's forward, inside the hooks that surround it.
 
-    That is how a computation gets inside a sharded unit, whose hooks gather its parameters before forward and let go of
-    them after. through: a wrapper of the module to be called instead of the module itself.
+    The hooks of a sharded unit gather its parameters before forward and free them afterwards, so that a computation on
+    its parameters must run in between.
+
+    through: A wrapper around the module, which is called instead of the module.
     """
-    before = vars(module).get("forward")  # a forward that was put on the instance, by checkpointing for example
     forward = module.forward
-    implementation = module._compiled_call_impl  # what is compiled is the module's own forward, not the method
+    compiled = compiled_call(module)  # what is compiled is the module's own forward, not the method
 
     def restore() -> None:
-        if before is None:
-            vars(module).pop("forward", None)
-        else:
-            vars(module)["forward"] = before
-        module._compiled_call_impl = implementation
+        undo()
+        set_compiled_call(module, compiled)
 
     def instead(*inner: Any) -> Any:
         restore()
         return method(forward, *inner)
 
-    vars(module)["forward"] = instead
-    module._compiled_call_impl = None
+    undo = replace_forward(module, instead)
+    set_compiled_call(module, None)
     try:
         return (module if through is None else through)(*args)
     finally:
@@ -54,10 +53,10 @@ def redirected(module: nn.Module, method: Callable[..., Any], *args: Any, throug
 
 
 def inside_wrapper(pair: Callable[[Function, Pair, Pair], Pair], function: Any, primals: Pair, tangents: Pair) -> Pair:
-    """``pair(function, ...)``; where the network is wrapped for data parallelism, inside one forward of the wrapper.
+    """``pair(function, ...)``, inside one forward of the wrapper where the network is wrapped for data parallelism.
 
-    Only what passes through the wrapper's forward has its gradients averaged over ranks, and a wrapper that copies
-    buffers in place cannot be entered with tangents: one forward, entered with plain tensors, is right on both counts.
+    Gradients are averaged over ranks only for what passes through the wrapper's forward, and a wrapper that copies
+    buffers in place fails on tangents. One forward of the wrapper with plain tensors satisfies both.
     """
     wrapper = innermost(function)
     module = getattr(wrapper, "module", None)

@@ -1,4 +1,4 @@
-"""Two passes: the value with its graph, the tangent without one."""
+"""Value and tangent in two passes, the value with its graph and the tangent without one."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ LINEAR = frozenset({nnf.linear, torch.conv1d, torch.conv2d, torch.conv3d, nnf.co
 
 @dataclass(frozen=True)
 class NoGraph:
-    """Two passes: the value with its graph (fused attention, checkpointing and all), the tangent without one.
+    """Two passes: an ordinary pass for the value, with fused attention and checkpointing, and one for the tangent.
 
-    About 5 forward passes with the backward; the memory of an ordinary training pass. The network runs twice, so one
-    with dropout must draw the same mask twice: see :func:`facm.derivative.same_dropout`; one with batch norm in train
+    With the backward pass it costs about 5 forward passes, at the memory of an ordinary training step. The network runs
+    twice, so that dropout must draw the same mask twice (:func:`facm.derivative.same_dropout`), and batch norm in train
     mode updates its statistics twice.
     """
 
@@ -52,10 +52,10 @@ def _drops_on_a_gpu(
 
 
 class _LinearRule(TorchFunctionMode):
-    """Linear maps and convolutions with constant weight and bias: the tangent is the map of the tangent, without bias.
+    """Linear maps and convolutions with constant weight and bias: the tangent is mapped without the bias.
 
-    PyTorch's own rule makes a zero tangent for the weight and multiplies by it, a third product for nothing; where the
-    input is not contiguous it expands both over the batch first (measured: five times this rule's whole pass).
+    PyTorch's own rule creates a zero tangent for the weight and multiplies by it, a third product for nothing. Where
+    the input is not contiguous it expands both over the batch first, which took five times as long as this rule.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -72,7 +72,7 @@ class _LinearRule(TorchFunctionMode):
 
 
 def _tangent(function: Function, primals: Pair, tangents: Pair) -> Tensor:
-    """dF alone, without graph."""
+    """dF without its graph."""
     with fwd.dual_level(), plain_attention(), _LinearRule():
         x, t = (fwd.make_dual(p, d) for p, d in zip(primals, tangents, strict=True))
         value, tangent = fwd.unpack_dual(function(x, t))

@@ -1,11 +1,12 @@
-"""The tangent of one torch-level operation, its value computed on plain tensors.
+"""The tangent of one torch-level operation, whose value is computed on plain tensors.
 
-Why not simply let PyTorch propagate dual numbers: autograd would save the duals, tangents included, and record a graph
-of the tangent; a linear map would make a zero tangent for its weight and multiply by it; fused attention would fail.
+PyTorch's own propagation of dual numbers would make autograd save the duals with their tangents and record a graph of
+the tangent, would multiply by a zero tangent of the weight in every linear map, and would fail for fused attention.
 
-What every rule keeps to: the value is this very operation on plain tensors, called once, so that autograd saves what it
-always saves (activation checkpointing compares); what draws random numbers draws the same ones for the tangent; and a
-tangent shares its memory with another exactly where their values do, since a network may write into them.
+Every rule guarantees the following. The value is the operation itself, called once on plain tensors, so that autograd
+saves the same tensors as usual, which activation checkpointing compares. An operation that draws random numbers draws
+the same ones for the tangent. Two tangents share memory exactly where their values do, since a network may write into
+them.
 """
 
 from __future__ import annotations
@@ -19,8 +20,15 @@ import torch.autograd.forward_ad as fwd
 import torch.nn.functional as nnf
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from facm.core.torch_private import (
+    constant_under_compile,
+    dual_functions,
+    tensor_attributes,
+    tree_flatten,
+    tree_map,
+    tree_unflatten,
+)
 from facm.derivative.attention.dispatch import Kernel, attention_pair
 
 
@@ -29,15 +37,15 @@ def _named(names: str, *places: Any) -> frozenset[Any]:
 
 
 def _writes(name: str) -> bool:
-    """Whether this is the name of an operation that writes into its first argument: mul_, __imul__, __setitem__."""
+    """Whether an operation of this name, such as mul_, __imul__ or __setitem__, writes into its first argument."""
     inside = name[2:-2]
     if name == f"__{inside}__":
         return inside == "setitem" or (inside[:1] == "i" and hasattr(Tensor, f"__{inside[1:]}__"))
     return name.endswith("_") and not name.startswith("_")
 
 
-# PyTorch's own propagation is right for these: views, of which the tangent must be the same view, and what has no
-# tangent at all.
+# PyTorch's own propagation is right for these: views, whose tangent must be the same view of the tangent, and
+# operations that have no tangent at all.
 NATIVE = (
     _named(
         "view view_as transpose permute movedim moveaxis swapaxes swapdims t unsqueeze squeeze unflatten expand "
@@ -46,7 +54,7 @@ NATIVE = (
         Tensor,
     )
     | _named("unfold", Tensor)
-    | _named("_unpack_dual _make_dual", torch)  # what others do with duals, hooks for example, is theirs
+    | dual_functions()  # hooks and the like handle duals themselves
     | _named(
         "register_hook requires_grad_ retain_grad backward register_post_accumulate_grad_hook data_ptr size dim stride "
         "numel is_contiguous untyped_storage element_size is_floating_point is_complex get_device storage_offset item "
@@ -57,15 +65,10 @@ NATIVE = (
         torch,
         Tensor,
     )
-    | frozenset(  # x.shape, x.mT, x.data
-        method
-        for p in vars(torch._C.TensorBase).values()
-        if type(p).__name__ == "getset_descriptor"
-        for method in (p.__get__, p.__set__)
-    )
+    | tensor_attributes()  # x.shape, x.mT, x.data
 )
-# Linear in the first argument, if nothing else moves. Where the value is that argument or a view of it, the tangent is
-# the same of its tangent, and so shares its memory.
+# Linear in the first argument if no other has a tangent. Where the value is that argument or a view of it, the tangent
+# is the argument's tangent or the same view of it, and so shares its memory.
 LINEAR = (
     _named(
         "reshape reshape_as flatten ravel contiguous to type type_as float double half bfloat16 __getitem__ clone sum "
@@ -80,10 +83,10 @@ LINEAR = (
     )
     | _named("dropout feature_dropout", torch)
 )
-# Linear in all their tensors together.
+# Linear in all tensors jointly.
 JOINED = _named("cat concat concatenate stack hstack vstack", torch)
 SUMS = _named("add sub subtract", torch, Tensor) | _named("__add__ __radd__ __sub__ __rsub__", Tensor)
-# Linear in each of their tensors.
+# Linear in each tensor separately.
 PRODUCTS = (
     _named("matmul bmm mm mv dot outer einsum", torch)
     | _named("matmul bmm mm mv dot outer", Tensor)
@@ -92,18 +95,18 @@ PRODUCTS = (
 TIMES = _named("mul multiply", torch, Tensor) | _named("__mul__ __rmul__", Tensor)
 # Linear in the first argument: (input, weight[, bias], ...).
 BIASED = _named("linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d", nnf)
-# Scale and shift what they normalise: (input, shape or groups, weight, ...).
+# Normalisations that scale and shift: (input, shape or groups, weight, ...).
 NORMS = _named("layer_norm group_norm rms_norm", nnf)
-# Draw random numbers: the tangent has to draw the same.
+# Operations that draw random numbers; the tangent has to draw the same.
 DRAW = (
     _named("dropout alpha_dropout feature_alpha_dropout dropout1d dropout2d dropout3d rrelu gumbel_softmax", nnf)
     | _named("dropout feature_dropout alpha_dropout feature_alpha_dropout rrelu", torch)
     | _named("multi_head_attention_forward", nnf)
 )
-# Keep statistics of what they were called with: the tangent must not call them again.
+# Operations that update running statistics; the tangent must not call them again.
 KEEP_STATISTICS = _named("batch_norm instance_norm", nnf, torch)
 WRITE = frozenset(getattr(place, name) for place in (torch, Tensor, nnf) for name in dir(place) if _writes(name))
-# Linear in what they write, or random: nothing is saved that moves, and PyTorch's propagation leaves no graph behind.
+# Linear in what they write, or random: nothing with a tangent is saved, and PyTorch's propagation leaves no graph.
 WRITE_NATIVELY = (
     _named(
         "add_ sub_ neg_ copy_ zero_ fill_ masked_fill_ masked_scatter_ index_fill_ index_put_ "
@@ -132,22 +135,27 @@ KINDS = {
 }
 
 
+@constant_under_compile
 def kinds(func: Callable[..., Any]) -> tuple[str, ...]:
-    """The names in KINDS that ``func`` is in; a compiler takes the answer as a constant."""
+    """The names of the sets in KINDS that contain ``func``; the compiler takes the result for a constant."""
     return tuple(name for name, functions in KINDS.items() if func in functions)
-
-
-# What torch.compiler.assume_constant_result does, without its import of the compiler: 1.5 s.
-kinds._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
 class _Call:
-    """``func`` on plain tensors, the tangents of those that move, and the value it returned."""
+    """A call of ``func`` on plain tensors, with the tangents of its arguments and the value that it returned.
+
+    func: The operation.
+    kind: Names of the sets in KINDS that contain it.
+    plain: Its arguments without tangents, as a flat list.
+    tangents: The tangent of each entry of ``plain``, or None.
+    spec: The nesting of the arguments.
+    value: What the call returned.
+    """
 
     func: Callable[..., Any]
     kind: tuple[str, ...]
-    plain: list[Any]  # args and kwargs, flat
+    plain: list[Any]
     tangents: list[Tensor | None]
     spec: Any
     value: Any
@@ -162,11 +170,11 @@ class _Call:
 
     @property
     def only_first_moves(self) -> bool:
-        """The first positional argument, a tensor."""
+        """Whether the first positional argument is the only one with a tangent."""
         return self.moving == [0] and bool(self.arguments[0])
 
     def again(self, leaves: Sequence[Any], places: Sequence[int]) -> Any:
-        """The same operation on ``leaves``, but for the tangents in ``places``."""
+        """The same operation on ``leaves``, with the tangents in place of the entries at ``places``."""
         args, kwargs = tree_unflatten([self.tangents[i] if i in places else p for i, p in enumerate(leaves)], self.spec)
         return self.func(*args, **kwargs)
 
@@ -174,8 +182,8 @@ class _Call:
 def apply_rule(func: Callable[..., Any], args: Any, kwargs: dict[str, Any], attention: Kernel) -> Any:
     """``func(*args, **kwargs)`` with its tangent, for any mixture of plain and dual tensors among the arguments.
 
-    Must be called inside a ``dual_level``. Returns what ``func`` returns, its tensors dual where they move; raises what
-    ``func`` raises, and PyTorch's NotImplementedError for an operation without forward-mode derivative.
+    It must be called inside a ``dual_level``, and returns what ``func`` returns, with dual tensors where there is a
+    tangent. Raises what ``func`` raises, and NotImplementedError for an operation without forward-mode derivative.
     """
     compiling = torch.compiler.is_compiling()
     if compiling and (func is Tensor.unflatten or func is Tensor.split):
@@ -194,7 +202,7 @@ def apply_rule(func: Callable[..., Any], args: Any, kwargs: dict[str, Any], atte
     plain_args, plain_kwargs = tree_unflatten(plain, spec)
     if "draw" in kind and _draws(func, args, kwargs):
         rewind = _generator(flat)
-        with sdpa_kernel(SDPBackend.MATH):  # a fused kernel would drop others than the formula
+        with sdpa_kernel(SDPBackend.MATH):  # a fused kernel would draw another mask
             value = func(*plain_args, **plain_kwargs)
         rewind()
     else:
@@ -205,9 +213,9 @@ def apply_rule(func: Callable[..., Any], args: Any, kwargs: dict[str, Any], atte
 
 
 def _tangent(call: _Call) -> Any:
-    """d func, without graph: where the products and the large copies are, by hand; else forward mode through ``func``.
+    """The tangent of a call without its graph: by a rule for products and large copies, otherwise by forward mode.
 
-    Returns tensors of the value's shapes, in its structure, None where nothing moves.
+    Returns tensors in the shapes and the structure of the value, or None where there is no tangent.
     """
     for kind in call.kind:
         if kind in BY_HAND:
@@ -226,11 +234,11 @@ def _forward_mode(call: _Call) -> Any:
         return tree_map(lambda out: _unpack(out)[1], call.again(duals, ()))
 
 
-# By hand: None where the rule does not apply.
+# Rules by hand, which return None where they do not apply.
 
 
 def _biased(call: _Call) -> Tensor | None:
-    """The map of the tangent, without the bias."""
+    """The linear map of the tangent, without the bias."""
     if not call.only_first_moves:
         return None
     (_, *rest), kwargs = call.arguments
@@ -244,7 +252,7 @@ def _linear(call: _Call) -> Tensor | None:
 
 
 def _norm(call: _Call) -> Tensor | None:
-    """Scaled outside: compiled code cannot trace the forward mode of a norm that scales."""
+    """The norm's tangent, scaled by the weight outside: forward mode of a norm with a weight cannot be compiled."""
     if not call.only_first_moves:
         return None
     (x, *rest), kwargs = call.arguments
@@ -262,7 +270,7 @@ def _joined(call: _Call) -> Tensor:
 
 
 def _sum(call: _Call) -> Tensor | None:
-    """What does not move adds zero: never the tangent itself, for the sum may be written into."""
+    """A summand without tangent adds zero, so that the result is a new tensor that may be written into."""
     if any(i > 1 for i in call.moving) or len(call.arguments[0]) != 2:
         return None
     zero = call.value.new_zeros(())
@@ -304,7 +312,7 @@ def _write(
     tangents: list[Tensor | None],
     spec: Any,
 ) -> Any:
-    """An operation that writes into its first argument: the value through a plain view of it, then the tangent."""
+    """An operation that writes into its first argument: the tangent is computed on copies, the value in place."""
     into = tangents[0]
     if "write natively" in kind or into is None:
         args, kwargs = tree_unflatten(flat, spec)
@@ -345,16 +353,16 @@ def _mask_moves(args: Any, kwargs: dict[str, Any]) -> bool:
 
 
 def _draws(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> bool:
-    """Whether this call may; attention without dropout keeps its fused kernel."""
+    """Whether this call may draw random numbers; attention without dropout does not and keeps its fused kernel."""
     if func is not nnf.multi_head_attention_forward:
         return True
     return bool(kwargs["dropout_p"] if "dropout_p" in kwargs else args[10]) and kwargs.get("training", True)
 
 
 def _generator(flat: list[Any]) -> Callable[[], None]:
-    """Back to the random state as it is now, of the device that the tensors are on."""
+    """A function that restores the present random state of the tensors' device."""
     device = next(leaf.device for leaf in flat if isinstance(leaf, Tensor))
-    if device.type == "meta":  # where nothing is drawn
+    if device.type == "meta":  # nothing is drawn there
         return lambda: None
     if device.type == "cpu":
         state = torch.get_rng_state()
@@ -376,7 +384,10 @@ def _dual(value: Tensor, tangent: Any) -> Tensor:
 
 
 def _pack(value: Any, tangent: Any) -> Any:
-    """Outside no_grad: a dual made under it would silently cut the value's graph, or forbid to write into it later."""
+    """Dual tensors from values and tangents, with grad enabled.
+
+    Under no_grad, make_dual would silently cut the value's graph or forbid writing into it later.
+    """
     values, spec = tree_flatten(value)
     parts = tree_flatten(tangent, is_leaf=lambda x: x is None)[0]
     with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""The naive way: forward mode through the whole network, the tangent's graph included."""
+"""The naive strategy: forward mode through the entire network, including the graph of the tangent."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from facm.derivative.inside_forward import innermost, inside_wrapper
 
 
 def plain_attention() -> AbstractContextManager[Any]:
-    """Attention by its plain formula, which has a forward-mode derivative; PyTorch's fused kernels have none."""
+    """Compute attention by its plain formula, since PyTorch's fused kernels have no forward-mode derivative."""
     return sdpa_kernel(SDPBackend.MATH)
 
 
 def whole_pair(
     function: Callable[..., Tensor], primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
 ) -> tuple[Tensor, Tensor]:
-    """Value and tangent of a function of any number of tensors, both computed by ``torch.func.jvp``."""
+    """Value and tangent of a function of any number of tensors by ``torch.func.jvp``."""
     with plain_attention():
         value, tangent = torch.func.jvp(function, primals, tangents)  # type: ignore[misc]
     return value, tangent.detach()
@@ -33,10 +33,10 @@ def whole_pair(
 
 @dataclass(frozen=True)
 class WholeNetwork:
-    """One forward-mode pass through the whole network, the tangent's graph included.
+    """One forward-mode pass through the entire network, including the graph of the tangent.
 
-    The reference for all others: about 5 forward passes with the backward, the most memory, no fused attention, no
-    activation checkpointing.
+    It is the reference for all others: with the backward pass it costs about 5 forward passes and the most memory,
+    without fused attention and activation checkpointing.
     """
 
     def __call__(self, function: Function, primals: Pair, tangents: Pair) -> Pair:

@@ -1,4 +1,4 @@
-"""A network's blocks, recomputed in the backward pass or compiled: in place, with every name as it was."""
+"""Activation checkpointing and compilation of a network's blocks, in place and without renaming parameters."""
 
 from __future__ import annotations
 
@@ -7,21 +7,17 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.autograd.forward_ad as fwd
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-
-def duals_travel() -> bool:
-    """Whether forward-mode tangents may ride on the tensors that are passed around now."""
-    return fwd._current_level >= 0
+from facm.core.torch_private import inside_functorch, replace_forward
 
 
 def prepare(blocks: Sequence[nn.Module], checkpointing: bool, compiled: bool) -> None:
-    """Checkpointing inside, compilation around it. Raises ValueError without blocks to act on.
+    """Checkpoint the blocks and compile them around that. Raises ValueError where there are no blocks.
 
-    Neither wraps a module, which would rename parameters: checkpointing is a forward on the instance, compilation is
-    the module's own. Tangents never enter compiled code; the derivative sees to that.
+    Neither wraps a module, which would rename parameters: checkpointing replaces the instance's forward, and
+    compilation is the module's own. The derivatives keep tangents out of compiled code.
     """
     wanted = [name for name, on in (("checkpointing", checkpointing), ("compile", compiled)) if on]
     if wanted and not blocks:
@@ -30,17 +26,13 @@ def prepare(blocks: Sequence[nn.Module], checkpointing: bool, compiled: bool) ->
         )
     for block in blocks:
         if checkpointing:
-            block.forward = partial(_recomputed, block.forward)
+            replace_forward(block, partial(_recomputed, block.forward))
         if compiled:
             block.compile()
 
 
 def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Nothing is kept for the backward pass but the inputs; inside func.jvp, which does not allow it, all is kept."""
-    if not torch.is_grad_enabled() or (not torch.compiler.is_compiling() and _transformed()):
+    """Keep only the inputs for the backward pass; inside func.jvp, which does not allow it, keep everything."""
+    if not torch.is_grad_enabled() or (not torch.compiler.is_compiling() and inside_functorch()):
         return forward(*args, **kwargs)
     return checkpoint(forward, *args, use_reentrant=False, **kwargs)
-
-
-def _transformed() -> bool:
-    return torch._C._functorch.peek_interpreter_stack() is not None

@@ -1,6 +1,6 @@
-"""What the ranks tell each other beside gradients: flags, records, averages. One process: the value itself.
+"""Communication of the ranks besides gradients: flags, records and averages. One process returns the value itself.
 
-Values travel over the gloo group on the CPU. Every function is called by all ranks, in the same order.
+Values travel over the gloo group on the CPU. All ranks call each function, in the same order.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def any_of(world: World, flag: bool) -> bool:
 
 
 def gathered(world: World, value: Any) -> list[Any]:
-    """Every rank's value, in order of rank, on all ranks."""
+    """The values of all ranks in order of rank, on every rank."""
     if world.ranks == 1:
         return [value]
     import torch.distributed as dist
@@ -51,7 +51,7 @@ def from_first(world: World, value: Any) -> Any:
 
 
 def meet(world: World) -> None:
-    """Wait for all ranks. Raises RuntimeError naming those that do not arrive within the time limit."""
+    """Wait for all ranks. Raises RuntimeError naming the ranks that do not arrive within the time limit."""
     if world.ranks == 1:
         return
     import torch.distributed as dist
@@ -60,13 +60,13 @@ def meet(world: World) -> None:
 
 
 def by_first(world: World, action: Callable[[], T]) -> T:
-    """``action``'s result, done by the first rank while the others wait; its error ends them all."""
+    """The result of ``action``, which the first rank runs while the others wait; its error ends all of them."""
     result = action() if world.first else None
     return from_first(world, result)
 
 
 def means(world: World, values: Mapping[str, float]) -> dict[str, float]:
-    """Averages over the ranks. Every rank has the same names."""
+    """Averages over the ranks, which must have the same names."""
     if world.ranks == 1:
         return dict(values)
     import torch.distributed as dist
@@ -87,9 +87,10 @@ def check_same(world: World, what: str, value: Any) -> None:
 def in_order(
     world: World, items: Sequence[T], compute: Callable[[T], tuple[Tensor | None, ...]]
 ) -> Iterator[tuple[T, tuple[Tensor | None, ...]]]:
-    """``compute`` of each item, item k on rank k % ranks; all results, in order, on the first rank, none on others.
+    """``compute`` of each item, with item k on rank k % ranks; the first rank yields all results in order.
 
-    A result is the same on whichever rank it is computed, so the whole does not depend on how many there are.
+    The other ranks yield nothing. Each result must not depend on the rank that computes it, so that the sequence does
+    not depend on the number of ranks.
     """
     for start in range(0, len(items), world.ranks):
         group = items[start : start + world.ranks]

@@ -1,4 +1,4 @@
-"""Gradients over the ranks: when they are reduced, their common norm, and the proof that they were."""
+"""Gradients over the ranks: when they are reduced, their norm, and checks that they were reduced."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from facm.distributed.wrap import is_sharded, local, whole
 
 
 def reducing(wrapped: Any, last: bool) -> AbstractContextManager[Any]:
-    """Around one part of a step, its forward and its backward: gradients meet the other ranks' in the last part only.
+    """A context for the forward and backward pass of one part of a step: gradients are all-reduced in the last only.
 
-    Sharded gradients are reduced within a replica in every part, for whole ones would need the memory that sharding
-    saves; between replicas in the last.
+    Sharded gradients are reduced within a replica in every part, since unsharded ones would need the memory that
+    sharding saves, and between replicas in the last part.
     """
     if hasattr(wrapped, "no_sync"):  # DDP
         return contextlib.nullcontext() if last else wrapped.no_sync()
@@ -29,12 +29,12 @@ def reducing(wrapped: Any, last: bool) -> AbstractContextManager[Any]:
 
 
 def clip(network: nn.Module, bound: float) -> Tensor:
-    """Clip the gradient to ``bound`` by its norm over all parameters and ranks, which is returned: ()."""
+    """Clip the gradient to ``bound`` by its norm () over all parameters and ranks, and return the norm."""
     return whole(torch.nn.utils.clip_grad_norm_(network.parameters(), bound))
 
 
 def check_parameters(network: nn.Module, world: World) -> None:
-    """Raise RuntimeError unless a network that is whole on every rank is the same on all of them."""
+    """Raise RuntimeError unless all ranks hold the same parameters of an unsharded network."""
     sums = gathered(world, {name: _sums(value) for name, value in network.state_dict().items()})
     for rank, other in enumerate(sums):
         for name, value in sums[0].items():
@@ -45,8 +45,8 @@ def check_parameters(network: nn.Module, world: World) -> None:
 def check_gradients(network: nn.Module, world: World, find_unused: bool = False) -> None:
     """Raise RuntimeError, naming the first parameter, unless the backward pass reduced every gradient.
 
-    Whole gradients must agree on all ranks, and every trained parameter must have one, unless ``find_unused``;
-    gradients of shards must be sharded, and agree between the ranks that hold the same shard.
+    Unsharded gradients must agree on all ranks, and every trained parameter must have one unless ``find_unused``.
+    Gradients of shards must be sharded and agree between the ranks that hold the same shard.
     """
     mine = {name: _gradient(p) for name, p in network.named_parameters() if p.requires_grad}
     all_ranks = gathered(world, mine)
@@ -72,7 +72,7 @@ def check_gradients(network: nn.Module, world: World, find_unused: bool = False)
 
 
 def _gradient(p: Tensor) -> tuple[Any, tuple[float, float]] | None:
-    """(which part of the whole this is, its sums) or None."""
+    """(the index of the shard or None, the sums of this rank's part), or None without a gradient."""
     if p.grad is None:
         return None
     if is_sharded(p):
@@ -84,7 +84,7 @@ def _gradient(p: Tensor) -> tuple[Any, tuple[float, float]] | None:
 
 
 def _sums(value: Tensor) -> tuple[float, float]:
-    """Two numbers that tell tensors apart: the sum, and the sum of magnitudes, in float64."""
+    """The sum and the sum of magnitudes in float64, by which tensors are compared."""
     value = local(value.detach())
     if not value.is_floating_point():
         value = value.long()

@@ -1,4 +1,4 @@
-"""Out of memory: what would help."""
+"""The error for too little memory, with advice."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class OutOfMemory(RuntimeError):
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-    """Errors of the allocators, with the engine's options that save memory."""
+    """Replace errors of the allocators by one that names the engine's options that save memory."""
     try:
         yield
     except RuntimeError as error:
@@ -22,7 +22,7 @@ def explained() -> Iterator[None]:
         if not (isinstance(error, torch.OutOfMemoryError) or "not enough memory" in text or "can't allocate" in text):
             raise
         raise OutOfMemory(
-            f"out of memory: {text.splitlines()[0]}. What helps, in this order: a larger --engine.accumulate (smaller "
-            "micro-batches), --engine.checkpointing, --engine.parallel fsdp on several ranks, --engine.cpu-offload "
-            "with it. 'facm plan' tells what a run needs before it starts"
+            f"out of memory: {text.splitlines()[0]}. What helps, in this order: a larger engine.accumulate (smaller "
+            "micro-batches), engine.checkpointing = True, engine.parallel = 'fsdp' on several ranks, and with it "
+            "engine.cpu_offload = True. 'facm plan' predicts what a run needs before it starts"
         ) from error

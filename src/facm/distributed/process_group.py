@@ -1,6 +1,12 @@
-"""The ranks of this run: who they are, how they meet, and what is said when one is lost.
+"""The ranks of this run: which one this process is, how they meet, and which error is raised when one is lost.
 
-torchrun starts the processes and tells each its rank through the environment. One process is no group at all.
+torchrun starts the processes and sets each one's rank in the environment. One process is no group at all.
+
+Why the ranks agree on a name of their own before they meet: torchrun keeps one key-value store over all restarts, and
+its rendezvous (``env://``) adds no prefix for a restart. Under one fixed name the ranks would find addresses of
+processes that are gone, and a restart would be lost to "connection refused". ``TORCHELASTIC_RESTART_COUNT`` cannot be
+the name: each machine counts its own restarts, so the counts differ after a failure on one of them
+(https://github.com/pytorch/pytorch/issues/135712).
 """
 
 from __future__ import annotations
@@ -23,16 +29,24 @@ ECHO_S = 1.0
 
 
 class PeerError(RuntimeError):
-    """Another rank failed and says itself why: nothing more to print."""
+    """Another rank failed and reports the reason itself, so that this rank prints nothing."""
 
 
 class LostRankError(RuntimeError):
-    """Some ranks did not arrive where the others waited for them."""
+    """Some ranks did not arrive at a point where the others waited for them."""
 
 
 @dataclass(frozen=True)
 class World:
-    """One process among ``ranks``. group: a gloo group for flags and records; store: torchrun's key-value store."""
+    """This process among all ranks of the run.
+
+    rank: Index of this process, from 0 to ranks - 1.
+    ranks: Number of processes.
+    local_rank: Index of this process on its machine, which is also its GPU's.
+    timeout_s: Seconds to wait for another rank.
+    group: The gloo group for flags and records; None for one process.
+    store: The key-value store that the ranks share; None for one process.
+    """
 
     rank: int = 0
     ranks: int = 1
@@ -43,12 +57,12 @@ class World:
 
     @property
     def first(self) -> bool:
-        """Whether this rank writes, prints and holds the lock."""
+        """Whether this is the rank that writes, prints and holds the lock."""
         return self.rank == 0
 
     @property
     def device(self) -> torch.device:
-        """This rank's GPU, or the CPU where there is none."""
+        """This rank's GPU, or the CPU without a GPU."""
         if not torch.cuda.is_available():
             return torch.device("cpu")
         return torch.device("cuda", self.local_rank) if self.ranks > 1 else torch.device("cuda")
@@ -58,7 +72,10 @@ ALONE = World()
 
 
 def announced() -> World:
-    """This process as torchrun's environment describes it, before the ranks have met. Raises ValueError."""
+    """This process as torchrun's environment variables describe it, before the ranks have met.
+
+    Raises ValueError for values that torchrun does not set.
+    """
     values = {}
     for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)):
         text = os.environ.get(name, str(default))
@@ -71,16 +88,16 @@ def announced() -> World:
 
 
 def restarts() -> int:
-    """How often torchrun has started these processes again."""
+    """How often torchrun has restarted the processes of this machine."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 @contextlib.contextmanager
 def opened(engine: Engine) -> Iterator[World]:
-    """The ranks meet, and part at the end. An error on one rank ends them all.
+    """A context in which the ranks form a process group. An error on one rank ends all of them.
 
     Raises ValueError for more ranks on a machine than it has GPUs, LostRankError naming the ranks that did not arrive
-    within ``engine.timeout_s``, PeerError where another rank has said why it failed.
+    within ``engine.timeout_s``, and PeerError where another rank has reported why it failed.
     """
     here = announced()
     if engine.kind(here.ranks) == "alone":
@@ -93,8 +110,8 @@ def opened(engine: Engine) -> Iterator[World]:
     if cuda:
         if here.local_rank >= torch.cuda.device_count():
             raise ValueError(
-                f"LOCAL_RANK = {here.local_rank}, and this machine shows {torch.cuda.device_count()} GPUs: start "
-                "torchrun with --nproc-per-node no larger than that"
+                f"LOCAL_RANK = {here.local_rank} with {torch.cuda.device_count()} GPUs on this machine, expected a "
+                "smaller one: let torchrun start at most one process for each GPU"
             )
         torch.cuda.set_device(here.local_rank)
     timeout = datetime.timedelta(seconds=engine.timeout_s)
@@ -112,7 +129,7 @@ def opened(engine: Engine) -> Iterator[World]:
         yield world
     except Exception as error:
         explained = _explained(error, world)
-        if not cuda:  # closing the connections wakes the others at once; NCCL would wait for them instead
+        if not cuda:  # closing gloo's connections wakes the others; NCCL would wait for them
             dist.destroy_process_group()
         if explained is error:
             raise
@@ -121,11 +138,10 @@ def opened(engine: Engine) -> Iterator[World]:
 
 
 def _common_name(store: Any, here: World, timeout_s: int) -> str:
-    """A name that these processes share and none before them had; the first rank makes it up.
+    """A name for the store's keys that these processes share and none before them used; the first rank chooses it.
 
-    torchrun keeps one store over all restarts, so it holds addresses of processes that are gone; and its count of
-    restarts is each machine's own. Hence: every rank leaves a word that only it knows, and is answered to that word.
-    Raises LostRankError naming the ranks that do not appear.
+    Every other rank writes a random word of its own and waits for the name under that word, so that the answer cannot
+    be one to a process before it. Raises LostRankError naming the ranks that do not appear.
     """
     word, end = uuid.uuid4().hex, time.monotonic() + timeout_s
     if not here.first:
@@ -159,7 +175,7 @@ def _lost(ranks: list[int], of: int, timeout_s: int, where: str) -> str:
 
 
 def _explained(error: Exception, world: World) -> Exception:
-    """``error``, or what it means: that another rank failed, or is lost."""
+    """``error``, or the error behind it: that another rank failed or is lost."""
     if isinstance(error, PeerError):
         return error
     try:
@@ -167,7 +183,7 @@ def _explained(error: Exception, world: World) -> Exception:
             return _said_once(error, world)
         world.store.set(f"facm/waited/{world.rank}", "yes")
         return _roll_call(error, world)
-    except Exception:  # the store is gone, with the machine that held it: the first error stands
+    except Exception:  # the store is gone with its machine: keep the first error
         return error
 
 
@@ -182,7 +198,7 @@ def _is_about_others(error: Exception) -> bool:
 
 
 def _said_once(error: Exception, world: World) -> Exception:
-    """Errors that all ranks meet alike, such as a bad setting, are printed by the first."""
+    """PeerError for an error that the first rank meets as well, such as a bad setting, and will print."""
     text = f"{type(error).__name__}: {error}"
     world.store.set(f"facm/failed/{world.rank}", text)
     end = time.monotonic() + ECHO_S
@@ -195,7 +211,7 @@ def _said_once(error: Exception, world: World) -> Exception:
 
 
 def _roll_call(error: Exception, world: World) -> Exception:
-    """Who failed, who is waiting like this rank, and who does neither."""
+    """The error that names the ranks that failed, or those that neither failed nor wait as this rank does."""
     others = [rank for rank in range(world.ranks) if rank != world.rank]
     end = time.monotonic() + ROLL_CALL_S
     while True:

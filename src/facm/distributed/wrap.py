@@ -1,5 +1,7 @@
-"""A network over the ranks: whole on each (DDP) or in shards (FSDP2). The network keeps its names and its class's
-attributes; what comes back is what a loss must be computed through, or its gradients stay with their rank."""
+"""A network over the ranks, replicated (DDP) or sharded (FSDP2), with its names and attributes unchanged.
+
+A loss must be computed through the module that is returned here, otherwise its gradients are not reduced.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from facm.core.modules import blocks_of
+from facm.core.torch_private import map_tensors
 from facm.distributed.block_transforms import prepare
 from facm.distributed.engine import Engine
 from facm.distributed.forward_ad_hooks import let_duals_pass
@@ -21,10 +24,10 @@ from facm.distributed.process_group import World
 
 
 def spread(network: nn.Module, engine: Engine, world: World, device: torch.device, bf16: bool = False) -> nn.Module:
-    """``network``, ready for ``engine``: blocks prepared in place, then whole on every rank or sharded in place.
+    """Prepare the blocks of ``network`` in place and replicate or shard it as ``engine`` describes.
 
-    Returns what losses go through: the network itself, or around it a DDP module with ``.module``.
-    bf16: the run's precision, for what FSDP gathers on GPUs.
+    Returns the module that losses are computed through: the network itself, or a DDP module around it.
+    bf16: Whether the run's precision is bf16, in which FSDP then gathers parameters on GPUs.
     """
     prepare(list(blocks_of(network, engine.blocks).values()), engine.checkpointing, engine.compile == "blocks")
     match engine.kind(world.ranks):
@@ -37,9 +40,9 @@ def spread(network: nn.Module, engine: Engine, world: World, device: torch.devic
 
 
 def replicated(network: nn.Module, engine: Engine, device: torch.device) -> nn.Module:
-    """DDP that passes on the network's own attributes.
+    """DDP that exposes the network's attributes as its own.
 
-    Networks are pure: buffers never change, and broadcasting them would fail inside func.jvp.
+    Buffers are not broadcast: they never change, since networks are pure, and broadcasting would fail inside func.jvp.
     """
     from torch.nn.parallel import DistributedDataParallel
 
@@ -53,15 +56,15 @@ def replicated(network: nn.Module, engine: Engine, device: torch.device) -> nn.M
     named = inspect.signature(DistributedDataParallel).parameters
     syncing = "forward_sync_buffers" if "forward_sync_buffers" in named else "broadcast_buffers"  # from 2.13 on
     options: dict[str, Any] = {syncing: False, "find_unused_parameters": engine.find_unused}
-    options["gradient_as_bucket_view"] = True  # what is sent is the gradient itself, not a copy that stays
+    options["gradient_as_bucket_view"] = True  # send the gradient itself, not a copy of it
     return Replicated(network, device_ids=[device.index] if device.type == "cuda" else None, **options)
 
 
 def shard(network: nn.Module, engine: Engine, world: World, device: torch.device, bf16: bool = False) -> nn.Module:
-    """FSDP2 in place: each block is a unit, what is left is the root's.
+    """Shard ``network`` in place by FSDP2: each block is a unit, and the root holds all other parameters.
 
-    On GPUs in bf16 the blocks are gathered in bf16 and their gradients reduced in float32; the root, which embeds the
-    times, stays in float32, and inputs are never cast: autocast does that where it is right.
+    On GPUs in bf16 the blocks are gathered in bf16 and their gradients are reduced in float32. The root, which embeds
+    the times, stays in float32, and inputs are not cast, since autocast does so where it is right.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
@@ -81,12 +84,12 @@ def shard(network: nn.Module, engine: Engine, world: World, device: torch.device
         policy = half if bf16 and device.type == "cuda" and unit is not network else plain
         fully_shard(unit, mesh=mesh, mp_policy=policy, offload_policy=offload)
         let_duals_pass(unit)
-    network._apply(partial(_materialised, device=torch.device("cpu") if engine.cpu_offload else device))
+    map_tensors(network, partial(_materialised, device=torch.device("cpu") if engine.cpu_offload else device))
     return network
 
 
 def _units(network: nn.Module, names: tuple[str, ...]) -> Iterator[nn.Module]:
-    """The blocks by name, or by default where a teacher is another network than the names were meant for."""
+    """The blocks by name, or the default blocks for a network without these names, such as another kind of teacher."""
     modules = dict(network.named_modules())
     return iter(blocks_of(network, names if all(name in modules for name in names) else ()).values())
 
@@ -97,7 +100,7 @@ def _materialised(tensor: Tensor, device: torch.device) -> Tensor:
 
 @contextlib.contextmanager
 def without_parameters() -> Iterator[None]:
-    """Networks built inside have parameters on the meta device, which take no memory, and buffers as always."""
+    """Networks that are built inside have ordinary buffers and parameters on the meta device, without memory."""
 
     def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
         if parameter is None or parameter.is_meta:
@@ -112,22 +115,22 @@ def without_parameters() -> Iterator[None]:
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether ``tensor`` is a DTensor: this rank holds a part of it."""
+    """Whether ``tensor`` is a DTensor, of which this rank holds a part."""
     return hasattr(tensor, "full_tensor")
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor, sharing its memory; the tensor itself where it is whole."""
+    """This rank's part of a sharded tensor, in the same memory; an unsharded tensor itself."""
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor. Where it is sharded, all ranks call this together."""
+    """The full tensor. All ranks must call this together for a sharded one."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def fill(target: Tensor, source: Tensor) -> None:
-    """Copy ``source``, whole on every rank, into ``target`` or this rank's part of it."""
+    """Copy ``source``, which every rank holds in full, into ``target`` or this rank's part of it."""
     if is_sharded(target):
         from torch.distributed.tensor import distribute_tensor
 

@@ -1,4 +1,4 @@
-"""Between pixels and latents: autoencoders, prepared latents, their statistics, decoding."""
+"""Autoencoders, prepared latents, their statistics and decoding."""
 
 from facm.latents.autoencoders import TAEF2, VAVAE, StableDiffusionVAE
 from facm.latents.dataset import Latents

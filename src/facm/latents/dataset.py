@@ -1,4 +1,4 @@
-"""Latents on disk, as the reference keeps them and ``facm prepare`` writes them."""
+"""Latents on disk, in the format of the reference that ``facm prepare`` writes too."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ from facm.latents.statistics import Statistics, load_statistics, scaled
 
 @dataclass(frozen=True)
 class Latents:
-    """The latents in folder ``path``: ``latents_*.safetensors`` (float32, float16 or bfloat16), sorted by name, and
-    ``latents_stats.pt``; each is read where it lies when it is asked for, standardised, float32 (C, H, W).
+    """Latents in ``latents_*.safetensors`` (float32, float16 or bfloat16), sorted by name, with ``latents_stats.pt``.
 
-    autoencoder: what makes images of them; must be the one that made them, where ``latents.json`` says which.
-    scale: latents are scaled by it and not shifted, in place of the folder's statistics (Stable Diffusion's: 0.18215).
-    multiplier: of the latents that the folder's statistics have standardised.
-    num_classes: of the labels. flip: use the latents of the mirrored images.
-
-    ``open`` raises ValueError naming what is missing or damaged, does not fit together, or differs from
-    ``latents.json``; ``read`` is checked as any data set's is."""
+    Each latent is read from its file when it is needed, and standardised: float32 (C, H, W).
+    ``open`` raises ValueError naming a file that is missing, damaged, or does not fit the others or ``latents.json``.
+    """
 
     path: str
+    """Folder that contains the latents."""
     autoencoder: AutoencoderConfig | None = None
+    """Autoencoder that decodes the latents; it must be the one in latents.json where the folder has that file."""
     scale: float | None = None
+    """Factor on the latents in place of the folder's statistics, above 0 (Stable Diffusion: 0.18215)."""
     multiplier: float = 1.0
+    """Factor on the standardised latents, above 0."""
     num_classes: int = 1000
+    """Number of classes of the labels, at least 1."""
     flip: bool = True
+    """Use the latent of the mirrored image with probability 1/2."""
 
     def __post_init__(self) -> None:
         check_at_least("Latents", "num_classes", self.num_classes, 1)
@@ -113,10 +114,19 @@ class Latents:
 
 @dataclass(frozen=True, eq=False)
 class LatentShards:
-    """Opened :class:`Latents`. statistics: what standardises them, and restores them for ``autoencoder``.
-    encoded_by: the autoencoder that made them, as JSON, encoder_identity: its weights', where ``latents.json`` says
-    which. fingerprint: 16 hex digits over what identifies the standardised samples, wherever the folder lies: the
-    shards' sha256 by ``latents.json``, else their names, sizes and samples; and the statistics."""
+    """Opened :class:`Latents`.
+
+    shards: The files, in the order of the samples.
+    statistics: Standardise latents for the network, and restore them for the autoencoder.
+    num_classes: Number of classes of the labels.
+    flip: Whether latents of mirrored images are used.
+    autoencoder: The autoencoder that decodes the latents, if the configuration names one.
+    name: The data set's name in error messages.
+    encoded_by: The configuration of the autoencoder in ``latents.json``, as JSON; None without that file.
+    encoder_identity: The identity of that autoencoder's weights; None without the file.
+    fingerprint: 16 hex digits that identify the standardised samples independently of the folder's place: a hash of the
+        statistics and the shards' sha256 in ``latents.json``, or else of their names, sizes and numbers of samples.
+    """
 
     shards: tuple[Shard, ...]
     statistics: Statistics
@@ -144,13 +154,17 @@ class LatentShards:
         return int(self._starts[-1])
 
     def read(self, indices: np.ndarray) -> Batch:
-        """Samples ``indices`` (B,), not mirrored: x_1 (B, C, H, W) standardised, float32; cond (B,) int64. Raises
-        IndexError outside [0, N)."""
+        """Samples ``indices`` (B,), not mirrored: x_1 (B, C, H, W) standardised, float32; cond (B,) int64.
+
+        Raises IndexError for indices outside [0, N).
+        """
         return self.read_mirrored(indices, np.zeros(len(indices), bool))
 
     def read_mirrored(self, indices: np.ndarray, mirrored: np.ndarray) -> Batch:
-        """The same, but of the mirrored image where ``mirrored`` (B,) bool is true. Raises ValueError where there are
-        no such latents."""
+        """``read`` with the latent of the mirrored image where ``mirrored`` (B,) bool is true.
+
+        Raises ValueError where there are no such latents.
+        """
         if len(indices) and not (indices.min() >= 0 and indices.max() < len(self)):
             raise IndexError(
                 f"{self.name}: indices run over [{indices.min()}, {indices.max()}], of {len(self)} samples"
@@ -168,7 +182,7 @@ class LatentShards:
         return Batch(x, torch.from_numpy(self._labels[indices]))
 
     def place(self, index: int) -> str:
-        """Where sample ``index`` lies, for error messages."""
+        """The file and row of sample ``index``, for error messages."""
         k = int(np.searchsorted(self._starts, index, side="right")) - 1
         return f"{self.shards[k].path.name}, row {index - int(self._starts[k])}"
 

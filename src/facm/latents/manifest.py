@@ -1,4 +1,4 @@
-"""``latents.json``: what a folder of prepared latents holds, and where they come from."""
+"""``latents.json``: the contents and the origin of a folder of prepared latents."""
 
 from __future__ import annotations
 
@@ -13,14 +13,22 @@ from facm.latents.autoencoders.types import AutoencoderConfig
 
 MANIFEST = "latents.json"
 STATISTICS = "latents_stats.pt"
-RECORDS = "records"  # of finished shards, and the settings: what an interrupted preparation goes on from
+RECORDS = "records"  # the folder of the settings and the records of finished shards, from which preparing resumes
 SETTINGS = "settings.json"
 FORMAT = "facm-latents-1"
 
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """One shard: its name, samples, size, sha256, and the sum and the sum of squares (C,) over plain and mirrored."""
+    """One shard of prepared latents.
+
+    file: Name of the file.
+    n: Number of samples.
+    bytes: Size of the file.
+    sha256: Hash of the file.
+    sum: Sum of each channel (C,) over latents of plain and mirrored images.
+    squares: Sum of squares of each channel (C,) over the same.
+    """
 
     file: str
     n: int
@@ -32,10 +40,25 @@ class ShardRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """shape: (C, H, W) of a latent. classes: names by number, empty where only numbers are known. size: side of the
-    images. sample: whether latents are samples of the posterior, else its means. autoencoder: its configuration as
-    JSON, identity: its weights'. source: where the images were, source_fingerprint: of their list. statistics: the
-    fingerprint of latents_stats.pt."""
+    """The contents of ``latents.json``.
+
+    n: Number of samples.
+    shape: (C, H, W) of a latent.
+    dtype: Type of the latents in safetensors' notation, such as F32.
+    num_classes: Number of classes of the labels.
+    classes: Names of the classes by number; empty where only numbers are known.
+    size: Height and width of the images in pixels.
+    seed: Seed of the posterior's samples.
+    sample: Whether latents are samples of the posterior; otherwise they are its means.
+    shard_size: Number of samples of each shard but the last.
+    autoencoder: The autoencoder's configuration as JSON.
+    identity: The identity of the autoencoder's weights.
+    source: Name of the source of the images.
+    source_fingerprint: Hash of the list of images.
+    shards: One record for each shard, in order.
+    statistics: The fingerprint of ``latents_stats.pt``.
+    format: Version of this format.
+    """
 
     n: int
     shape: tuple[int, ...]
@@ -55,12 +78,15 @@ class Manifest:
     format: str = FORMAT
 
     def text(self) -> str:
+        """The manifest as JSON."""
         return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest in ``folder``, or None where it has none. Raises ValueError for a damaged or foreign one, and for a
-    preparation that was interrupted before it wrote its own."""
+    """The manifest in ``folder``, or None where it has none.
+
+    Raises ValueError for a damaged or foreign manifest, and for a preparation that was interrupted before writing one.
+    """
     path = folder / MANIFEST
     if not path.exists():
         _check_not_interrupted(folder)
@@ -85,7 +111,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def shard_record(content: Any) -> ShardRecord:
-    """A record from its JSON. Raises KeyError or TypeError for something else."""
+    """A record from its JSON. Raises KeyError or TypeError for any other content."""
     record = ShardRecord(**{**content, "sum": tuple(content["sum"]), "squares": tuple(content["squares"])})
     _check_kinds(record, {str: ("file", "sha256"), int: ("n", "bytes")})
     if len(record.sum) != len(record.squares) or {type(x) for x in record.sum + record.squares} - {float, int}:
@@ -104,7 +130,7 @@ def _check_types(manifest: Manifest) -> None:
 
 
 def _check_kinds(record: Any, kinds: dict[type, tuple[str, ...]]) -> None:
-    """JSON's own types, to which no annotation holds what is read."""
+    """Raise TypeError unless the named fields, as read from JSON, have their types."""
     for kind, names in kinds.items():
         for name in names:
             if type(getattr(record, name)) is not kind:
@@ -113,7 +139,7 @@ def _check_kinds(record: Any, kinds: dict[type, tuple[str, ...]]) -> None:
 
 
 def _check_not_interrupted(folder: Path) -> None:
-    """Raise ValueError where a preparation has begun in ``folder``: its shards are some of the samples, not all."""
+    """Raise ValueError where a preparation of ``folder`` is unfinished, since its shards hold only some samples."""
     settings = folder / RECORDS / SETTINGS
     if settings.exists():
         done = sum(_n(path) or 0 for path in settings.parent.glob("latents_*.json"))
@@ -132,7 +158,7 @@ def _n(path: Path) -> int | None:
 
 
 def faults_in_files(manifest: Manifest, folder: Path, files: list[Path]) -> list[str]:
-    """What is missing, too much or of another size among the shards, by the manifest."""
+    """The shards that are missing, unknown or of another size, compared with the manifest."""
     found = {path.name: path.stat().st_size for path in files}
     recorded = {record.file: record.bytes for record in manifest.shards}
     missing = sorted(recorded.keys() - found.keys())
@@ -148,8 +174,10 @@ def faults_in_files(manifest: Manifest, folder: Path, files: list[Path]) -> list
 
 
 def check_autoencoder(manifest: Manifest, config: AutoencoderConfig, folder: Path) -> None:
-    """Raise ValueError unless ``config`` is the one that made these latents, or has the same weights; these are
-    looked at only where the configurations differ, as a path does on another machine."""
+    """Raise ValueError unless ``config`` is the autoencoder that made these latents, or has the same weights.
+
+    The weights are compared only where the configurations differ, such as by a path on another machine.
+    """
     if to_json(config) == modernised(manifest.autoencoder):
         return
     identity = config.build().identity

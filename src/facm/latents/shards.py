@@ -1,5 +1,7 @@
-"""Shards of latents: safetensors files with ``latents`` and perhaps ``latents_flip`` (N, C, H, W) and ``labels`` (N,),
-read in place."""
+"""Shards of latents: safetensors files, read through memory maps.
+
+A file holds ``latents`` and optionally ``latents_flip``, both (N, C, H, W), and ``labels`` (N,).
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,21 @@ from torch import Tensor
 
 PATTERN = "latents_*.safetensors"
 RAW: dict[str, type[np.generic]] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}  # numpy has no bfloat16
-LONGEST_HEADER = 100_000_000  # what the safetensors library allows
+LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """Where the tensors of one file lie. shape: (C, H, W) of one latent. dtype: a key of ``RAW``. latents,
-    latents_flip: offsets in the file in bytes; None: the file has none. labels: (n,) int64."""
+    """The places of the tensors in one file.
+
+    path: The file.
+    n: Number of samples.
+    shape: (C, H, W) of one latent.
+    dtype: Type of the latents, a key of ``RAW``.
+    latents: Offset of the latents in bytes.
+    latents_flip: Offset of the latents of mirrored images in bytes; None without them.
+    labels: Class labels (n,) int64.
+    """
 
     path: Path
     n: int
@@ -35,12 +45,12 @@ class Shard:
 
 
 def shard_files(folder: Path) -> list[Path]:
-    """The shards in ``folder``, in the order of their names, which is the order of their samples."""
+    """The shards in ``folder``, sorted by name, which is the order of the samples."""
     return sorted(path for path in folder.glob(PATTERN) if path.is_file())
 
 
 def read_shard(path: Path) -> Shard:
-    """The header and the labels of one shard. Raises ValueError naming the file and what is wrong with it."""
+    """The header and the labels of one shard. Raises ValueError naming the file and its fault."""
     entries, start = _header(path)
     latents, labels, mirrored = (entries.get(name) for name in ("latents", "labels", "latents_flip"))
     if latents is None or labels is None:
@@ -69,9 +79,9 @@ def read_shard(path: Path) -> Shard:
     )
 
 
-@lru_cache(maxsize=256)  # each map holds a file open, and a process may have only so many
+@lru_cache(maxsize=256)  # each map keeps a file open, and a process may open only so many
 def mapped(shard: Shard) -> tuple[np.ndarray, np.ndarray | None]:
-    """``latents`` and ``latents_flip`` (N, C, H, W) as they lie on the disk, in the types of ``RAW``, nothing read."""
+    """Memory maps of ``latents`` and ``latents_flip`` (N, C, H, W) in the types of ``RAW``; nothing is read yet."""
     content = np.asarray(np.memmap(shard.path, np.uint8, "r"))
     raw = RAW[shard.dtype]
     size = shard.n * math.prod(shard.shape) * np.dtype(raw).itemsize
@@ -83,13 +93,13 @@ def mapped(shard: Shard) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def as_float32(raw: np.ndarray, dtype: str) -> Tensor:
-    """Values in the type of ``RAW`` for ``dtype`` -> float32, exactly; shares memory where they are float32."""
+    """Values in the type of ``RAW`` for ``dtype`` -> float32, exact; float32 values keep their memory."""
     values = torch.from_numpy(raw)
     return (values.view(torch.bfloat16) if dtype == "BF16" else values).float()
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:
-    """The entries of a safetensors file and where its data begin, the file being exactly as long as they say."""
+    """The entries of a safetensors file and the offset of its data. Raises ValueError unless the file's size fits."""
     with path.open("rb") as file:
         prefix = file.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
@@ -116,7 +126,7 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def _span(entry: dict[str, Any]) -> tuple[int, int, str, int]:
-    """Where the data of a header's entry begin and end, their type and number of values."""
+    """Begin and end of the data of a header's entry, their type and the number of values."""
     (begin, end), dtype, shape = entry["data_offsets"], entry["dtype"], entry["shape"]
     if not isinstance(dtype, str):
         raise TypeError(f"dtype = {dtype!r:.40}, expected text")

@@ -1,4 +1,4 @@
-"""The space that a published network lives in, without the data it was trained on."""
+"""The sample space of a published network, without the data that it was trained on."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ from facm.latents.statistics import Statistics, load_statistics, scaled
 
 @dataclass(frozen=True)
 class LatentSpace:
-    """shape (C, H, W) of a latent; num_classes of the labels, or None.
+    """A data set without samples: their shape, classes and decoder, all that sampling from a network needs.
 
-    autoencoder: what makes images of latents; None where the samples are images themselves.
-    statistics: of what the network was trained on, or the latents_stats.pt with them; or scale, where latents were only
-    scaled; neither: they are as the autoencoder makes them.
+    Raises ValueError where both statistics and scale are given.
     """
 
     shape: tuple[int, ...]
+    """Shape (C, H, W) of a sample."""
     num_classes: int | None = None
+    """Number of classes; None for an unconditional network."""
     autoencoder: AutoencoderConfig | None = None
+    """Autoencoder that decodes the samples; None where the samples are images."""
     statistics: Statistics | str | None = None
+    """Statistics of the training latents, or the path of their latents_stats.pt; None: they were not standardised."""
     scale: float | None = None
+    """Number that the training latents were multiplied by, instead of statistics; None: not scaled."""
 
     def __post_init__(self) -> None:
         if (self.statistics is not None) and (self.scale is not None):

@@ -1,4 +1,4 @@
-"""Latent statistics: the one place where scale and shift between an autoencoder and a network are applied."""
+"""Latent statistics: the only place where scale and shift between an autoencoder and a network are applied."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """What a network sees of an autoencoder's latent z is (z - mean) / std * multiplier.
+    """The map from an autoencoder's latent z to a network's x = (z - mean) / std * multiplier.
 
-    mean, std: (C,) float32, std above 0. multiplier: above 0; 1 with VA-VAE. An autoencoder whose latents are only
-    scaled (Stable Diffusion's: 0.18215) has mean 0, std 1 and that multiplier.
+    Latents that are only scaled, such as Stable Diffusion's by 0.18215, have mean 0, std 1 and that multiplier.
+    Raises ValueError for other shapes, values that are not finite, or a std or multiplier that is not above 0.
     """
 
     mean: Tensor
+    """Mean of each channel, (C,) float32."""
     std: Tensor
+    """Standard deviation of each channel, (C,) float32, above 0."""
     multiplier: float = 1.0
+    """Factor on the standardised latents, above 0; 1 with VA-VAE."""
 
     def __post_init__(self) -> None:
         if self.mean.ndim != 1 or self.std.shape != self.mean.shape:
@@ -39,13 +42,13 @@ class Statistics:
 
     @property
     def fingerprint(self) -> str:
-        """The first 16 hex digits of the sha256 over all three."""
+        """The first 16 hex digits of the sha256 of mean, std and multiplier."""
         digest = hashlib.sha256(self.mean.double().numpy().tobytes() + self.std.double().numpy().tobytes())
         digest.update(f"{self.multiplier}".encode())
         return digest.hexdigest()[:16]
 
     def standardise(self, z: Tensor) -> Tensor:
-        """Latents (B, C, h, w) of the autoencoder -> what the network sees."""
+        """Latents z (B, C, h, w) of the autoencoder -> the network's x of the same shape."""
         return (z - self._like(self.mean, z)) / self._like(self.std, z) * self.multiplier
 
     def restore(self, x: Tensor) -> Tensor:
@@ -66,11 +69,13 @@ def scaled(channels: int, multiplier: float) -> Statistics:
 
 
 def load_statistics(path: Path, multiplier: float = 1.0) -> Statistics:
-    """The file that the reference keeps beside its latents: ``{'mean', 'std'}``, each (1, C, 1, 1); read without
-    executing anything in it. Raises ValueError naming the file that is missing or holds anything else."""
+    """The statistics in the reference's file format: ``{'mean', 'std'}``, each (1, C, 1, 1).
+
+    No code in the file is executed. Raises ValueError naming a file that is missing or has other content.
+    """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # advice on other pickles; the error says enough
+            warnings.simplefilter("ignore")  # about other pickles; the error is enough
             content = torch.load(path, map_location="cpu", weights_only=True)
         mean, std = content["mean"], content["std"]
         if not (mean.ndim == 4 and mean.numel() == mean.shape[1] and std.shape == mean.shape):
@@ -87,6 +92,6 @@ def load_statistics(path: Path, multiplier: float = 1.0) -> Statistics:
 
 
 def _first(error: Exception) -> str:
-    """The first sentence of what went wrong: PyTorch puts advice around it on how to read the file unsafely."""
+    """The first sentence of an error, without PyTorch's advice on how to read the file unsafely."""
     text = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
     return text.strip().partition("\n")[0].partition(". ")[0][:200]

@@ -1,4 +1,4 @@
-"""Networks, one file each, and the adapters through which foreign ones are seen."""
+"""Networks, one file each, and the adapters for networks of other conventions."""
 
 from facm.networks.adapters.edm import EDM
 from facm.networks.adapters.foreign import Foreign

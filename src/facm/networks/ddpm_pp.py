@@ -1,8 +1,8 @@
-"""DDPM++ (Song et al., 2021), as EDM (Karras et al., 2022, arXiv 2206.00364) made it for CIFAR-10: the U-Net of the
+"""DDPM++ (Song et al., 2021) as EDM (Karras et al., 2022, arXiv 2206.00364) uses it on CIFAR-10: the U-Net of the
 paper's pixel-space experiments.
 
-Names and shapes of the state dict are those of the networks that EDM published (NVlabs/edm, less the wrapper's
-``model.``), so that their weights load strictly.
+Names and shapes in the state dict are those of EDM's published networks (NVlabs/edm) without the wrapper's prefix
+``model.``, so that their weights load strictly.
 """
 
 from __future__ import annotations
@@ -25,44 +25,45 @@ LOWEST_FREQUENCY = 1e-4
 GROUPS, LEAST_IN_A_GROUP = 32, 4
 EPS = 1e-6
 SUM = math.sqrt(0.5)
-"""Every sum of a branch and what it branched from is scaled back to the variance of one of them."""
+"""Factor on the sum of a residual branch and its input, which keeps the variance of one of them."""
 NEARLY_ZERO = 1e-5
-"""Gain of what each branch, and the network, ends in."""
+"""Gain at initialisation of the last layer of each residual branch and of the network."""
 
 
 @dataclass(frozen=True)
 class DDPMpp:
     """Configuration of the network F(x, t, cond[, r]): x (B, C, H, W), t (B,), cond (B,) int64, r (B,) -> (B, C, H, W).
 
-    size: height and width of x. channels: the unit of width; multipliers: one a level, each of half the size of the one
-    before. blocks: residual blocks a level. attention: the sizes at which all blocks attend on the way down, and the
-    last on the way up; the first block at the bottom always does. dropout: in every block, in train mode.
-    num_classes: labels 0 .. num_classes - 1 as one-hot vectors, the null label num_classes as zeros, which is what EDM
-    asks an unlabelled sample with; 0 is an unconditional network.
-    augment_dim: the size of EDM's augmentation labels; the network is only ever asked without augmentation (zeros), but
-    weights that were trained with it have the layer.
-    auxiliary_time: a second embedder for r, without effect as initialised.
-    pixel_norm: each block's modulation, here a shift, is divided by its root mean square as in sCM (arXiv 2410.11081,
-        Sec. 4.1); a network must be trained with it from the start.
-    weight_head: a method log_weight(t), which sCM learns its loss's weight with; no part of F.
-
-    t is embedded as it is, at frequencies from 1 down to 1e-4: right for EDM's log(sigma)/4 and for times in [0, 2].
+    Time is embedded unscaled at frequencies from 1 down to 1e-4, which suits EDM's log(sigma) / 4 and times in [0, 2].
+    Labels enter as one-hot vectors and the null label as zeros, as EDM's unlabelled samples do.
     The defaults are EDM's unconditional CIFAR-10 network of 55.7M parameters.
     Raises ValueError where sizes or channels do not divide.
     """
 
     size: int = 32
+    """Height and width of x, a multiple of 2^(levels - 1)."""
     in_channels: int = 3
+    """Number C of channels of x."""
     channels: int = 128
+    """Base width, which the multipliers scale; a multiple of 4."""
     multipliers: tuple[int, ...] = (2, 2, 2)
+    """Width of each level relative to channels; each level has half the height and width of the one before."""
     blocks: int = 4
+    """Residual blocks of each level on the way down; the way up has one more."""
     attention: tuple[int, ...] = (16,)
+    """Heights at which all blocks on the way down and the last on the way up attend; the bottom always does."""
     dropout: float = 0.13
+    """Probability of dropout in each block in train mode, within [0, 1)."""
     num_classes: int = 0
+    """Number of labels 0 .. num_classes - 1; num_classes itself is the null label. 0: an unconditional network."""
     augment_dim: int = 0
+    """Size of EDM's augmentation labels, which are zeros here; weights trained with augmentation have the layer."""
     auxiliary_time: bool = False
+    """Take a second time r through an embedder that has no effect as initialised."""
     pixel_norm: bool = False
+    """Normalise the shift of each block (sCM, arXiv 2410.11081, Sec. 4.1); train with it from the start."""
     weight_head: bool = False
+    """Add a method log_weight(t), with which sCM learns the weight of its loss; it is no part of F."""
 
     def __post_init__(self) -> None:
         halvings = 2 ** (len(self.multipliers) - 1) if self.multipliers else 1
@@ -94,8 +95,10 @@ class DDPMpp:
 
 
 def positions(t: Tensor, dim: int) -> Tensor:
-    """t (B,) -> (B, dim): sines, then cosines, at frequencies 1 .. 1e-4. Never in half precision: the tangent would be
-    noise."""
+    """t (B,) -> (B, dim): sines, then cosines, at frequencies from 1 to 1e-4.
+
+    Always in at least float32: in half precision the tangent would be noise.
+    """
     t = at_least_float32(t)
     steps = torch.linspace(0, math.log(LOWEST_FREQUENCY), dim // 2, dtype=t.dtype, device=t.device)
     angle = t[:, None] * steps.exp()
@@ -113,7 +116,7 @@ def _norm(channels: int) -> nn.GroupNorm:
 
 
 def _initialised(layer: Layer, gain: float = 1.0) -> Layer:
-    """Xavier's uniform initialisation, without bias."""
+    """The layer with Xavier's uniform initialisation and a bias of zero."""
     nn.init.xavier_uniform_(layer.weight, gain)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
@@ -121,7 +124,7 @@ def _initialised(layer: Layer, gain: float = 1.0) -> Layer:
 
 
 class Down(nn.Conv2d):
-    """Half the size by averaging 2 x 2 pixels, then the convolution."""
+    """Half the height and width by averaging 2 x 2 pixels, followed by the convolution."""
 
     def __init__(self, inward: int, outward: int, kernel: int) -> None:
         super().__init__(inward, outward, kernel, padding=kernel // 2)
@@ -132,7 +135,7 @@ class Down(nn.Conv2d):
 
 
 class Up(nn.Conv2d):
-    """Twice the size by repeating pixels, then the convolution."""
+    """Twice the height and width by repeating pixels, followed by the convolution."""
 
     def __init__(self, inward: int, outward: int, kernel: int) -> None:
         super().__init__(inward, outward, kernel, padding=kernel // 2)
@@ -143,8 +146,11 @@ class Up(nn.Conv2d):
 
 
 def _register_filter(layer: nn.Module) -> None:
-    """EDM's files have the filter that they resample with. A normalised one of 2 x 2 equal weights, DDPM++'s [1, 1], is
-    averaging and repeating; another one has another shape, and does not load."""
+    """Register the resampling filter that EDM's files contain, so that they load strictly.
+
+    DDPM++'s filter [1, 1] has 2 x 2 equal weights, which is averaging and repeating; another filter has another shape
+    and does not load.
+    """
     layer.register_buffer("resample_filter", torch.full((1, 1, 2, 2), 0.25))
 
 
@@ -155,9 +161,10 @@ def _conv(inward: int, outward: int, kernel: int, resample: type[Down | Up] | No
 
 
 class Block(nn.Module):
-    """h (B, inward, H, W), embedding (B, dim) -> (B, outward, H, W), of another height and width where it resamples.
+    """A residual block: h (B, inward, H, W), embedding (B, dim) -> (B, outward, H, W).
 
-    joins: on the way up, inward counts the channels that are taken from the way down.
+    resample: Halves or doubles H and W; None keeps them.
+    joins: Whether the input is concatenated with an output of the way down, whose channels ``inward`` then includes.
     """
 
     def __init__(
@@ -195,10 +202,10 @@ class Block(nn.Module):
         return (self.proj(self._attended(h)) + h) * SUM if self.attends else h
 
     def _attended(self, h: Tensor) -> Tensor:
-        """One head over all H * W positions; queries, keys and values take turns along the channels of ``qkv``."""
+        """Attention with one head over all H * W positions; the channels of ``qkv`` alternate between q, k and v."""
         q, k, v = self.qkv(self.norm2(h)).unflatten(1, (-1, 3)).flatten(3).transpose(1, 3)[:, None].unbind(3)
         attended = nnf.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2)
-        return attended.contiguous().view(h.shape)  # else all that follows would take over the transposed layout
+        return attended.contiguous().view(h.shape)  # otherwise the transposed layout would spread
 
 
 class TimeEmbedding(nn.Module):
@@ -217,15 +224,14 @@ class TimeEmbedding(nn.Module):
 
 
 class DDPMppNetwork(nn.Module):
-    """F(x, t, cond[, r]) -> velocity, or what an adapter makes of it; see :class:`DDPMpp`."""
+    """F(x, t, cond[, r]) -> (B, C, H, W): a velocity, or what an adapter turns into one; see :class:`DDPMpp`."""
 
-    no_effect_as_initialised = ("second_time.", "log_weights.")  # may be absent from the weights a run starts from
+    zero_init_prefixes = ("second_time.", "log_weights.")
 
     def __init__(self, config: DDPMpp) -> None:
         super().__init__()
         self.config, self.auxiliary_time, self.weight_head = config, config.auxiliary_time, config.weight_head
-        if config.dropout == 0:
-            self.draws = False  # nothing random is left
+        self.stochastic = config.dropout > 0
         channels, dim = config.channels, 4 * config.channels
         self.map_label = _initialised(nn.Linear(config.num_classes, channels)) if config.num_classes else None
         self.map_augment = None
@@ -255,7 +261,7 @@ class DDPMppNetwork(nn.Module):
         return h
 
     def log_weight(self, t: Tensor) -> Tensor:
-        """w(t) (B,) of t (B,), 0 as initialised. Raises ValueError without the head."""
+        """The log weight w(t) (B,) of t (B,), 0 as initialised. Raises ValueError without the head."""
         if self.log_weights is None:
             raise ValueError("log_weight(t) of a network with weight_head = False, expected weight_head = True")
         return self.log_weights(t).squeeze(1)
@@ -265,9 +271,9 @@ class DDPMppNetwork(nn.Module):
         c = positions(t, config.channels).to(self.map_layer0.weight.dtype)
         if self.map_label is not None and cond is not None:
             one_hot = nnf.one_hot(cond, config.num_classes + 1)[:, :-1].to(c.dtype)
-            c = c + self.map_label(one_hot * math.sqrt(config.num_classes))  # unit variance over the labels' places
+            c = c + self.map_label(one_hot * math.sqrt(config.num_classes))  # unit variance over the entries
         if self.map_augment is not None:
-            c = c + self.map_augment(c.new_zeros(len(c), config.augment_dim))  # asked, for its gradient to exist
+            c = c + self.map_augment(c.new_zeros(len(c), config.augment_dim))  # so that it has a gradient
         c = self.map_layer1(nnf.silu(self.map_layer0(c)))
         if self.second_time is not None and r is not None:
             c = c + self.second_time(r)
@@ -275,7 +281,7 @@ class DDPMppNetwork(nn.Module):
 
 
 def _way_down(config: DDPMpp) -> tuple[nn.ModuleDict, list[int]]:
-    """Blocks by EDM's names in the order of their calls, and the channels of what each leaves for the way up."""
+    """The blocks under EDM's names in the order of their calls, and the channels of each output for the way up."""
     units: dict[str, nn.Module] = {}
     channels, kept = config.channels, []
     for level, (size, multiplier) in enumerate(zip(config.sizes, config.multipliers, strict=True)):
@@ -293,7 +299,7 @@ def _way_down(config: DDPMpp) -> tuple[nn.ModuleDict, list[int]]:
 
 
 def _way_up(config: DDPMpp, kept: list[int]) -> nn.ModuleDict:
-    """The same in the other direction; kept: as :func:`_way_down` returns it."""
+    """The blocks of the way up; ``kept`` are the channels that :func:`_way_down` returns."""
     units: dict[str, nn.Module] = {}
     channels = kept[-1]
     levels = list(zip(config.sizes, config.multipliers, strict=True))

@@ -1,4 +1,4 @@
-"""What an image network refuses to be called with."""
+"""Checks of the arguments that an image network is called with."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def check_inputs(
     num_classes: int,
     auxiliary_time: bool,
 ) -> None:
-    """Raise ValueError unless x is (B, *shape), and cond and r are given exactly where the network has a use for them.
+    """Raise ValueError unless x is (B, *shape), and cond and r are given exactly where the network uses them.
 
-    num_classes: 0 for an unconditional network.
+    num_classes: Number of labels; 0 for an unconditional network.
     """
     if x.shape[1:] != shape:
         expected = f"(B, {', '.join(map(str, shape))})"

@@ -1,7 +1,7 @@
 """LightningDiT (Yao et al., 2025): a diffusion transformer with QK-norm, SwiGLU, rotary positions and RMSNorm.
 
-Parameter names are those of hustvl/LightningDiT and ali-vilab/FACM, so their state dicts load strictly;
-see docs/parity.md. The network is pure: same (x, t, cond) in, same output, in train and eval mode.
+Parameter names are those of hustvl/LightningDiT and ali-vilab/FACM, so that their state dicts load strictly;
+see docs/parity.md. The network is a pure function of (x, t, cond), the same in train and eval mode.
 """
 
 from __future__ import annotations
@@ -25,32 +25,44 @@ PERIOD = 10_000.0
 class LightningDiT:
     """Configuration of the network F(x, t, cond[, r]): x (B, C, H, W), t (B,), cond (B,) int64, r (B,) -> (B, C, H, W).
 
-    num_classes: labels 0 .. num_classes - 1, the null label is num_classes; 0 is an unconditional network.
-    shift: adaptive norm with shift, scale and gate (False: "no-shift", scale and gate only).
-    learn_sigma: the head has twice the channels, of which the second half is dropped.
-    auxiliary_time: a second, zero-initialised embedder for r.
-    pixel_norm: shift and scale of every adaptive norm are themselves normalised (sCM's adaptive double normalisation);
-        a network must be trained with it from the start.
-    weight_head: a method log_weight(t), which sCM learns its loss's weight with; no part of F.
+    The defaults are LightningDiT-XL/1 for VA-VAE's latents of ImageNet at 256 x 256.
+    Raises ValueError where one size is not a multiple of another that divides it.
     """
 
     input_size: int = 16
+    """Height and width of x, a multiple of patch_size."""
     patch_size: int = 1
+    """Height and width of the patches that become tokens."""
     in_channels: int = 32
+    """Number C of channels of x."""
     hidden_size: int = 1152
+    """Width of the transformer, a multiple of num_heads and of 4."""
     depth: int = 28
+    """Number of transformer blocks."""
     num_heads: int = 16
+    """Number of attention heads; with rope, hidden_size / num_heads must be a multiple of 4."""
     mlp_ratio: float = 4.0
+    """Width of the MLP in each block relative to hidden_size; SwiGLU uses 2/3 of it."""
     num_classes: int = 1000
+    """Number of labels 0 .. num_classes - 1; num_classes itself is the null label. 0: an unconditional network."""
     learn_sigma: bool = False
+    """Predict twice the channels and drop the second half, as published weights that learned a variance need it."""
     qk_norm: bool = True
+    """Normalise queries and keys in attention."""
     swiglu: bool = True
+    """Use SwiGLU in the MLPs; otherwise GELU, as in DiT."""
     rope: bool = True
+    """Rotate queries and keys by their position, in addition to the fixed position embedding."""
     rmsnorm: bool = True
+    """Use RMSNorm with learned weights; otherwise layer norm without, as in DiT."""
     shift: bool = True
+    """Modulate each block by shift, scale and gate; otherwise by scale and gate only."""
     auxiliary_time: bool = False
+    """Take a second time r through an embedder that has no effect as initialised."""
     pixel_norm: bool = False
+    """Normalise the modulation of each norm (sCM, arXiv 2410.11081, Sec. 4.1); train with it from the start."""
     weight_head: bool = False
+    """Add a method log_weight(t), with which sCM learns the weight of its loss; it is no part of F."""
 
     def __post_init__(self) -> None:
         if self.input_size % self.patch_size:
@@ -92,10 +104,10 @@ def lightning_dit(name: str, **options: Any) -> LightningDiT:
 
 
 def from_reference_flags(flags: dict[str, Any]) -> LightningDiT:
-    """The configuration from the reference's own flag names (``use_qknorm``, ``wo_shift``, ...) and defaults.
+    """The configuration from the reference's constructor arguments (``use_qknorm``, ``wo_shift``, ...) and defaults.
 
-    Raises ValueError on unknown flags; those that do not change the function (dropout of labels, checkpointing) are
-    accepted and left out, for they belong to the objective and to the engine here.
+    Arguments that do not change the function (dropout of labels, checkpointing) are left out: here they belong to the
+    objective and to the engine. Raises ValueError for unknown arguments.
     """
     renamed = {
         "use_qknorm": "qk_norm",
@@ -115,7 +127,7 @@ def from_reference_flags(flags: dict[str, Any]) -> LightningDiT:
 
 
 def reference_state_dict(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The reference's state dict under this network's names: the identity, but for a wrapper's prefix."""
+    """The reference's state dict under this network's names: only the prefixes of wrappers are removed."""
     prefixes = ("module.", "_orig_mod.", "ema_model.")
 
     def bare(name: str) -> str:
@@ -125,6 +137,8 @@ def reference_state_dict(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class RMSNorm(nn.Module):
+    """x (..., dim) divided by its root mean square, times a learned weight; computed in at least float32."""
+
     def __init__(self, dim: int, eps: float = 1e-6) -> None:
         super().__init__()
         self.eps = eps
@@ -140,7 +154,7 @@ def _norm(dim: int, rmsnorm: bool, affine: bool) -> nn.Module:
 
 
 class RotaryPositions(nn.Module):
-    """Rotary embedding on interleaved pairs, with the frequencies of the two axes in the two halves of the head."""
+    """Rotary position embedding on interleaved pairs; the two halves of a head's dimensions hold the two image axes."""
 
     freqs_cos: Tensor
     freqs_sin: Tensor
@@ -156,7 +170,7 @@ class RotaryPositions(nn.Module):
         self.register_buffer("freqs_sin", angles.sin())
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, heads, tokens, head_dim)."""
+        """Queries or keys x (B, heads, tokens, head_dim), rotated: the same shape."""
         h = at_least_float32(x)
         even, odd = h.unflatten(-1, (-1, 2)).unbind(-1)
         turned = torch.stack([-odd, even], dim=-1).flatten(-2)
@@ -164,6 +178,8 @@ class RotaryPositions(nn.Module):
 
 
 class Attention(nn.Module):
+    """Multi-head self-attention on tokens (B, tokens, dim), with normalised and rotated queries and keys."""
+
     def __init__(self, config: LightningDiT) -> None:
         super().__init__()
         dim, self.heads = config.hidden_size, config.num_heads
@@ -182,6 +198,8 @@ class Attention(nn.Module):
 
 
 class SwiGLU(nn.Module):
+    """The gated MLP of Shazeer (2020)."""
+
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         self.w12 = nn.Linear(dim, 2 * hidden)
@@ -193,6 +211,8 @@ class SwiGLU(nn.Module):
 
 
 class MLP(nn.Module):
+    """DiT's MLP with GELU."""
+
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
@@ -203,24 +223,28 @@ class MLP(nn.Module):
 
 
 def modulate(x: Tensor, shift: Tensor | None, scale: Tensor) -> Tensor:
-    """x (B, tokens, dim); shift, scale (B, dim)."""
+    """x * (1 + scale) + shift for x (B, tokens, dim) and shift, scale (B, dim); without shift where it is None."""
     x = x * (1 + scale[:, None])
     return x if shift is None else x + shift[:, None]
 
 
 def modulate_normalised(x: Tensor, shift: Tensor | None, scale: Tensor) -> Tensor:
-    """As ``modulate``, with shift and scale of unit mean square: norm(x) * pnorm(scale) + pnorm(shift) of sCM (arXiv
-    2410.11081, Sec. 4.1), around DiT's scale of 1."""
+    """``modulate`` with shift and scale of unit mean square.
+
+    This is norm(x) * pnorm(scale) + pnorm(shift) of sCM (arXiv 2410.11081, Sec. 4.1) around DiT's scale of 1.
+    """
     return modulate(x, None if shift is None else pixel_norm(shift), pixel_norm(scale))
 
 
 def pixel_norm(x: Tensor) -> Tensor:
-    """x (B, dim), divided by its root mean square."""
+    """x (B, dim) divided by its root mean square."""
     h = at_least_float32(x)
     return (h * torch.rsqrt(h.square().mean(1, keepdim=True) + 1e-8)).type_as(x)
 
 
 class Block(nn.Module):
+    """One transformer block: tokens x (B, tokens, dim), condition c (B, dim) -> (B, tokens, dim)."""
+
     def __init__(self, config: LightningDiT) -> None:
         super().__init__()
         dim, hidden = config.hidden_size, int(config.hidden_size * config.mlp_ratio)
@@ -243,6 +267,8 @@ class Block(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
+    """t (B,) -> (B, dim)."""
+
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, dim), nn.SiLU(), nn.Linear(dim, dim))
@@ -252,7 +278,10 @@ class TimeEmbedding(nn.Module):
 
 
 def sinusoid(t: Tensor) -> Tensor:
-    """t (B,), unscaled -> (B, 256): cosines, then sines. Never in half precision: the tangent would be noise."""
+    """t (B,) -> (B, 256): cosines, then sines, of the unscaled time.
+
+    Always in at least float32: in half precision the tangent would be noise.
+    """
     t = at_least_float32(t)
     half = FREQUENCIES // 2
     frequency = torch.exp(-math.log(PERIOD) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
@@ -261,6 +290,8 @@ def sinusoid(t: Tensor) -> Tensor:
 
 
 class LabelEmbedding(nn.Module):
+    """Labels (B,) int64 -> (B, dim); the last row of the table is the null label's."""
+
     def __init__(self, num_classes: int, dim: int) -> None:
         super().__init__()
         self.embedding_table = nn.Embedding(num_classes + 1, dim)
@@ -270,17 +301,21 @@ class LabelEmbedding(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
+    """Images (B, C, H, W) -> tokens (B, tokens, dim)."""
+
     def __init__(self, config: LightningDiT) -> None:
         super().__init__()
         self.proj = nn.Conv2d(config.in_channels, config.hidden_size, config.patch_size, stride=config.patch_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Contiguous, or every later linear map would inherit the layout and, without grad, expand its weight over the
-        # batch: 20 times the cost at 4 tokens.
+        # Without contiguous(), every later linear map would inherit the layout and, without grad, expand its weight
+        # over the batch: 20 times the cost at 4 tokens.
         return self.proj(x).flatten(2).transpose(1, 2).contiguous()
 
 
 class FinalLayer(nn.Module):
+    """Tokens (B, tokens, dim), condition (B, dim) -> patches (B, tokens, p * p * channels)."""
+
     def __init__(self, config: LightningDiT) -> None:
         super().__init__()
         dim, channels = config.hidden_size, config.in_channels * (2 if config.learn_sigma else 1)
@@ -295,7 +330,7 @@ class FinalLayer(nn.Module):
 
 
 class WeightHead(nn.Module):
-    """w(t) = -(log variance of the loss at t); named as in the reference, which learns the log variance."""
+    """w(t) (B,) = -(log variance of the loss at t), with the reference's names, which learns the log variance."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -306,10 +341,10 @@ class WeightHead(nn.Module):
 
 
 class LightningDiTNetwork(nn.Module):
-    """F(x, t, cond[, r]) -> velocity; see :class:`LightningDiT`."""
+    """F(x, t, cond[, r]) -> velocity (B, C, H, W); see :class:`LightningDiT`."""
 
-    draws = False  # no dropout, nor anything else that is random
-    no_effect_as_initialised = ("r_embedder.", "AdaLoss.")  # may be absent from the weights a run starts from
+    stochastic = False  # there is no dropout, nor anything else that draws random numbers
+    zero_init_prefixes = ("r_embedder.", "AdaLoss.")
 
     def __init__(self, config: LightningDiT) -> None:
         super().__init__()
@@ -328,8 +363,7 @@ class LightningDiTNetwork(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """DiT's initialisation: Xavier for linear maps, every block the identity, output 0, r without effect; and
-        every loss weighted equally."""
+        """DiT's initialisation: each block is the identity, the output is 0, r and the weight head have no effect."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -368,7 +402,7 @@ class LightningDiTNetwork(nn.Module):
         return self.x_embedder(x) + self.pos_embed, c
 
     def links(self) -> list[tuple[nn.Module, tuple[Any, ...]]]:
-        """The blocks with what is constant in them: h = block(h, c, *constants)."""
+        """The blocks with their constants: h = block(h, c, *constants)."""
         return [(block, (self.feat_rope,)) for block in self.blocks]
 
     def leave(self, h: Tensor, c: Tensor) -> Tensor:
@@ -376,7 +410,7 @@ class LightningDiTNetwork(nn.Module):
         return self._to_image(self.final_layer(h, c))
 
     def log_weight(self, t: Tensor) -> Tensor:
-        """w(t) (B,) of t (B,), 0 as initialised. Raises ValueError without the head."""
+        """The log weight w(t) (B,) of t (B,), 0 as initialised. Raises ValueError without the head."""
         if self.AdaLoss is None:
             raise ValueError("log_weight(t) of a network with weight_head = False, expected weight_head = True")
         return self.AdaLoss(t)
@@ -387,7 +421,7 @@ class LightningDiTNetwork(nn.Module):
         check_inputs(x, cond, r, shape=shape, num_classes=config.num_classes, auxiliary_time=config.auxiliary_time)
 
     def _to_image(self, tokens: Tensor) -> Tensor:
-        """(B, tokens, p * p * channels) -> (B, C, H, W); the second half of learn_sigma's channels is dropped."""
+        """Patches (B, tokens, p * p * channels) -> (B, C, H, W), without the second half that learn_sigma adds."""
         config = self.config
         side, p = config.input_size // config.patch_size, config.patch_size
         patches = tokens.reshape(len(tokens), side, side, p, p, -1).permute(0, 5, 1, 3, 2, 4)
@@ -395,7 +429,7 @@ class LightningDiTNetwork(nn.Module):
 
 
 def grid_positions(dim: int, side: int) -> Tensor:
-    """Fixed sine-cosine positions (side * side, dim): columns in the first half, rows in the second."""
+    """Fixed sine-cosine position embedding (side * side, dim): columns in the first half, rows in the second."""
     frequency = 1.0 / PERIOD ** (torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
     angle = torch.arange(side, dtype=torch.float64)[:, None] * frequency
     axis = torch.cat([angle.sin(), angle.cos()], dim=1)  # (side, dim / 2)

@@ -10,25 +10,31 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class MLP:
-    """F(x, t, cond[, r]): x (B, dim), t (B,), cond (B,) int64 or None -> (B, dim). num_classes = 0 is unconditional.
-
-    weight_head: a method log_weight(t), which sCM learns its loss's weight with; no part of F.
-    """
+    """Configuration of the network F(x, t, cond[, r]): x (B, dim), t (B,), cond (B,) int64, r (B,) -> (B, dim)."""
 
     dim: int = 2
+    """Number of coordinates of x."""
     width: int = 128
+    """Width of the hidden layers."""
     depth: int = 3
+    """Number of residual layers."""
     num_classes: int = 0
+    """Number of labels 0 .. num_classes - 1; num_classes itself is the null label. 0: an unconditional network."""
     dropout: float = 0.0
+    """Probability of dropout in each residual layer in train mode, within [0, 1]."""
     auxiliary_time: bool = False
+    """Take a second time r, as the auxiliary-time strategy and average velocities need it."""
     weight_head: bool = False
+    """Add a method log_weight(t), with which sCM learns the weight of its loss; it is no part of F."""
 
     def build(self) -> MLPNetwork:
         return MLPNetwork(self)
 
 
 class MLPNetwork(nn.Module):
-    no_effect_as_initialised = ("head.",)  # may be absent from the weights a run starts from
+    """F(x, t, cond[, r]); see :class:`MLP`."""
+
+    zero_init_prefixes = ("head.",)
 
     def __init__(self, config: MLP) -> None:
         super().__init__()
@@ -67,13 +73,13 @@ class MLPNetwork(nn.Module):
         return self.outward(nn.functional.silu(h))
 
     def log_weight(self, t: Tensor) -> Tensor:
-        """w(t) (B,) of t (B,), 0 as initialised. Raises ValueError without the head."""
+        """The log weight w(t) (B,) of t (B,), 0 as initialised. Raises ValueError without the head."""
         if self.head is None:
             raise ValueError("log_weight(t) of a network with weight_head = False, expected weight_head = True")
         return self.head(embedded(t)).squeeze(1)
 
 
 def embedded(*times: Tensor) -> Tensor:
-    """Times (B,) -> (B, 5 each): themselves, then waves of them."""
+    """Times (B,) -> (B, 5 each): the times, then sines and cosines of them at two frequencies."""
     waves = [f(k * c) for c in times for k in (1.5, 3.0) for f in (torch.sin, torch.cos)]
     return torch.stack([*times, *waves], dim=1)

@@ -18,7 +18,7 @@ from facm.core.types import NetworkConfig
 from facm.core.untrusted.persistence import is_persistent
 from facm.core.untrusted.torch_files import read_foreign
 from facm.latents.statistics import Statistics
-from facm.networks.adapters.foreign import inner_config
+from facm.networks.adapters.base import inner_config
 from facm.pretrained.architecture import architecture
 from facm.pretrained.edm import edm_network
 from facm.pretrained.families import NAMES, check_family, decide, fitting, network_of

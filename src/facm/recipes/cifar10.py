@@ -5,11 +5,11 @@ facm train cifar10-teacher
 facm train cifar10-student
 facm evaluate runs/cifar10-student --nfe 1 2 --n 50000
 
-None of them has been run here; the FIDs are Table 1's. The network is EDM's DDPM++ of 55.7M parameters in the
-Simple-EDM parametrisation. What the paper says of its student (Table 5) all few-step recipes share, so that they differ
-in their objectives alone; the rivals' own papers have other batches, rates and dropout. What it does not say, above all
-of its teacher, is EDM's (arXiv 2206.00364), whose augmentation is reduced to mirroring here. Not here: TRACT
-(3.32 with two steps).
+None of them has been run yet; the FIDs are those of Table 1. The network is EDM's DDPM++ of 55.7M parameters in the
+Simple-EDM parametrisation. All few-step recipes share the settings of the paper's student (Table 5), so that they
+differ in their objectives alone; the rivals' papers use other batch sizes, learning rates and dropout. Settings that
+the paper does not give, above all those of the teacher, are EDM's (arXiv 2206.00364), with augmentation reduced to
+mirroring. TRACT (3.32 with two steps) is missing.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ from facm.runs.optim import AdamW
 CLASSES = 10
 BATCH = 128  # Table 5
 LONG = 200_000_000
-"""Images of EDM's training run, for teachers and for what starts from nothing."""
+"""Images of EDM's training run, for teachers and for runs from scratch."""
 SHORT = 400_000 * BATCH
-"""Images of what starts from a teacher; the paper does not say. These are ECT's 400,000 steps of 128."""
+"""Images of runs that start from a teacher, which the paper does not give: ECT's 400,000 steps of 128."""
 NETWORK = SimpleEDM(DDPMpp(dropout=0.1))  # Table 5
 TIME = ArctanLogNormal(-1.0, 1.4)  # Table 5: P_mean, P_std
 EVERY = Intervals(log=51_200, checkpoint=2_000_000, ema_snapshots=10_000_000)
 
 
 def cifar10_teacher(path: str = "data/cifar10", images: int = LONG, seed: int = 0) -> Run:
-    """A flow-matching teacher on CIFAR-10, unconditional, half of its samples conditioned on c_FM (App. A.3 a).
+    """A flow-matching teacher on CIFAR-10, unconditional, with half of the samples conditioned on c_FM (App. A.3 a).
 
     Args:
-        path: folder or archive with CIFAR-10 (see facm.data.Cifar10).
-        images: length of the run in images seen.
-        seed: of everything random in the run.
+        path: Folder or archive of CIFAR-10 (see facm.data.Cifar10).
+        images: Length of the run in images seen.
+        seed: Seed of all random numbers of the run.
     """
     # The paper has no FID of its teacher. EDM itself: 2.01 with 35 evaluations; DPM-Solver++: 2.91 with 10.
     return _teacher(_network(dropout=0.13), FlowMatching(Unconditional(), label_dropout=0.0), path, images, seed)
@@ -65,10 +65,10 @@ def cifar10_student(
     """A FACM student of a CIFAR-10 teacher, unconditional.
 
     Args:
-        path: folder or archive with CIFAR-10 (see facm.data.Cifar10).
-        teacher: run folder of the teacher.
-        images: length of the run in images seen.
-        seed: of everything random in the run.
+        path: Folder or archive of CIFAR-10 (see facm.data.Cifar10).
+        teacher: Run folder of the teacher.
+        images: Length of the run in images seen.
+        seed: Seed of all random numbers of the run.
     """
     # FID 2.69 with one step, 1.87 with two.
     objective = FACM(Unconditional(), TeacherVelocity(Guidance(1.0)), time=TIME)  # w = 1.0
@@ -76,12 +76,12 @@ def cifar10_student(
 
 
 def cifar10_cond_teacher(path: str = "data/cifar10", images: int = LONG, seed: int = 0) -> Run:
-    """A flow-matching teacher on CIFAR-10 with its ten classes, a tenth of its labels dropped.
+    """A flow-matching teacher on CIFAR-10 with ten classes and a label dropout of 0.1.
 
     Args:
-        path: folder or archive with CIFAR-10 (see facm.data.Cifar10).
-        images: length of the run in images seen.
-        seed: of everything random in the run.
+        path: Folder or archive of CIFAR-10 (see facm.data.Cifar10).
+        images: Length of the run in images seen.
+        seed: Seed of all random numbers of the run.
     """
     network = _network(dropout=0.13, num_classes=CLASSES)
     return _teacher(network, FlowMatching(Labels(CLASSES), label_dropout=0.1), path, images, seed)
@@ -94,26 +94,26 @@ def cifar10_cond_student(
     guidance_scale: float = 1.0,
     seed: int = 0,
 ) -> Run:
-    """A FACM student of a CIFAR-10 teacher with its ten classes.
+    """A FACM student of a CIFAR-10 teacher with ten classes.
 
     Args:
-        path: folder or archive with CIFAR-10 (see facm.data.Cifar10).
-        teacher: run folder of the teacher.
-        images: length of the run in images seen.
-        guidance_scale: guidance w baked into the student (Table 5: 1.0).
-        seed: of everything random in the run.
+        path: Folder or archive of CIFAR-10 (see facm.data.Cifar10).
+        teacher: Run folder of the teacher.
+        images: Length of the run in images seen.
+        guidance_scale: Guidance scale w that the student learns (Table 5: 1.0).
+        seed: Seed of all random numbers of the run.
     """
     objective = FACM(Labels(CLASSES), TeacherVelocity(Guidance(guidance_scale)), time=TIME)
     return _few_steps(_network(num_classes=CLASSES), objective, path, images, seed, initial=teacher, distils=True)
 
 
 def cifar10_scratch(path: str = "data/cifar10", images: int = LONG, seed: int = 0) -> Run:
-    """FACM from scratch on CIFAR-10, unconditional: no teacher, the velocity comes from the data.
+    """FACM from scratch on CIFAR-10, unconditional: without a teacher, the velocity comes from the data.
 
     Args:
-        path: folder or archive with CIFAR-10 (see facm.data.Cifar10).
-        images: length of the run in images seen.
-        seed: of everything random in the run.
+        path: Folder or archive of CIFAR-10 (see facm.data.Cifar10).
+        images: Length of the run in images seen.
+        seed: Seed of all random numbers of the run.
     """
     return _few_steps(_network(), FACM(Unconditional(), DataVelocity(), time=TIME), path, images, seed)
 
@@ -122,9 +122,9 @@ def cifar10_mean_flow(path: str = "data/cifar10", images: int = LONG, seed: int 
     """MeanFlow from scratch on CIFAR-10, unconditional.
 
     Args:
-        path: folder or archive with CIFAR-10 (see facm.data.Cifar10).
-        images: length of the run in images seen.
-        seed: of everything random in the run.
+        path: Folder or archive of CIFAR-10 (see facm.data.Cifar10).
+        images: Length of the run in images seen.
+        seed: Seed of all random numbers of the run.
     """
     # FID 2.92 with one step.
     objective = MeanFlow(Unconditional(), DataVelocity(), time=TIME, data_proportion=0.75)  # App. A.3 c
@@ -135,11 +135,11 @@ def cifar10_scm_teacher(path: str = "data/cifar10", images: int = LONG, seed: in
     """A flow-matching network on CIFAR-10 with sCM's normalised modulation, for cifar10-scm to start from.
 
     Args:
-        path: folder or archive with CIFAR-10 (see facm.data.Cifar10).
-        images: length of the run in images seen.
-        seed: of everything random in the run.
+        path: Folder or archive of CIFAR-10 (see facm.data.Cifar10).
+        images: Length of the run in images seen.
+        seed: Seed of all random numbers of the run.
     """
-    objective = FlowMatching(Unconditional(), label_dropout=0.0, p_flow_condition=0.0)  # sCM never asks at c_FM
+    objective = FlowMatching(Unconditional(), label_dropout=0.0, p_flow_condition=0.0)  # sCM never uses c_FM
     return _teacher(_network(dropout=0.13, pixel_norm=True), objective, path, images, seed)
 
 
@@ -149,10 +149,10 @@ def cifar10_scm(
     """sCM's consistency training (sCT) on CIFAR-10, unconditional, from cifar10-scm-teacher's weights.
 
     Args:
-        path: folder or archive with CIFAR-10 (see facm.data.Cifar10).
-        start: run folder of cifar10-scm-teacher.
-        images: length of the run in images seen.
-        seed: of everything random in the run.
+        path: Folder or archive of CIFAR-10 (see facm.data.Cifar10).
+        start: Run folder of cifar10-scm-teacher.
+        images: Length of the run in images seen.
+        seed: Seed of all random numbers of the run.
     """
     # FID 2.85 with one step, 2.06 with two.
     objective = SCM(Unconditional(), DataVelocity(), time=TIME, warmup_images=10_000 * BATCH)  # its 10,000 steps
@@ -164,11 +164,11 @@ def cifar10_ict(path: str = "data/cifar10", images: int = LONG, seed: int = 0) -
     """iCT from scratch on CIFAR-10, unconditional.
 
     Args:
-        path: folder or archive with CIFAR-10 (see facm.data.Cifar10).
-        images: length of the run in images seen, over which its steps double seven times.
-        seed: of everything random in the run.
+        path: Folder or archive of CIFAR-10 (see facm.data.Cifar10).
+        images: Length of the run in images seen, over which the number of steps doubles seven times.
+        seed: Seed of all random numbers of the run.
     """
-    # FID 2.83 with one step; iCT-deep, of twice the blocks (--run.network.network.blocks 8), 2.24 with two.
+    # FID 2.83 with one step; iCT-deep, with twice the blocks (DDPMpp.blocks = 8), 2.24 with two.
     objective = DiscreteCM(Unconditional(), DoublingSteps(images), DataVelocity())
     return _few_steps(_network(), objective, path, images, seed)
 
@@ -176,13 +176,13 @@ def cifar10_ict(path: str = "data/cifar10", images: int = LONG, seed: int = 0) -
 def cifar10_ect(
     path: str = "data/cifar10", start: str = "runs/cifar10-teacher", images: int = SHORT, seed: int = 0
 ) -> Run:
-    """ECT on CIFAR-10, unconditional: a flow-matching network, tuned.
+    """ECT on CIFAR-10, unconditional: consistency tuning of a flow-matching network.
 
     Args:
-        path: folder or archive with CIFAR-10 (see facm.data.Cifar10).
-        start: run folder of the flow-matching network to tune.
-        images: length of the run in images seen; its pairs close in eight times.
-        seed: of everything random in the run.
+        path: Folder or archive of CIFAR-10 (see facm.data.Cifar10).
+        start: Run folder of the flow-matching network to tune.
+        images: Length of the run in images seen, over which the gap of the pairs shrinks eight times.
+        seed: Seed of all random numbers of the run.
     """
     # FID 3.60 with one step, 2.11 with two.
     schedule = ShrinkingGap(stage=max(1, images // 8))
@@ -194,9 +194,9 @@ def cifar10_imm(path: str = "data/cifar10", images: int = LONG, seed: int = 0) -
     """Inductive moment matching from scratch on CIFAR-10, unconditional.
 
     Args:
-        path: folder or archive with CIFAR-10 (see facm.data.Cifar10).
-        images: length of the run in images seen.
-        seed: of everything random in the run.
+        path: Folder or archive of CIFAR-10 (see facm.data.Cifar10).
+        images: Length of the run in images seen.
+        seed: Seed of all random numbers of the run.
     """
     # FID 3.20 with one step, 1.98 with two.
     objective = IMM(Unconditional(), label_dropout=0.0)  # 4 particles: a batch has 32 groups
@@ -204,12 +204,12 @@ def cifar10_imm(path: str = "data/cifar10", images: int = LONG, seed: int = 0) -
 
 
 def cifar10_shortcut(path: str = "data/cifar10", images: int = LONG, seed: int = 0) -> Run:
-    """A shortcut model from scratch on CIFAR-10, unconditional; sampled with --sampler jumps.
+    """A shortcut model from scratch on CIFAR-10, unconditional; the sampler jumps takes its steps.
 
     Args:
-        path: folder or archive with CIFAR-10 (see facm.data.Cifar10).
-        images: length of the run in images seen.
-        seed: of everything random in the run.
+        path: Folder or archive of CIFAR-10 (see facm.data.Cifar10).
+        images: Length of the run in images seen.
+        seed: Seed of all random numbers of the run.
     """
     # Table 1 has no FID of it on CIFAR-10.
     objective = ShortcutModel(Unconditional(), label_dropout=0.0)
@@ -222,25 +222,26 @@ def cifar10_cd(
     """Consistency distillation of a CIFAR-10 teacher in 18 steps, unconditional.
 
     Args:
-        path: folder or archive with CIFAR-10 (see facm.data.Cifar10).
-        teacher: run folder of the teacher.
-        images: length of the run in images seen.
-        seed: of everything random in the run.
+        path: Folder or archive of CIFAR-10 (see facm.data.Cifar10).
+        teacher: Run folder of the teacher.
+        images: Length of the run in images seen.
+        seed: Seed of all random numbers of the run.
     """
     # FID 2.93 with two steps, with LPIPS.
-    # Here: Euler's steps, pseudo-Huber distance and iCT's density of steps in place of Heun's, LPIPS and equal chances.
+    # This recipe has Euler's steps, the pseudo-Huber distance and iCT's density of steps; the original has Heun's
+    # steps, LPIPS and a uniform density.
     schedule = DoublingSteps(images, first=18, last=18)
     objective = DiscreteCM(Unconditional(), schedule, TeacherVelocity(Guidance(1.0)))
     return _few_steps(_network(), objective, path, images, seed, initial=teacher, distils=True)
 
 
 def _network(dropout: float = 0.1, **options: Any) -> SimpleEDM:
-    """dropout: 0.1 is Table 5's. options: fields of DDPMpp."""
+    """The network of Table 5, whose dropout is 0.1; ``options`` are fields of DDPMpp."""
     return SimpleEDM(DDPMpp(dropout=dropout, **options))
 
 
 def _teacher(network: SimpleEDM, objective: Any, path: str, images: int, seed: int) -> Run:
-    """EDM's settings: dropout 0.13, 200M images, batch 512, learning rate 1e-3 after 10M images."""
+    """A teacher with EDM's settings: batches of 512 and a learning rate of 1e-3 after a warm-up of 10M images."""
     return Run(
         network=network,
         data=Cifar10(path, labels=isinstance(objective.condition, Labels)),
@@ -263,7 +264,11 @@ def _few_steps(
     initial: str | None = None,
     distils: bool = False,
 ) -> Run:
-    """The CIFAR-10 column of Table 5. initial: run folder to start from. distils: it is the teacher as well."""
+    """A run with the settings of Table 5 for CIFAR-10.
+
+    initial: Run folder of the network to start from, if any.
+    distils: Whether that network is the teacher as well.
+    """
     source: Pretrained | None = None if initial is None else FromRun(initial, sigma_rel=0.05)
     return Run(
         network=network,

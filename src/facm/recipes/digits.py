@@ -1,4 +1,4 @@
-"""Scikit-learn's handwritten digits (1,797 scans of 8 x 8): the demo, small enough for two CPU cores."""
+"""Scikit-learn's handwritten digits (1,797 scans of 8 x 8): runs that are small enough for two CPU cores."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ NETWORK = LightningDiT(
     depth=3,
     num_heads=4,
     num_classes=CLASSES,
-    rope=False,  # with four tokens the position embedding says it all, and rotating costs a fifth of a step here
+    rope=False,  # the position embedding is enough for four tokens; rope would cost a fifth of a step
 )
 EVERY = Intervals(log=2_560, checkpoint=51_200, ema_snapshots=25_600)
 
 
 def digits_teacher(images: int = 192_000, seed: int = 0) -> Run:
-    """A flow-matching teacher on digits, half of its samples conditioned on c_FM (App. A.3 a).
+    """A flow-matching teacher on digits, with half of the samples conditioned on c_FM (App. A.3 a).
 
     Args:
-        images: length of the run in images seen.
-        seed: of everything random in the run.
+        images: Length of the run in images seen.
+        seed: Seed of all random numbers of the run.
     """
     return Run(
         network=NETWORK,
@@ -55,10 +55,10 @@ def digits_student(
     """A FACM student distilled from a digits teacher.
 
     Args:
-        teacher: run folder of the teacher.
-        images: length of the run in images seen.
-        guidance_scale: guidance w baked into the student; digits need none (the paper: 1.75 on ImageNet).
-        seed: of everything random in the run.
+        teacher: Run folder of the teacher.
+        images: Length of the run in images seen.
+        guidance_scale: Guidance scale w that the student learns; digits need none (the paper: 1.75 on ImageNet).
+        seed: Seed of all random numbers of the run.
     """
     return _distilled(FACM(Labels(CLASSES), TeacherVelocity(Guidance(guidance_scale))), teacher, images, seed)
 
@@ -66,13 +66,13 @@ def digits_student(
 def digits_plain_cm(
     teacher: str = "runs/digits-teacher", images: int = 76_800, guidance_scale: float = 1.0, seed: int = 0
 ) -> Run:
-    """The ablation: the shortcut without its anchor (Sec. 3.1.2), otherwise as digits_student.
+    """An ablation of digits_student: the shortcut without its anchor (Sec. 3.1.2).
 
     Args:
-        teacher: run folder of the teacher.
-        images: length of the run in images seen.
-        guidance_scale: guidance w of the teacher's velocity.
-        seed: of everything random in the run.
+        teacher: Run folder of the teacher.
+        images: Length of the run in images seen.
+        guidance_scale: Guidance scale w of the teacher's velocity.
+        seed: Seed of all random numbers of the run.
     """
     return _distilled(ContinuousCM(Labels(CLASSES), TeacherVelocity(Guidance(guidance_scale))), teacher, images, seed)
 
@@ -94,12 +94,12 @@ def _distilled(objective: FACM | ContinuousCM, teacher: str, images: int, seed: 
 
 
 def digits_scratch(images: int = 307_200, guidance_scale: float = 1.0, seed: int = 0) -> Run:
-    """FACM from scratch on digits: no teacher, the velocity comes from the data.
+    """FACM from scratch on digits: without a teacher, the velocity comes from the data.
 
     Args:
-        images: length of the run in images seen.
-        guidance_scale: guidance w, through the network's own null condition.
-        seed: of everything random in the run.
+        images: Length of the run in images seen.
+        guidance_scale: Guidance scale w, with the network at its null condition.
+        seed: Seed of all random numbers of the run.
     """
     return Run(
         network=NETWORK,

@@ -1,6 +1,6 @@
-"""Fashion-MNIST (28 x 28, 10 classes) in pixels: a teacher with guidance and its student, in an hour of one core.
+"""Fashion-MNIST (28 x 28, 10 classes) in pixels: a teacher and its student with guidance, in an hour on one core.
 
-The data set's four idx files go into one folder, plain or gzipped: https://github.com/zalandoresearch/fashion-mnist.
+Put the data set's four idx files into one folder, plain or gzipped: https://github.com/zalandoresearch/fashion-mnist.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ EVERY = Intervals(log=6_400, checkpoint=51_200, ema_snapshots=51_200)
 
 
 def fashion_teacher(path: str = "data/fashion_mnist", images: int = 384_000, seed: int = 0) -> Run:
-    """A flow-matching teacher on Fashion-MNIST, half of its samples conditioned on c_FM (App. A.3 a).
+    """A flow-matching teacher on Fashion-MNIST, with half of the samples conditioned on c_FM (App. A.3 a).
 
     Args:
-        path: folder with the idx files.
-        images: length of the run in images seen.
-        seed: of everything random in the run.
+        path: Folder of the idx files.
+        images: Length of the run in images seen.
+        seed: Seed of all random numbers of the run.
     """
     return Run(
         network=NETWORK,
@@ -54,11 +54,11 @@ def fashion_student(
     """A FACM student distilled from a Fashion-MNIST teacher.
 
     Args:
-        path: folder with the idx files.
-        teacher: run folder of the teacher.
-        images: length of the run in images seen.
-        guidance_scale: guidance w baked into the student.
-        seed: of everything random in the run.
+        path: Folder of the idx files.
+        teacher: Run folder of the teacher.
+        images: Length of the run in images seen.
+        guidance_scale: Guidance scale w that the student learns.
+        seed: Seed of all random numbers of the run.
     """
     source = FromRun(teacher, sigma_rel=0.05)
     return Run(

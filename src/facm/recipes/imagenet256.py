@@ -5,7 +5,7 @@ facm prepare IMAGENET/train --out data/imagenet256-vavae --autoencoder vavae-ima
 torchrun --standalone --nproc-per-node 8 -m facm train imagenet256-lightningdit-xl-pretrain
 torchrun --standalone --nproc-per-node 8 -m facm train imagenet256-lightningdit-xl
 
-None of them has been run to its end here; the FIDs are the paper's, for the length of run beside them.
+None of them has been run to its end yet; the FIDs are those of the paper, for the stated length of the run.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ EVERY = Intervals(log=102_400, checkpoint=10 * EPOCH, ema_snapshots=10 * EPOCH)
 def imagenet256_lightningdit_xl_pretrain(
     latents: str = VAVAE, images: int = 800 * EPOCH, classes: int = 1000, seed: int = 0
 ) -> Run:
-    """Stage 1: a LightningDiT-XL/1 teacher, half of its samples conditioned on c_FM (App. A.3 a).
+    """Stage 1: a LightningDiT-XL/1 teacher, with half of the samples conditioned on c_FM (App. A.3 a).
 
     Args:
-        latents: folder that facm prepare wrote, or the reference's.
-        images: length of the run in images seen.
-        classes: of the data set.
-        seed: of everything random in the run.
+        latents: Folder that facm prepare wrote, or the reference's.
+        images: Length of the run in images seen.
+        classes: Number of classes of the data set.
+        seed: Seed of all random numbers of the run.
     """
     return Run(
         network=lightning_dit("XL/1", num_classes=classes),
@@ -49,7 +49,7 @@ def imagenet256_lightningdit_xl_pretrain(
         objective=FlowMatching(Labels(classes)),  # t uniform, as in the reference's stage 1
         images=images,  # 800 epochs: FID 1.35 with 250 x 2 evaluations (Table 1)
         batch_size=1024,
-        optimizer=AdamW(lr=2e-4, betas=(0.9, 0.95)),  # LightningDiT's own
+        optimizer=AdamW(lr=2e-4, betas=(0.9, 0.95)),  # as in LightningDiT
         ema=PowerEMA((0.05, 0.1)),
         every=EVERY,
         seed=seed,
@@ -67,12 +67,12 @@ def imagenet256_lightningdit_xl(
     """Stage 2: the one- and two-step student of Table 1, distilled from stage 1.
 
     Args:
-        latents: folder that facm prepare wrote, or the reference's.
-        teacher: run folder of stage 1, or a file such as 800ep-stg1.pt.
-        images: length of the run in images seen.
-        classes: of the data set.
-        guidance_scale: guidance w baked into the student.
-        seed: of everything random in the run.
+        latents: Folder that facm prepare wrote, or the reference's.
+        teacher: Run folder of stage 1, or a file such as 800ep-stg1.pt.
+        images: Length of the run in images seen.
+        classes: Number of classes of the data set.
+        guidance_scale: Guidance scale w that the student learns.
+        seed: Seed of all random numbers of the run.
     """
     # 100 epochs: FID 1.32 with two steps; 250: 1.76 with one; 400: 1.70 with one (the authors' released students).
     # Table 3: 1.93 with one step after 250 epochs with task=AuxiliaryTime().
@@ -87,14 +87,14 @@ def imagenet256_lightningdit_xl_scratch(
     guidance_scale: float = 1.75,
     seed: int = 0,
 ) -> Run:
-    """FACM without a teacher: the velocity comes from the data.
+    """FACM from scratch: without a teacher, the velocity comes from the data.
 
     Args:
-        latents: folder that facm prepare wrote, or the reference's.
-        images: length of the run in images seen.
-        classes: of the data set.
-        guidance_scale: guidance w, through the network's own null condition.
-        seed: of everything random in the run.
+        latents: Folder that facm prepare wrote, or the reference's.
+        images: Length of the run in images seen.
+        classes: Number of classes of the data set.
+        guidance_scale: Guidance scale w, with the network at its null condition.
+        seed: Seed of all random numbers of the run.
     """
     return Run(
         network=lightning_dit("XL/1", num_classes=classes),
@@ -125,12 +125,12 @@ def imagenet256_sit_xl(
     """Table 2: a student of SiT-XL/2.
 
     Args:
-        latents: folder that facm prepare wrote with Stable Diffusion's autoencoder.
-        teacher: the published file, or a run folder.
-        images: length of the run in images seen.
-        classes: of the data set.
-        guidance_scale: guidance w baked into the student.
-        seed: of everything random in the run.
+        latents: Folder that facm prepare wrote with Stable Diffusion's autoencoder.
+        teacher: File of the published weights, or a run folder.
+        images: Length of the run in images seen.
+        classes: Number of classes of the data set.
+        guidance_scale: Guidance scale w that the student learns.
+        seed: Seed of all random numbers of the run.
     """
     network = sit("XL/2", num_classes=classes)  # FID 2.07 with two steps; its teacher's 2.06 with 250 x 2 (Table 2)
     return _distilled(network, _scaled(latents, classes), teacher, "sit", images, guidance_scale, seed)
@@ -147,12 +147,12 @@ def imagenet256_repa_xl(
     """Table 2: a student of REPA's SiT-XL/2, whose time runs the other way.
 
     Args:
-        latents: folder that facm prepare wrote with Stable Diffusion's autoencoder.
-        teacher: the published file, or a run folder.
-        images: length of the run in images seen.
-        classes: of the data set.
-        guidance_scale: guidance w baked into the student.
-        seed: of everything random in the run.
+        latents: Folder that facm prepare wrote with Stable Diffusion's autoencoder.
+        teacher: File of the published weights, or a run folder.
+        images: Length of the run in images seen.
+        classes: Number of classes of the data set.
+        guidance_scale: Guidance scale w that the student learns.
+        seed: Seed of all random numbers of the run.
     """
     network = repa("XL/2", num_classes=classes)  # FID 1.52 with two steps; its teacher's 1.42 with 250 x 2 (Table 2)
     return _distilled(network, _scaled(latents, classes), teacher, "repa", images, guidance_scale, seed)
@@ -169,19 +169,19 @@ def imagenet256_dit_xl(
     """Table 2: a student of DiT-XL/2, which predicts the noise of another path.
 
     Args:
-        latents: folder that facm prepare wrote with Stable Diffusion's autoencoder.
-        teacher: the published file, or a run folder.
-        images: length of the run in images seen.
-        classes: of the data set.
-        guidance_scale: guidance w baked into the student.
-        seed: of everything random in the run.
+        latents: Folder that facm prepare wrote with Stable Diffusion's autoencoder.
+        teacher: File of the published weights, or a run folder.
+        images: Length of the run in images seen.
+        classes: Number of classes of the data set.
+        guidance_scale: Guidance scale w that the student learns.
+        seed: Seed of all random numbers of the run.
     """
     network = dit("XL/2", num_classes=classes)  # FID 2.31 with two steps; its teacher's 2.27 with 250 x 2 (Table 2)
     return _distilled(network, _scaled(latents, classes), teacher, "dit", images, guidance_scale, seed)
 
 
 def _scaled(latents: str, classes: int) -> Latents:
-    """As all three were trained: Stable Diffusion's latents times 0.18215."""
+    """Stable Diffusion's latents times 0.18215, as SiT, REPA and DiT were trained."""
     return Latents(latents, scale=0.18215, num_classes=classes)
 
 
@@ -194,7 +194,7 @@ def _distilled(
     guidance_scale: float,
     seed: int,
 ) -> Run:
-    """The ImageNet column of Table 5."""
+    """A student with the settings of Table 5 for ImageNet."""
     source = pretrained(teacher, family, sigma_rel=0.05)
     return Run(
         network=network,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 Weights = dict[str, Tensor]
 
@@ -68,7 +69,7 @@ class EMA:
         copied = current.keys() - set(averaged)
         for sigma_rel, average in self.averages.items():
             beta = decay(sigma_rel, images_seen, batch_size)
-            torch._foreach_lerp_([average[n] for n in averaged], [current[n] for n in averaged], 1 - beta)
+            get_ema_multi_avg_fn(beta)([average[n] for n in averaged], [current[n] for n in averaged], None)
             for name in copied:
                 average[name].copy_(current[name])
 

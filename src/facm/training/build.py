@@ -13,7 +13,7 @@ from facm.distributed.engine import Engine
 from facm.distributed.gradients import check_parameters
 from facm.distributed.process_group import World
 from facm.distributed.wrap import shard, spread, without_parameters
-from facm.networks.adapters.foreign import adapters_of, unlike
+from facm.networks.adapters.base import adapters_of, unlike
 from facm.runs.config import Run
 from facm.runs.ema import EMA
 from facm.runs.folder import RunFolder
@@ -67,7 +67,7 @@ def _network(run: Run, folder: RunFolder, engine: Engine, world: World) -> torch
 def _initialise(network: torch.nn.Module, run: Run) -> None:
     """Load the weights that the run starts from. Raises ValueError where they would mean another function."""
     assert run.initial is not None
-    may_miss, initial = getattr(network, "no_effect_as_initialised", ()), run.initial.load()
+    may_miss, initial = getattr(network, "zero_init_prefixes", ()), run.initial.load()
     if (theirs := adapters_of(initial)) != (ours := adapters_of(network)):
         raise ValueError(
             f"initial = {run.initial} is seen through {' of '.join(theirs) or 'no adapter'}, network through "

@@ -15,7 +15,7 @@ from facm.derivative import Chain, WholeNetwork
 from facm.distributed.engine import Engine
 from facm.flow.conditions import Labels
 from facm.flow.time_conditioning import check_task
-from facm.networks.adapters.foreign import inner_config
+from facm.networks.adapters.base import inner_config
 from facm.pretrained.trained import FromRun
 from facm.runs.config import Run
 

@@ -14,7 +14,7 @@ import torch
 
 from facm.core.rng import borrowed_generators, derive
 from facm.core.types import Batch
-from facm.data.stream import prefetch
+from facm.data.loader import batches
 from facm.derivative.attention.dispatch import chosen, forget
 from facm.distributed.engine import Engine
 from facm.distributed.out_of_memory import explained
@@ -91,10 +91,10 @@ def train(
             log.rewind(folder.log, state.images)
             log.append(folder.sessions, {"images": state.images, **_session(trainer)})
         forget()
-        batches = stack.enter_context(contextlib.closing(_batches(trainer)))
+        stream = stack.enter_context(contextlib.closing(_batches(trainer)))
         first = True
         while not trainer.finished and not trainer.asked_to_stop(stop):
-            trainer.step(trainer.next_of(batches))
+            trainer.step(trainer.next_of(stream))
             if first:
                 _after_first_step(trainer, folder)
                 first = False
@@ -122,14 +122,10 @@ def train(
 
 
 def _batches(trainer: Trainer) -> Generator[Batch]:
-    """The run's batches from its clock on."""
-    run, stream, ahead = trainer.run, trainer.stream, trainer.engine.prefetch
-    start = trainer.state.images
-    if ahead == "yes" or (ahead == "auto" and trainer.device.type == "cuda"):
-        yield from prefetch(stream, start, run.images)
-        return
-    for images in range(start, run.images, run.batch_size):
-        yield stream.at(images)
+    """The run's batches from its clock on, read ahead by a worker on a GPU, or where the engine says so."""
+    run, engine, cuda = trainer.run, trainer.engine, trainer.device.type == "cuda"
+    ahead = engine.prefetch == "yes" or (engine.prefetch == "auto" and cuda)
+    return batches(trainer.stream, trainer.state.images, run.images, workers=1 if ahead else 0, pin_memory=cuda)
 
 
 def _after_first_step(trainer: Trainer, folder: RunFolder) -> None:

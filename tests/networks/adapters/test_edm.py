@@ -204,11 +204,11 @@ TINY = DDPMpp(size=4, channels=8, multipliers=(1, 2), blocks=1, attention=(4,), 
 
 
 def test_what_the_network_inside_has_the_adapter_has():
-    assert EDM(TINY).build().draws is False
-    assert getattr(EDM(DDPMpp(size=4, channels=8, blocks=1, attention=())).build(), "draws", True)
+    assert EDM(TINY).build().stochastic is False
+    assert getattr(EDM(DDPMpp(size=4, channels=8, blocks=1, attention=())).build(), "stochastic", True)
     plain = EDM(TINY).build()
     assert (plain.auxiliary_time, plain.weight_head) == (False, False)
-    assert plain.no_effect_as_initialised == ("inner.second_time.", "inner.log_weights.")
+    assert plain.zero_init_prefixes == ("inner.second_time.", "inner.log_weights.")
     with pytest.raises(ValueError, match="weight_head = False, expected weight_head = True"):
         plain.log_weight(torch.tensor([0.5]))
     network = EDM(DDPMpp(**{**vars(TINY), "auxiliary_time": True, "weight_head": True})).build()

@@ -255,13 +255,13 @@ def test_its_attributes_are_the_networks():
     both = small(auxiliary_time=True, weight_head=True)
     assert (both.auxiliary_time, both.weight_head) == (True, True)
     assert same_dropout(both) is not both
-    assert both.no_effect_as_initialised == ("inner.second_time.", "inner.log_weights.")
+    assert both.zero_init_prefixes == ("inner.second_time.", "inner.log_weights.")
     added = both.state_dict().keys() - plain.state_dict().keys()
     assert added
-    assert all(name.startswith(both.no_effect_as_initialised) for name in added)
+    assert all(name.startswith(both.zero_init_prefixes) for name in added)
     t = torch.tensor([0.2, 0.7], dtype=torch.float64)
     assert torch.equal(both.log_weight(t), both.inner.log_weight(t))
-    assert SimpleEDM(Waves()).build().no_effect_as_initialised == ()
+    assert SimpleEDM(Waves()).build().zero_init_prefixes == ()
 
 
 def test_without_a_head_there_is_no_weight():

@@ -332,10 +332,10 @@ def test_the_derivative_is_that_of_central_differences(time):
 
 
 def test_what_draws_nothing_says_so():
-    assert refilled().draws is False
-    assert Foreign(LightningDiT(**TINY)).build().draws is False
+    assert refilled().stochastic is False
+    assert Foreign(LightningDiT(**TINY)).build().stochastic is False
     for network in (adapted(ExactNoise()), Foreign(Built(ExactNoise())).build()):
-        assert getattr(network, "draws", True)
+        assert getattr(network, "stochastic", True)
 
 
 # Published sizes

@@ -1,4 +1,4 @@
-"""Reading a pickle of plain containers and numpy arrays without running any code it names."""
+"""Reading a pickle of plain containers and numpy arrays without running any code that it names."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import numpy as np
 def load_plain(content: bytes, name: str) -> Any:
     """The object in a pickle made of builtin containers, numbers, strings, bytes and numpy arrays.
 
-    Strings that Python 2 wrote come back as bytes. Anything else that a pickle can name is refused before it is
-    imported. Raises ValueError naming ``name`` for a refused or broken pickle."""
+    Strings that Python 2 wrote are returned as bytes. Anything else that a pickle can name is refused before it is
+    imported. Raises ValueError naming ``name`` for a refused or broken pickle.
+    """
     try:
         return _Plain(io.BytesIO(content), encoding="bytes").load()
     except Exception as error:  # a broken pickle can fail in nearly any way
@@ -30,13 +31,13 @@ class _Plain(pickle.Unpickler):
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
-    """How Python 3 writes bytes into protocol 2; the real ``codecs.encode`` would look up any codec it is told."""
+    """The function behind bytes that Python 3 wrote in protocol 2; the real ``codecs.encode`` accepts any codec."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"refused encoding {encoding!r}, expected 'latin1'")
     return text.encode("latin1")
 
 
-# numpy moved this function between versions, and importing it from the old place warns
+# numpy has moved this function, and importing it from the old place warns.
 _reconstruct: Any = np.empty(0).__reduce__()[0]
 
 _ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {

@@ -1,12 +1,11 @@
 """Reading pickles of NVIDIA's ``torch_utils.persistence`` (EDM, StyleGAN) as data.
 
-Such a file holds the source of the modules that made its objects, and unpickling it executes that source. Here each
-object becomes a :class:`Record` of its class's name and its attributes; the source is dropped unread. Of everything
-else that a pickle can name, only what such files need has a stand-in, and none of these imports or calls what it stands
-for; the rest is refused by its name alone.
+Such a file contains the source code of the classes of its objects, which ordinary unpickling executes. Here each
+object becomes a :class:`Record` of its class's name and its attributes, and the source is discarded unread. The other
+names that such files need have stand-ins, none of which imports or calls what it stands for; any other name is refused.
 
-A file must not take much more time or memory than its size either. So its reading knows of each thing that a few bytes
-could make large: keys that are hashed again and again, numbers told by a claim, one thing named many times.
+Reading must not take much more time or memory than the file's size either. It therefore limits everything that a few
+bytes could make large: keys that are hashed repeatedly, sizes that a file merely claims, and repeated references.
 """
 
 from __future__ import annotations
@@ -30,20 +29,24 @@ PICKLES = tuple(b"\x80" + bytes([protocol]) for protocol in (2, 3, 4, 5))
 
 MOST_OPCODES = 2_000_000
 MOST_TEXT = 10_000_000
-"""Characters; the longest is the source of a module."""
+"""Characters of a text; the longest is the source code of a module."""
 MOST_BITS = 128
-"""Of a whole number."""
+"""Bits of an integer."""
 MOST_ITEMS = 64
-"""Of a tuple: a size, or the arguments of a call."""
+"""Items of a tuple, which is a size or the arguments of a call."""
 MOST_NAME = 256
-"""Characters of a weight's full name, which has that of each module around it."""
+"""Characters of a weight's full name, which contains the names of the modules around it."""
 MOST_MODULES = 10_000
 MOST_NAMED = 1000
-"""Modules, parameters or buffers right inside one module."""
+"""Modules, parameters or buffers directly inside one module."""
 
 
 class Record:
-    """An object of the file, as data. kind: its class's name. state: its attributes by name."""
+    """An object of the file, as data.
+
+    kind: The name of its class.
+    state: Its attributes by name.
+    """
 
     kind = ""
     state: Mapping[str, Any] = MappingProxyType({})
@@ -55,15 +58,15 @@ class Record:
 
 
 class Refused(pickle.UnpicklingError):
-    """What a file holds that is not read, in words."""
+    """Content of a file that is refused; the message names it."""
 
 
 class TooMuch(pickle.UnpicklingError):
-    """What a file holds that would take more time or memory than such files need, in words."""
+    """Content of a file that would take more time or memory than such files need; the message names it."""
 
 
 def is_persistent(path: Path) -> bool:
-    """Whether the file looks like such a pickle; False also where it cannot be read."""
+    """Whether the file looks like such a pickle; False for a file that cannot be read."""
     try:
         with path.open("rb") as file:
             start = file.read(2**16)
@@ -73,10 +76,10 @@ def is_persistent(path: Path) -> bool:
 
 
 def read_persistent(path: Path, what: str) -> Any:
-    """The object in such a file: builtin containers, numbers, text, tensors on the CPU, and records of the rest.
+    """The object in such a file: builtin containers, numbers, text, tensors on the CPU, and records of other objects.
 
-    what: what was expected, for the message. Raises ValueError naming the file and what is refused in it, or how it is
-    damaged.
+    what: Description of the expected content for the error.
+    Raises ValueError naming the file and the content that is refused, or the damage.
     """
     try:
         with path.open("rb") as file:
@@ -97,8 +100,8 @@ def read_persistent(path: Path, what: str) -> Any:
 def modules_of(record: Record, path: Path) -> dict[str, Record]:
     """A network and all modules in it, by the prefix of their weights' names ("", "enc.", "enc.32x32_conv.", ...).
 
-    Raises ValueError where a module is no module, or is there twice: a file could unfold without end. So it could by
-    long names, or by many modules.
+    Raises ValueError where a module is no record or occurs twice, or where there are too many modules or too long
+    names, since a small file could otherwise unfold without end.
     """
     found = {"": record}
     seen = {id(record)}
@@ -120,10 +123,10 @@ def modules_of(record: Record, path: Path) -> dict[str, Record]:
 
 
 def weights_of(modules: Mapping[str, Record], path: Path) -> dict[str, Tensor]:
-    """The state dict of :func:`modules_of`: parameters and buffers, without those that are not to be saved.
+    """The state dict of :func:`modules_of`: parameters and persistent buffers.
 
-    Raises ValueError where one is no tensor, or shares its numbers with another: a small file could fill a large
-    network.
+    Raises ValueError where one is no tensor or shares its memory with another, since a small file could otherwise fill
+    a large network.
     """
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
@@ -158,7 +161,7 @@ def _named(module: Record, kind: str, prefix: str, path: Path) -> dict[str, Any]
 
 
 def _check_opcodes(file: IO[bytes], refused: Set[str] = frozenset(), only: Set[str] | None = None) -> None:
-    """Go through one pickle in the file without making anything. Raises TooMuch or Refused."""
+    """Scan the opcodes of one pickle without creating any object. Raises TooMuch or Refused."""
     for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
         if count >= MOST_OPCODES:
             raise TooMuch(f"more than {MOST_OPCODES} opcodes")
@@ -172,9 +175,9 @@ def _check_opcodes(file: IO[bytes], refused: Set[str] = frozenset(), only: Set[s
 
 _NOT_HERE = frozenset({"FROZENSET", "NEWOBJ_EX"})
 
-# What torch.save wrote of a storage, since 2016 in its old format: five pickles. Nothing in it is called, and nothing
-# said before is named again (so that no hash takes longer than the text of its key). Its archive of today, a zip, can
-# be compressed; torch.storage never made one inside a pickle.
+# The opcodes of a storage in torch.save's old format of 2016, which is five pickles. None of them calls anything or
+# refers to an earlier object, so that no hash takes longer than the text of its key. The present format, a zip archive,
+# can be compressed, and torch.storage never wrote it inside a pickle.
 _STORAGE = frozenset(
     {
         *("PROTO", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1"),
@@ -183,17 +186,18 @@ _STORAGE = frozenset(
 )
 
 
-_Python: Any = pickle._Unpickler  # whose steps the type stubs do not know
+_Python: Any = pickle._Unpickler  # the type stubs do not know its methods
 
 
 class _Reader(_Python):
-    """Python's own unpickler, whose steps can be replaced; the one in C hashes any key, and makes room in its memo for
-    an index that a file merely says. Tuples of tuples, each there twice, take 2**depth steps to hash: keys are texts
-    and small whole numbers here.
+    """The unpickler written in Python, whose methods can be replaced.
+
+    The one in C hashes any key, and allocates its memo for any index that a file claims. A tuple of two equal tuples,
+    repeated to some depth, takes 2**depth steps to hash; keys here are texts and small non-negative integers.
     """
 
     def __init__(self, file: IO[bytes], size: int) -> None:
-        """size: of the pickle, in bytes."""
+        """``size`` is the size of the pickle in bytes."""
         super().__init__(file)
         self.stack: list[Any] = []
         self._left = size
@@ -206,7 +210,7 @@ class _Reader(_Python):
         return _Call(self._once) if found is _NUMBERS else found
 
     def _once(self, content: Any) -> Tensor:
-        """Each archive is in the file once, or a short call could copy a long one again and again."""
+        """The tensor in an archive; all archives together must fit into the file, or short calls could repeat one."""
         self._left -= len(content)
         if self._left < 0:
             raise TooMuch("tensors larger than the file")
@@ -257,7 +261,7 @@ class _Reader(_Python):
 
     def load_build(self) -> None:
         target = self.stack[-2]
-        if not isinstance(target, Record | _Dtype):  # a tensor's could make it larger than the file
+        if not isinstance(target, Record | _Dtype):  # attributes could make a tensor larger than the file
             raise Refused(f"attributes for a {type(target).__name__}")
         super().load_build()
 
@@ -276,14 +280,14 @@ class _Reader(_Python):
 
 def _keys(items: list[Any]) -> list[Any]:
     for key in items:
-        # Python hashes larger numbers by their remainder, so that a file could choose any number of the same hash.
+        # Python hashes larger integers by a remainder, so that a file could choose many with the same hash.
         if type(key) is not str and not (type(key) is int and 0 <= key < 2**32):
             raise TooMuch(f"a key that is a {type(key).__name__}, not a text or a small whole number")
     return items
 
 
 class _Call:
-    """A function that a file may call."""
+    """A stand-in for a function that a file may call."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
@@ -293,14 +297,14 @@ class _Call:
 
 
 class _Dict:
-    """An empty dict; its items follow."""
+    """A stand-in for dict classes: creates an empty dict, whose items follow in the file."""
 
     def __new__(cls) -> Any:
         return {}
 
 
 def _set(items: Any) -> set[Any]:
-    """The items leave the list, or a short call could copy a long one again and again."""
+    """A set of a list's items; the list is emptied, since short calls could otherwise copy it repeatedly."""
     if type(items) is not list:
         raise Refused(f"a set of a {type(items).__name__}")
     made = set(_keys(items))
@@ -322,19 +326,19 @@ def _persistent(meta: Any) -> Record:
 
 
 def _numbers(content: Any) -> Tensor:
-    """A tensor's numbers, (N,): an archive of ``torch.save`` inside the pickle, of a storage alone."""
+    """The numbers (N,) of a tensor, from an archive of ``torch.save`` with a storage inside the pickle."""
     try:
         archive = io.BytesIO(content)
         for _ in range(5):
             _check_opcodes(archive, only=_STORAGE)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that typed storages will go
+            warnings.simplefilter("ignore")  # typed storages are deprecated
             storage = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             if isinstance(storage, torch.TypedStorage):
-                if storage.nbytes() > len(content):  # it need not hold all that it announces
+                if storage.nbytes() > len(content):  # an archive may claim more than it contains
                     raise Refused("a tensor whose archive is shorter than its storage")
                 return torch.empty(0, dtype=storage.dtype).set_(storage.untyped())
-    except Exception as error:  # as above
+    except Exception as error:  # a broken archive can fail in nearly any way
         raise Refused("a tensor whose archive is damaged or names code") from error
     raise Refused(f"a tensor whose archive is a {type(storage).__name__}")
 
@@ -344,7 +348,7 @@ def _tensor(numbers: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tenso
         raise Refused(f"a tensor over a {type(numbers).__name__}")
     if type(size) is not tuple or type(stride) is not tuple:
         raise Refused("a tensor whose size or stride is no tuple")
-    view = torch.as_strided(numbers, size, stride, offset)  # which checks that it stays inside
+    view = torch.as_strided(numbers, size, stride, offset)  # this checks that the view stays inside
     if math.prod(view.shape) > numbers.numel():
         raise TooMuch(f"a tensor of {math.prod(view.shape)} elements over {numbers.numel()}")
     return view
@@ -360,7 +364,7 @@ NUMBERS = {"f8": "d", "f4": "f", "i8": "q", "i4": "i", "b1": "?"}
 
 
 class _Dtype:
-    """numpy's dtype of a number; code: as in "f8"."""
+    """A stand-in for numpy's dtype of a number, with a code such as "f8"."""
 
     def __init__(self, code: Any, *_: Any) -> None:
         self.code, self.order = code, "="

@@ -1,4 +1,4 @@
-"""Reading weights that other programs wrote, without running anything that they hold."""
+"""Reading weights that other programs wrote, without running any code in them."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ZIP = b"PK\x03\x04"  # how torch.save has begun its files since PyTorch 1.6; older ones cannot be mapped
+ZIP = b"PK\x03\x04"  # the first bytes of torch.save's files since PyTorch 1.6; older files cannot be mapped
 
 
 def read_foreign(path: Path, what: str) -> Any:
-    """The whole content of a checkpoint, on the CPU: of .pt, .pth, .ckpt and .bin (``torch.save``) whatever was
-    saved, of .safetensors a dict of its tensors.
+    """The content of a checkpoint on the CPU: what ``torch.save`` wrote, or a dict of the tensors in a .safetensors.
 
-    Containers, numbers, text, tensors and ``argparse.Namespace`` (in which programs keep their options) are read; a
-    file that names anything else is refused before any of that is imported or called. Where the format allows it the
-    tensors are mapped from the file, and only those that are used are read: the file must stay as it is meanwhile.
+    Containers, numbers, text, tensors and ``argparse.Namespace`` (common for options) are read; a file that names
+    anything else is refused before it is imported or called. Where the format allows it, tensors are mapped from the
+    file and read only when they are used, so that the file must not change meanwhile.
 
-    what: what was expected, for the message ("the weights of a VA-VAE").
-    Raises ValueError naming the file: not there, cut short, not a checkpoint, or holding code.
+    what: Description of the expected content for the error, such as "the weights of a VA-VAE".
+    Raises ValueError naming a file that is missing, truncated, no checkpoint, or holds code.
     """
     try:
         with path.open("rb") as file:
@@ -32,7 +31,7 @@ def read_foreign(path: Path, what: str) -> Any:
         raise ValueError(f"{path}: there is no such file; expected {what}") from None
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}; expected {what}") from error
-    if start[8:] == b"{":  # eight bytes of length, then JSON
+    if start[8:] == b"{":  # a length of eight bytes, followed by JSON
         return _safetensors(path, what)
     return _pickled(path, what, mapped=start.startswith(ZIP))
 
@@ -50,7 +49,7 @@ def _safetensors(path: Path, what: str) -> dict[str, Tensor]:
 def _pickled(path: Path, what: str, mapped: bool) -> Any:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that TorchScript is TorchScript; the error says it, too
+            warnings.simplefilter("ignore")  # about TorchScript, which the error names too
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a broken or foreign file can fail in nearly any way
         code = _code(str(error))
@@ -63,7 +62,7 @@ def _pickled(path: Path, what: str, mapped: bool) -> Any:
 
 
 def _code(message: str) -> str:
-    """What was refused, by PyTorch's message; empty where the file failed for another reason."""
+    """The refused content according to PyTorch's message; empty where reading failed for another reason."""
     if "TorchScript archive" in message:
         return "a TorchScript program"
     named = re.search(r"GLOBAL (\S+) (?:was not an allowed global|whose module)", message)
@@ -71,5 +70,5 @@ def _code(message: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    text = str(error).partition("WeightsUnpickler error: ")[2] or str(error)  # before it: how to read it unsafely
+    text = str(error).partition("WeightsUnpickler error: ")[2] or str(error)  # without advice on unsafe reading
     return f"{type(error).__name__}: {text.strip().partition(chr(10))[0][:200]}"

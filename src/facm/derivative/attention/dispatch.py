@@ -1,7 +1,7 @@
-"""Value and tangent of scaled dot product attention together, and which way the tangent was computed.
+"""Value and tangent of scaled dot product attention, and a record of how the tangent was computed.
 
 The value always comes from PyTorch's own attention. The tangent comes from the fused kernel where that pays, on CUDA
-with many keys, and from the plain formula everywhere else. Every choice is kept: ``chosen()``.
+with many keys, and from the plain formula elsewhere. ``chosen()`` returns all choices so far.
 """
 
 from __future__ import annotations
@@ -14,24 +14,26 @@ import torch.autograd.forward_ad as fwd
 import torch.nn.functional as nnf
 from torch import Tensor
 
+from facm.core.torch_private import constant_under_compile
 from facm.derivative.attention.reference import Tangents, Three, plain_tangent
 from facm.derivative.attention.sdpa import value_and_lse, without_lse
 
 Kernel = Literal["auto", "plain", "kernel"]
-FEWEST_KEYS = 512  # below, the plain formula's scores are small; unmeasured on a GPU
+FEWEST_KEYS = 512
+"""Below so many keys the plain formula's scores are small; not measured on a GPU yet."""
 
 _chosen: dict[str, str] = {}
 _warned: set[str] = set()
-_failed: dict[tuple[object, ...], str] = {}  # what the compiler could not do once, it is not asked again
+_failed: dict[tuple[object, ...], str] = {}  # kernels that failed to compile are not tried again
 
 
 def chosen() -> dict[str, str]:
-    """How the tangent was computed so far, by the shape of the inputs: "kernel" or "plain: why"."""
+    """How the tangent was computed so far, by the inputs' shape and dtype: "kernel", or "plain: " and the reason."""
     return dict(_chosen)
 
 
 def forget() -> None:
-    """Start a new record, and warn again."""
+    """Start a new record, so that warnings are repeated."""
     for record in (_chosen, _warned, _failed):
         record.clear()
 
@@ -49,9 +51,12 @@ def attention_pair(
 ) -> tuple[Tensor, Tensor]:
     """(O, dO), both (..., H, N, Dv), of ``scaled_dot_product_attention``: O with its graph, dO without.
 
-    primals: q (..., H, N, D), k (..., H, M, D), v (..., H, M, Dv). tangents: theirs, None for zero, at least one given.
-    The mask is constant. Under autocast everything is cast as PyTorch's attention casts it. ``kernel`` = "plain" or
-    "kernel" insists: "kernel" raises a ValueError where "auto" takes the plain formula.
+    primals: q (..., H, N, D), k (..., H, M, D) and v (..., H, M, Dv).
+    tangents: Their tangents, None for zero; at least one is given.
+    kernel: "auto" chooses by device and size; "plain" and "kernel" force one of the two.
+    The mask is constant. Under autocast the inputs are cast as PyTorch's attention casts them.
+    Raises ValueError where kernel = "kernel" and the kernel cannot run, NotImplementedError for dropout or a mask with
+    a tangent.
     """
     if dropout_p > 0:
         raise NotImplementedError(
@@ -65,7 +70,7 @@ def attention_pair(
     with torch.no_grad():
         dq, dk, dv = (None if d is None else d.to(z.dtype) for z, d in zip((q, k, v), tangents, strict=True))
 
-    if q.is_meta and kernel == "kernel" and k.shape[-2] >= FEWEST_KEYS:  # nothing is computed, only sizes matter
+    if q.is_meta and kernel == "kernel" and k.shape[-2] >= FEWEST_KEYS:  # only sizes matter there
         value = nnf.scaled_dot_product_attention(q, k, v)
         return value, torch.empty_like(value)
     reason, surprising = _why_plain((q, k, v), attn_mask, is_causal, scale, enable_gqa, kernel)
@@ -89,7 +94,7 @@ def attention_pair(
 
 
 def _autocast(primals: Three) -> Three:
-    """What autocast makes of attention's inputs; the operators that return the log-sum-exp are not known to it."""
+    """The inputs cast as autocast would; it does not know the operators that return the log-sum-exp."""
     device = primals[0].device.type
     if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         return primals
@@ -101,7 +106,7 @@ def _autocast(primals: Three) -> Three:
 def _why_plain(
     primals: Three, mask: Tensor | None, is_causal: bool, scale: float | None, enable_gqa: bool, kernel: Kernel
 ) -> tuple[str | None, bool]:
-    """Why not the kernel (None: the kernel), and whether that is worth a warning."""
+    """The reason for the plain formula (None: use the kernel), and whether it deserves a warning."""
     q, k, v = primals
     if kernel == "plain" or q.is_meta:
         return "asked for", False
@@ -112,7 +117,7 @@ def _why_plain(
     if torch.compiler.is_compiling():
         reason: str | None = "inside torch.compile, which does not see through the kernel"
     else:
-        from facm.derivative.attention.triton_kernel import available, supports  # triton takes its time
+        from facm.derivative.attention.triton_kernel import available, supports  # importing triton is slow
 
         reason = available() or supports(q, k, v, mask=mask, enable_gqa=enable_gqa)
         reason = reason or without_lse(q, k, v, is_causal=is_causal, scale=scale)
@@ -124,7 +129,7 @@ def _why_plain(
 def _by_kernel(
     primals: Three, tangents: Tangents, value: Tensor, lse: Tensor, is_causal: bool, scale: float | None, kernel: Kernel
 ) -> tuple[Tensor | None, str | None]:
-    """The kernel's tangent, or why there is none."""
+    """The kernel's tangent, or the reason why it failed."""
     from facm.derivative.attention.triton_kernel import kernel_tangent
 
     q = primals[0]
@@ -136,7 +141,7 @@ def _by_kernel(
     except (ValueError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        # Compilers, drivers and header files are missing in many ways, and a long run must not end over any of them.
+        # Compilers, drivers and header files can be missing in many ways, which must not end a long run.
         if kernel == "kernel":
             raise
         _failed[build] = f"the kernel failed with {type(error).__name__}: {str(error).strip()[:200]}"
@@ -144,18 +149,15 @@ def _by_kernel(
 
 
 def _situation(q: Tensor, k: Tensor) -> str:
-    if torch.compiler.is_compiling():  # lengths may be symbols, which naming them would make constant
+    if torch.compiler.is_compiling():  # a name would make symbolic lengths constant
         return "compiled"
     dtype = str(q.dtype).removeprefix("torch.")
     return f"head dim {q.shape[-1]}, {dtype}, {q.shape[-2]} queries, {k.shape[-2]} keys"
 
 
+@constant_under_compile  # it runs once, while a graph is traced
 def _note(situation: str, choice: str, warning: str | None) -> None:
     _chosen[situation] = choice
     if warning is not None and warning not in _warned:
         _warned.add(warning)
         warnings.warn(f"attention's tangent goes through the plain formula: {warning}", stacklevel=3)
-
-
-# Runs once, while a graph is traced: torch.compiler.assume_constant_result without its import of the compiler.
-_note._dynamo_marked_constant = True  # type: ignore[attr-defined]

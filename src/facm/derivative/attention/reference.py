@@ -3,7 +3,8 @@
     S = s q k^T + mask, P = softmax(S), O = P v
     dS = s (dq k^T + q dk^T), dP = P * (dS - rowsum(P * dS)), dO = dP v + P dv
 
-The value O is not needed. Scores (..., N, M) are held in full, a few at a time: right for images, too much for video.
+The value O is not needed. A few tensors of all scores (..., N, M) are in memory at once, which suits images but not
+video.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ import torch
 from torch import Tensor
 
 Three = tuple[Tensor, Tensor, Tensor]
-Tangents = tuple[Tensor | None, Tensor | None, Tensor | None]  # None is zero: the tensor does not move
+Tangents = tuple[Tensor | None, Tensor | None, Tensor | None]  # None: the tangent is zero
 HALF = (torch.float16, torch.bfloat16)
 
 
 def check_tangents(primals: Three, tangents: Tangents) -> None:
-    """Raise a ValueError unless at least one tangent is given, each of its primal's shape and dtype."""
+    """Raise ValueError unless at least one tangent is given, each with its primal's shape and dtype."""
     if all(tangent is None for tangent in tangents):
         raise ValueError("attention: dq, dk and dv are all None, expected at least one tangent")
     for name, primal, tangent in zip("qkv", primals, tangents, strict=True):
@@ -29,7 +30,7 @@ def check_tangents(primals: Three, tangents: Tangents) -> None:
 
 
 def default_scale(q: Tensor, scale: float | None) -> float:
-    """1/sqrt(head dim) unless given, as in PyTorch's attention."""
+    """``scale``, or 1 / sqrt(head dimension) as in PyTorch's attention where it is None."""
     return 1 / math.sqrt(q.shape[-1]) if scale is None else scale
 
 
@@ -46,15 +47,19 @@ def plain_tangent(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """dO (..., N, Dv) of ``scaled_dot_product_attention(q, k, v)``, in q's dtype; no graph is meant to be built.
+    """dO (..., N, Dv) of ``scaled_dot_product_attention(q, k, v)`` in q's dtype, to be called without grad.
 
-    q, dq: (..., H, N, D). k, dk: (..., H, M, D). v, dv: (..., H, M, Dv). A tangent of None is zero. ``mask`` broadcasts
-    to (..., H, N, M), bool (True takes part) or added to the scores, and must not move itself; the tangent of a row
-    that takes no key at all is 0, like its value in PyTorch. ``is_causal`` lets query i see the keys up to i, whatever
-    N and M are. ``enable_gqa`` repeats the heads of k and v to those of q.
+    q, dq: (..., H, N, D).
+    k, dk: (..., H, M, D).
+    v, dv: (..., H, M, Dv). A tangent of None is zero.
+    mask: Broadcasts to (..., H, N, M), bool (True takes part) or added to the scores; it must have no tangent. A row
+        in which no key takes part has tangent 0, as its value in PyTorch.
+    is_causal: Query i attends to keys 0 to i, whatever N and M are.
+    enable_gqa: Repeat the heads of k and v to the number of q's.
 
-    The softmax and its tangent are computed in at least float32. Products with v take half precision inputs in half
-    precision, after rowsum(P * dS) has been taken off: the cancellation never sees their rounding.
+    The softmax and its tangent are computed in at least float32. Products with v are in half precision for half
+    precision inputs, after rowsum(P * dS) is subtracted, so that rounding does not spoil that cancellation.
+    Raises ValueError for tangents of another shape or dtype, a mask with is_causal, or heads that do not divide.
     """
     check_tangents((q, k, v), (dq, dk, dv))
     if mask is not None and is_causal:
@@ -83,10 +88,10 @@ def _repeated(z: Tensor, q: Tensor) -> Tensor:
 
 
 def _products(a: Tensor, b: Tensor) -> Tensor:
-    """a b^T, (..., N, D) and (..., M, D) to (..., N, M), in at least float32."""
+    """a b^T (..., N, M) of a (..., N, D) and b (..., M, D), in at least float32."""
     if a.dtype not in HALF:
         return a @ b.mT
-    if a.device.type != "cuda":  # the only device where products of halves can be returned in float32
+    if a.device.type != "cuda":  # only CUDA returns products of halves in float32
         return a.float() @ b.float().mT
     leading = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     a, b = (z.expand(*leading, *z.shape[-2:]).reshape(math.prod(leading), *z.shape[-2:]) for z in (a, b))
@@ -104,7 +109,7 @@ def _moved_scores(q: Tensor, k: Tensor, dq: Tensor | None, dk: Tensor | None) ->
 
 
 def _weights(scores: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
-    """Softmax over the keys that take part; 0 in rows where none does."""
+    """Softmax over the keys that take part, 0 in rows without any."""
     if is_causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if mask is None:

@@ -1,29 +1,35 @@
 """Attention's value together with the log-sum-exp of its scores, from the stock fused kernels.
 
-``scaled_dot_product_attention`` computes the log-sum-exp and keeps it for its own backward. The operators below it give
-it back; they have the same derivative, so the value's graph is the ordinary one.
+``scaled_dot_product_attention`` computes the log-sum-exp for its backward pass and does not return it. The operators
+that it calls do; they have the same derivative, so that the value's graph is the ordinary one.
 """
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
+from facm.core.torch_private import (
+    cpu_flash_attention,
+    cudnn_attention,
+    efficient_attention,
+    flash_attention,
+    fused_attention_choice,
+)
 from facm.derivative.attention.reference import default_scale
 
 FUSED = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION)
 
 
 def _backend(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: float | None) -> SDPBackend | None:
-    """What PyTorch itself would choose here and now, ``sdpa_kernel`` included; None: nothing fused."""
-    chosen = torch._fused_sdp_choice(q, k, v, None, 0.0, is_causal, scale=scale)
+    """The fused backend that PyTorch would choose inside the present ``sdpa_kernel``; None where it would not fuse."""
+    chosen = fused_attention_choice(q, k, v, is_causal, scale)
     return next((backend for backend in FUSED if backend.value == chosen), None)
 
 
 def without_lse(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool = False, scale: float | None = None) -> str | None:
-    """Why there is no fused value with a log-sum-exp for these inputs, or None if there is one."""
+    """The reason why no fused kernel returns a log-sum-exp for these inputs, or None if one does."""
     if q.device.type not in {"cuda", "cpu"} or q.dim() != 4 or _backend(q, k, v, is_causal, scale) is None:
         inputs = f"q {tuple(q.shape)} {q.dtype} on {q.device.type}, k {tuple(k.shape)}, v {tuple(v.shape)}"
         return f"PyTorch has no fused attention for {inputs}, or it is switched off here"
@@ -35,24 +41,24 @@ def value_and_lse(
 ) -> tuple[Tensor, Tensor]:
     """O (B, H, N, D) with its graph and lse (B, H, N) without, float32 (float64 for float64).
 
-    q: (B, H, N, D). k, v: (B, H, M, D). lse is the natural log of the sum over keys of exp(scale q k^T). O is what
-    ``scaled_dot_product_attention`` returns, by the kernel that it would choose.
+    q is (B, H, N, D), k and v are (B, H, M, D). lse is the natural log of the sum over keys of exp(scale q k^T). O is
+    what ``scaled_dot_product_attention`` returns, from the kernel that it would choose.
+    Raises ValueError where no fused kernel takes these inputs.
     """
     if (reason := without_lse(q, k, v, is_causal=is_causal, scale=scale)) is not None:
         raise ValueError(f"value_and_lse: {reason}")
     backend = _backend(q, k, v, is_causal, scale)
-    scale = default_scale(q, scale)  # of the true head dimension, before it is padded
-    aten = torch.ops.aten
+    scale = default_scale(q, scale)  # for the head dimension before it is padded
     if q.device.type == "cpu":
-        out, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, is_causal, scale=scale)
+        out, lse = cpu_flash_attention(q, k, v, is_causal, scale)
     elif backend == SDPBackend.FLASH_ATTENTION:
-        # This operator wants multiples of 8, as scaled_dot_product_attention knows and does as well.
-        padded = (nnf.pad(z, (0, -z.shape[-1] % 8)) if z.shape[-1] % 8 else z for z in (q, k, v))
-        out, lse, *_ = aten._scaled_dot_product_flash_attention(*padded, 0.0, is_causal, False, scale=scale)
+        # This operator needs a multiple of 8; scaled_dot_product_attention pads in the same way.
+        padded = [nnf.pad(z, (0, -z.shape[-1] % 8)) if z.shape[-1] % 8 else z for z in (q, k, v)]
+        out, lse = flash_attention(padded[0], padded[1], padded[2], is_causal, scale)
         out = out[..., : v.shape[-1]]
     elif backend == SDPBackend.EFFICIENT_ATTENTION:
-        out, lse, *_ = aten._scaled_dot_product_efficient_attention(q, k, v, None, True, 0.0, is_causal, scale=scale)
-        lse = lse[..., : q.shape[-2]]  # stored up to a multiple of 32 queries
+        out, lse = efficient_attention(q, k, v, is_causal, scale)
+        lse = lse[..., : q.shape[-2]]  # padded to a multiple of 32 queries
     else:
-        out, lse, *_ = aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.0, is_causal, False, scale=scale)
+        out, lse = cudnn_attention(q, k, v, is_causal, scale)
     return out, lse.detach().reshape(q.shape[:-1])  # cuDNN: (B, H, N, 1)

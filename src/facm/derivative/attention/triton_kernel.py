@@ -1,11 +1,12 @@
 """The forward-mode tangent of scaled dot product attention in one pass over the keys, as a Triton kernel.
 
-Given the value O and its log-sum-exp from any stock kernel, the softmax is known: no running maximum, no rescaling.
+The value O and its log-sum-exp from any stock kernel determine the softmax, without running maximum and rescaling.
 
     S = s q k^T, P = exp(S - lse), H = P * s (dq k^T + q dk^T), dO = H v + P dv - rowsum(H) O
 
-Five matrix products against the value's two, and three without dk and dv. It has no backward: the tangent is only ever
-used under stop-gradient. Tested in Triton's interpreter and compiled for sm_80 and sm_90; it has not run on a GPU yet.
+It takes five matrix products where the value takes two, and three without dk and dv. It has no backward pass, since
+the tangent is only used under stop-gradient. It is tested in Triton's interpreter and compiled for sm_80 and sm_90, and
+has not run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ try:
 except ImportError:
     triton = None
 
-INTERPRETED = triton is not None and bool(triton.knobs.runtime.interpret)  # settled when a kernel is defined
+INTERPRETED = triton is not None and bool(triton.knobs.runtime.interpret)  # fixed when a kernel is defined
 
 LOG2E = math.log2(math.e)  # exp(x) = exp2(x log2 e)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -34,12 +35,12 @@ def _jit(function):
     return function if triton is None else triton.jit(function)
 
 
-# The head dimension D is covered by two chunks of columns, D1 and D2 (0: none): 72 as 64 + 16, not as a padded 128.
+# Two chunks of D1 and D2 columns (0: none) cover the head dimension D: 72 as 64 + 16 rather than padded to 128.
 
 
 @_jit
 def _load_chunk(pointer, stride, count, D, column, WIDTH, ROWS):
-    """Rows (ROWS, WIDTH) from ``column`` on, zero beyond ``count`` rows and D columns."""
+    """Rows (ROWS, WIDTH) starting at ``column``, zero beyond ``count`` rows and D columns."""
     rows, columns = tl.arange(0, ROWS)[:, None], column + tl.arange(0, WIDTH)[None, :]
     return tl.load(pointer + rows * stride + columns, mask=(rows < count) & (columns < D), other=0.0)
 
@@ -88,14 +89,14 @@ def _tangent(  # type: ignore[no-untyped-def]  # noqa: PLR0915
     HAS_DV: tl.constexpr, CAUSAL: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr, LOG2E: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    # One dimension of programs: the second of a grid ends at 65535. Neighbours share a head, so its keys, in the cache.
+    # A grid of one dimension, since the second is limited to 65535. Neighbours share a head and thus its keys in cache.
     blocks = tl.cdiv(n_queries, BM)
     block, pair = tl.program_id(0) % blocks, tl.program_id(0) // blocks
     batch, head, start = (pair // heads).to(tl.int64), (pair % heads).to(tl.int64), block.to(tl.int64) * BM
-    queries = n_queries - block * BM  # that are left
+    queries = n_queries - block * BM  # number of remaining queries
 
-    # Strides count UNIT elements, so that the compiler knows how rows are aligned: 72 is no multiple of 16, and loads
-    # of single halves would follow. Offsets of tiles are 64 bit, those within a tile 32 bit.
+    # Strides count UNIT elements, so that the compiler knows the alignment of rows: 72 is no multiple of 16, and it
+    # would otherwise load single halves. Offsets of tiles have 64 bits, those within a tile 32 bits.
     Q += (batch * q_batch + head * q_head + start * q_row) * UNIT
     VALUE += (batch * o_batch + head * o_head + start * o_row) * UNIT
     OUT += (batch * out_batch + head * out_head + start * out_row) * UNIT
@@ -122,7 +123,7 @@ def _tangent(  # type: ignore[no-untyped-def]  # noqa: PLR0915
     if CAUSAL:
         end = tl.minimum(n_keys, (block + 1) * BM)
     for first in tl.range(0, end, BN):
-        keys = n_keys - first  # that are left
+        keys = n_keys - first  # number of remaining keys
         columns = tl.arange(0, BN)
         k1, k2 = _load(K, k_row * UNIT, keys, D, D1, D2, BN)
         scores = _add_products(tl.zeros([BM, BN], tl.float32), q1, q2, k1, k2, D2, PRECISION)
@@ -141,7 +142,7 @@ def _tangent(  # type: ignore[no-untyped-def]  # noqa: PLR0915
                 DK += BN * dk_row * UNIT
             v1, v2 = _load(V, v_row * UNIT, keys, D, D1, D2, BN)
             moved = (weights * (moved * scale)).to(v1.dtype)
-            mean += tl.sum(moved.to(tl.float32), 1)  # of the rounded weights: what they share cancels in the end
+            mean += tl.sum(moved.to(tl.float32), 1)  # of the rounded weights, so that their mean cancels
             total1, total2 = _add_mixture(total1, total2, moved, v1, v2, D2, PRECISION)
         if HAS_DV:
             dv1, dv2 = _load(DV, dv_row * UNIT, keys, D, D1, D2, BN)
@@ -157,7 +158,7 @@ def _tangent(  # type: ignore[no-untyped-def]  # noqa: PLR0915
 
 
 def available() -> str | None:
-    """Why the kernel cannot run on this machine at all, or None if it can."""
+    """The reason why the kernel cannot run on this machine, or None if it can."""
     if triton is None:
         return "triton is not installed"
     if not torch.cuda.is_available() and not INTERPRETED:
@@ -166,7 +167,7 @@ def available() -> str | None:
 
 
 def supports(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, enable_gqa: bool = False) -> str | None:
-    """Why the kernel does not take these inputs, or None if it does."""
+    """The reason why the kernel does not take these inputs, or None if it does."""
     if mask is not None:
         return "masks go through the plain formula"
     if enable_gqa:
@@ -194,7 +195,7 @@ def _wrong_numbers(q: Tensor, k: Tensor, v: Tensor) -> str | None:
         return f"q, k, v have dtypes {given}, expected one of {known} for all"
     if q.device.type != "cuda" and not INTERPRETED:
         return f"q is on {q.device.type}, expected cuda"
-    if q.dtype == torch.bfloat16 and INTERPRETED:  # which would multiply the bits as integers
+    if q.dtype == torch.bfloat16 and INTERPRETED:  # it would multiply the bits as integers
         return "q has dtype bfloat16, expected float16 or float32 in Triton's interpreter"
     return None
 
@@ -214,10 +215,13 @@ def kernel_tangent(
 ) -> Tensor:
     """dO (B, H, N, D) of ``scaled_dot_product_attention(q, k, v)``, in q's dtype and laid out like ``out``.
 
-    q, dq: (B, H, N, D). k, v, dk, dv: (B, H, M, D). A tangent of None is zero. out (B, H, N, D) and lse (B, H, N): the
-    value and the natural log of the sum of exp(scale q k^T), see ``value_and_lse``. Any strides; copied only where
-    neighbours along D are not neighbours in memory. Half precision is multiplied in half precision and summed in
-    float32, float32 never goes through TF32.
+    q, dq: (B, H, N, D).
+    k, v, dk, dv: (B, H, M, D). A tangent of None is zero.
+    out, lse: The value (B, H, N, D) and its log-sum-exp (B, H, N), from ``value_and_lse``.
+
+    Any strides are allowed; a tensor is copied only where neighbours along D are not adjacent in memory. Half precision
+    is multiplied in half precision and summed in float32; float32 never uses TF32.
+    Raises ValueError where the kernel cannot run on this machine or for these inputs.
     """
     if (reason := available() or supports(q, k, v)) is not None:
         raise ValueError(f"attention kernel: {reason}")
@@ -234,7 +238,7 @@ def kernel_tangent(
         return result
     inputs = [None if z is None else _rows_together(z) for z in (q, k, v, dq, dk, dv, out)]
     steps = [(0, 0, 0) if z is None else z.stride()[:3] for z in (*inputs, result)]
-    unit = math.gcd(8, *(step for three in steps for step in three))  # the largest of 8, 4, 2, 1 to divide them all
+    unit = math.gcd(8, *(step for three in steps for step in three))  # the largest of 8, 4, 2, 1 that divides all
     first, second = _chunks(head)
     tile = _tile(head, q.element_size())
     with torch.cuda.device_of(q):
@@ -256,16 +260,17 @@ def _rows_together(z: Tensor) -> Tensor:
 
 
 def _chunks(head: int) -> tuple[int, int]:
-    """Widths of the two chunks of columns, powers of 2 and at least 16 as products need; the second may be 0."""
+    """Widths of the two chunks of columns: powers of 2, at least 16 for matrix products; the second may be 0."""
     first = max(16, 1 << (head.bit_length() - 1))
     return first, 0 if head <= first else max(16, 1 << (head - first - 1).bit_length())
 
 
 def _tile(head: int, bytes_each: int) -> dict[str, int]:
-    """Queries (BM) and keys (BN) per tile and how they are scheduled; the speed on a GPU is unmeasured.
+    """Queries (BM) and keys (BN) per tile, and their schedule; the speed on a GPU is not measured yet.
 
-    Chosen from what the compiler reports for sm_80 and sm_90: registers spill little up to 192 columns (128 in float32)
-    and shared memory stays within 99 KiB on sm_80, all that the small Ampere and Ada cards have, and 144 KiB on sm_90.
+    The sizes follow the compiler's reports for sm_80 and sm_90: registers spill little up to 192 columns (128 in
+    float32), and shared memory stays within 99 KiB on sm_80, the limit of small Ampere and Ada cards, and within
+    144 KiB on sm_90.
     """
     if bytes_each == 2:
         table = {96: (128, 64, 8, 2), 128: (128, 32, 8, 2), 192: (64, 16, 4, 2), LARGEST_HEAD: (32, 32, 4, 2)}

@@ -1,4 +1,4 @@
-"""Autoencoders: images to latents and back. A component is a frozen configuration with ``build()``."""
+"""Autoencoders between images and latents, each a frozen configuration with ``build()``."""
 
 from facm.latents.autoencoders.find import autoencoder_at
 from facm.latents.autoencoders.stable_diffusion import StableDiffusionVAE

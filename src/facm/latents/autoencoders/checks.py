@@ -1,4 +1,4 @@
-"""What an autoencoder says about images and latents that it cannot take."""
+"""Checks of the images, latents and noise that an autoencoder is called with."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def check_latents(z: Tensor, channels: int) -> None:
 
 
 def check_noise(noise: Tensor, mean: Tensor) -> None:
-    """Raise ValueError unless the noise has the latents' shape: a smaller one would be shared between samples."""
+    """Raise ValueError unless the noise has the latents' shape, since broadcasting would share it between samples."""
     if noise.shape != mean.shape:
         raise ValueError(
             f"noise {_said(noise)}, expected {tuple(mean.shape)}, one normal for each entry of the latents"

@@ -1,4 +1,4 @@
-"""Which autoencoder lies at a path."""
+"""The configuration of the autoencoder at a path."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from facm.latents.autoencoders.vavae import VAVAE, autoencoder_alone, fields_of
 
 
 def autoencoder_at(paths: Sequence[str]) -> AutoencoderConfig:
-    """A diffusers folder, a file with a VA-VAE of any size, or TAEF2's encoder and decoder, in that order.
+    """The autoencoder in a diffusers folder, in a file with a VA-VAE of any size, or in TAEF2's encoder and decoder.
 
+    paths: One path, or two for TAEF2, the encoder first.
     Raises ValueError for anything else.
     """
     if len(paths) == 2:

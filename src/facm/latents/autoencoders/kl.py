@@ -1,5 +1,5 @@
-"""The convolutional autoencoder with a Gaussian posterior that latent diffusion uses (Rombach et al. 2022, after
-VQGAN's, Esser et al. 2021), parameters named as in those programs' checkpoints."""
+"""The convolutional autoencoder with a Gaussian posterior of latent diffusion (Rombach et al. 2022, after VQGAN, Esser
+et al. 2021), with the parameter names of their checkpoints."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from facm.latents.autoencoders.checks import check_images, check_latents, check_
 class KLAutoencoder(nn.Module):
     """Images (B, 3, H, W) in [-1, 1] to latents (B, z_channels, H / factor, W / factor) and back.
 
-    ch: channels at full size; ch_mult: multiples of them at each level, the next of half the size: factor is
-    2^(levels - 1). num_res_blocks: of a level in the encoder; the decoder has one more. attention: the factors of the
-    levels with attention after each block; the middle always has it.
+    ch: Number of channels at full size.
+    ch_mult: Width of each level relative to ``ch``; each level has half the size of the one before, so that the
+        factor is 2^(levels - 1).
+    z_channels: Number of channels of the latents.
+    num_res_blocks: Residual blocks of each level of the encoder; the decoder has one more.
+    attention: Factors of the levels with attention after each block; the middle always has attention.
     """
 
     identity: str
@@ -54,6 +57,8 @@ class KLAutoencoder(nn.Module):
 
 
 class Encoder(nn.Module):
+    """Images (B, 3, H, W) -> moments (B, out, H / factor, W / factor)."""
+
     def __init__(self, ch: int, widths: list[int], attends: list[bool], blocks: int, out: int) -> None:
         super().__init__()
         last = len(widths) - 1
@@ -74,6 +79,8 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
+    """Latents (B, z_channels, h, w) -> images (B, 3, h * factor, w * factor)."""
+
     def __init__(self, z_channels: int, widths: list[int], attends: list[bool], blocks: int) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(z_channels, widths[-1], 3, padding=1)
@@ -93,7 +100,7 @@ class Decoder(nn.Module):
 
 
 class Level(nn.Module):
-    """Blocks at one size, each with attention or none, and then one change of size under the name given."""
+    """Blocks at one size, all with attention or none, followed by a change of size under the keyword's name."""
 
     def __init__(self, width_in: int, width: int, blocks: int, attends: bool, **resample: nn.Module | None) -> None:
         super().__init__()
@@ -114,6 +121,8 @@ class Level(nn.Module):
 
 
 class Middle(nn.Module):
+    """Two blocks with attention in between, at the lowest size."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.block_1 = ResBlock(width, width)
@@ -125,6 +134,8 @@ class Middle(nn.Module):
 
 
 class ResBlock(nn.Module):
+    """A residual block of two convolutions: (B, width_in, H, W) -> (B, width, H, W)."""
+
     def __init__(self, width_in: int, width: int) -> None:
         super().__init__()
         self.norm1 = norm(width_in)
@@ -140,7 +151,7 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """One head over all pixels."""
+    """Self-attention with one head over all pixels."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -158,7 +169,7 @@ class Attention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the size; padded on the right and at the bottom only, which the weights are trained for."""
+    """Half the size, with padding on the right and at the bottom only, as the weights were trained."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -169,6 +180,8 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
+    """Twice the size by repeating pixels, followed by a convolution."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, padding=1)

@@ -1,4 +1,4 @@
-"""Weights of a published autoencoder into its module: all of them, none besides, frozen."""
+"""Strict loading of a published autoencoder's weights into a frozen module."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Built = TypeVar("Built", bound=nn.Module)
 
 
 def tensors_of(content: Any, path: Path, what: str) -> dict[str, Tensor]:
-    """The state dict in a checkpoint's content: the content itself, or what is under ``state_dict`` (Lightning).
+    """The state dict in a checkpoint: the content itself, or its entry ``state_dict`` (Lightning).
 
-    Raises ValueError naming the file and what it holds instead.
+    Raises ValueError naming the file and its content.
     """
     state = content.get("state_dict", content) if isinstance(content, Mapping) else content
     if isinstance(state, Mapping) and state and all(isinstance(value, Tensor) for value in state.values()):
@@ -25,13 +25,13 @@ def tensors_of(content: Any, path: Path, what: str) -> dict[str, Tensor]:
 
 
 def on_meta(build: Callable[[], Built]) -> Built:
-    """A module without memory, whose weights :func:`fill` brings: nothing is initialised in vain."""
+    """A module without memory, which :func:`fill` gives its weights; initialising them first would be wasted."""
     with torch.device("meta"):
         return build()
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Copy ``state`` into a module on the meta device, on the CPU in the module's precision.
+    """Move a module from the meta device to the CPU and load ``state`` into it, in the module's precision.
 
     Raises ValueError listing weights that are missing, unexpected or of another shape.
     """
@@ -46,7 +46,7 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
 
 
 def misfits(source: str, missing: list[str], unexpected: list[str], misshapen: list[str]) -> None:
-    """Raise ValueError if there are any: how many, and the first few of each."""
+    """Raise ValueError with the numbers and the first names of weights that do not fit, if there are any."""
     named = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
     wrong = [f"{len(names)} {kind}: {_some(names)}" for kind, names in named if names]
     if wrong:
@@ -54,6 +54,7 @@ def misfits(source: str, missing: list[str], unexpected: list[str], misshapen: l
 
 
 def frozen(module: nn.Module) -> None:
+    """Put a module into eval mode, without gradients."""
     module.requires_grad_(False).eval()
 
 

@@ -1,4 +1,4 @@
-"""Stable Diffusion's autoencoder, and others of diffusers' AutoencoderKL, from a local folder."""
+"""Stable Diffusion's autoencoder, or another AutoencoderKL of diffusers, from a local folder."""
 
 from __future__ import annotations
 
@@ -19,18 +19,22 @@ WHAT = "a folder with config.json and diffusion_pytorch_model.safetensors of an 
 
 @dataclass(frozen=True)
 class StableDiffusionVAE:
-    """An AutoencoderKL of diffusers; nothing is downloaded.
+    """An AutoencoderKL of diffusers from a local folder; nothing is downloaded.
 
-    path: the folder, or with ``subfolder`` (usually "vae") the one of a whole pipeline. Stable Diffusion's has factor
-    8 and 4 channels, and its latents are meant to be multiplied by 0.18215: the module's ``scaling_factor``, for
-    :func:`facm.latents.statistics.scaled`.
+    Stable Diffusion's has factor 8 and 4 channels. Its latents are meant to be multiplied by 0.18215, the module's
+    ``scaling_factor``, for :func:`facm.latents.statistics.scaled`.
     """
 
     path: str
+    """Folder of the autoencoder, or of a pipeline that contains it."""
     subfolder: str = ""
+    """Sub-folder of the autoencoder in a pipeline, usually vae; empty where path is the autoencoder's folder."""
 
     def build(self) -> DiffusersKL:
-        """Raises ValueError naming the folder, and what is missing, too much or misshapen in it."""
+        """The module with its weights.
+
+        Raises ValueError naming the folder and the weights that are missing, unexpected or misshapen.
+        """
         try:
             from diffusers import AutoencoderKL
         except ImportError as error:
@@ -56,7 +60,7 @@ class StableDiffusionVAE:
 class DiffusersKL(nn.Module):
     """diffusers' AutoencoderKL as an :class:`facm.latents.autoencoders.types.Autoencoder`; latents are not scaled here.
 
-    scaling_factor, shift_factor: of its configuration: diffusers' networks see (z - shift_factor) * scaling_factor.
+    diffusers' networks are trained on (z - shift_factor) * scaling_factor; both factors are attributes here.
     """
 
     def __init__(self, vae: Any) -> None:

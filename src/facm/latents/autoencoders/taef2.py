@@ -1,4 +1,4 @@
-"""TAEF2: a tiny autoencoder, fast enough for CPUs (madebyollin/taesd, MIT), for the latents of FLUX.2's."""
+"""TAEF2: a tiny autoencoder for the latents of FLUX.2, fast enough for CPUs (madebyollin/taesd, MIT)."""
 
 from __future__ import annotations
 
@@ -15,23 +15,28 @@ from facm.latents.autoencoders.loading import fill, frozen, on_meta, tensors_of
 
 CHANNELS = 32
 WIDTH = 64
-LIMIT = 3.0  # latents are squashed softly to (-LIMIT, LIMIT) before they are decoded
+LIMIT = 3.0  # the decoder first maps latents smoothly into (-LIMIT, LIMIT)
 STAGES = (1, 3, 3, 3)  # blocks at full size, 1/2, 1/4, 1/8
 
 
 @dataclass(frozen=True)
 class TAEF2:
-    """The weights taef2_encoder.pth and taef2_decoder.pth (float16 there, float32 here): factor 8, 32 channels.
+    """TAEF2 from its two files, float16 on disk and float32 here: factor 8, 32 channels.
 
-    Reconstructs well at 128 pixels and above (about 33 dB), poorly at 32 and 64. There is no posterior: ``encode``
-    takes noise and ignores it.
+    It reconstructs well at 128 pixels and above (about 33 dB), and poorly at 32 and 64. There is no posterior, so that
+    ``encode`` ignores noise.
     """
 
     encoder: str
+    """Path of taef2_encoder.pth."""
     decoder: str
+    """Path of taef2_decoder.pth."""
 
     def build(self) -> TinyAutoencoder:
-        """Raises ValueError naming the file, and what is missing, too much or misshapen in it."""
+        """The module with its weights.
+
+        Raises ValueError naming the file and the weights that are missing, unexpected or misshapen.
+        """
         network = on_meta(TinyAutoencoder)
         for part, file in ((network.encoder, self.encoder), (network.decoder, self.decoder)):
             path = Path(file).expanduser()
@@ -43,7 +48,7 @@ class TAEF2:
 
 
 class TinyAutoencoder(nn.Module):
-    """Images (B, 3, H, W) in [-1, 1] to latents (B, 32, H / 8, W / 8) and back; parameters named as in the files."""
+    """Images (B, 3, H, W) in [-1, 1] to latents (B, 32, H / 8, W / 8) and back, with the files' parameter names."""
 
     identity: str
 
@@ -66,6 +71,7 @@ class TinyAutoencoder(nn.Module):
 
 
 def encoder_layers() -> list[nn.Module]:
+    """The layers of the encoder, from the image to the latent."""
     layers: list[nn.Module] = []
     for i, blocks in enumerate(STAGES):
         layers.append(conv(WIDTH, stride=2, bias=False) if i else nn.Conv2d(3, WIDTH, 3, padding=1))
@@ -74,6 +80,7 @@ def encoder_layers() -> list[nn.Module]:
 
 
 def decoder_layers() -> list[nn.Module]:
+    """The layers of the decoder, from the latent to the image."""
     layers: list[nn.Module] = [SoftClamp(), nn.Conv2d(CHANNELS, WIDTH, 3, padding=1), nn.ReLU()]
     for i, blocks in enumerate(reversed(STAGES)):
         if i:
@@ -83,12 +90,14 @@ def decoder_layers() -> list[nn.Module]:
 
 
 class SoftClamp(nn.Module):
+    """Map latents smoothly into (-LIMIT, LIMIT)."""
+
     def forward(self, z: Tensor) -> Tensor:
         return torch.tanh(z / LIMIT) * LIMIT
 
 
 class Block(nn.Module):
-    """Residual; the blocks at the lowest size first add a normalised branch."""
+    """A residual block; at the lowest size a normalised branch is added first."""
 
     def __init__(self, normalised: bool) -> None:
         super().__init__()

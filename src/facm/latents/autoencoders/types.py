@@ -1,4 +1,4 @@
-"""What an autoencoder must offer."""
+"""The protocols of an autoencoder and of its configuration."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from torch import Tensor
 class Autoencoder(Protocol):
     """A frozen ``nn.Module`` in eval mode, float32, on the device of its parameters.
 
-    channels: of a latent. factor: pixels of the image per pixel of the latent, along a side. identity: name and hash
-    of its weights (:func:`facm.core.hashing.identity_of`), recorded with every data set that it encoded.
-    Latents are the autoencoder's own: :class:`facm.latents.statistics.Statistics` standardises them for a network.
+    Its latents are not scaled; :class:`facm.latents.statistics.Statistics` standardises them for a network.
+
+    channels: Number of channels of a latent.
+    factor: Height and width of an image relative to its latent.
+    identity: Name and hash of the weights (:func:`facm.core.hashing.identity_of`), recorded with every data set that
+        the autoencoder encoded.
     """
 
     channels: int
@@ -23,7 +26,8 @@ class Autoencoder(Protocol):
     def encode(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """x (B, 3, H, W) in [-1, 1], H and W multiples of ``factor`` -> latents (B, channels, H / factor, W / factor).
 
-        noise: standard normals of the latents' shape: a sample of the posterior, where it has one; None: its mean.
+        noise: Standard normal numbers of the latents' shape for a sample of the posterior; None for its mean. An
+            autoencoder without a posterior ignores it.
         """
         ...
 
@@ -31,13 +35,18 @@ class Autoencoder(Protocol):
         """Latents (B, channels, h, w) -> images (B, 3, h * factor, w * factor), about [-1, 1] and not clamped."""
         ...
 
-    def to(self, device: torch.device) -> Autoencoder: ...
+    def to(self, device: torch.device) -> Autoencoder:
+        """The autoencoder, moved to ``device``."""
+        ...
 
 
 @runtime_checkable
 class AutoencoderConfig(Protocol):
-    """An autoencoder's configuration: frozen; where its weights are, and what shape they have."""
+    """An autoencoder's configuration: frozen, with the paths and the shape of its weights."""
 
     def build(self) -> Autoencoder:
-        """Raises ValueError naming the file that is missing, or the keys that are missing or too many."""
+        """The autoencoder with its weights.
+
+        Raises ValueError naming the file that is missing, or the weights that are missing or unexpected.
+        """
         ...

@@ -15,25 +15,30 @@ from facm.latents.autoencoders.loading import fill, frozen, on_meta, tensors_of
 
 GROUPS = 32  # of every GroupNorm
 TRAINING = ("loss.", "foundation_model.", "linear_proj.", "colorize")
-"""What a checkpoint of the VA-VAE's training holds besides the autoencoder: the losses with LPIPS, the discriminator
-and the loss's log-variance; the vision foundation model and the projection to its features; a random projection."""
+"""Prefixes of what a training checkpoint of the VA-VAE holds besides the autoencoder: the losses with LPIPS, the
+discriminator and the log-variance; the vision foundation model and the projection to its features; a random one."""
 
 
 @dataclass(frozen=True)
 class VAVAE:
-    """The weights of vavae-imagenet256-f16d32-dinov2.pt, or another KL autoencoder of the same kind.
+    """VA-VAE (vavae-imagenet256-f16d32-dinov2.pt), or another KL autoencoder of the same architecture.
 
-    weights: a file: a state dict, a Lightning checkpoint with ``state_dict``, or safetensors.
-    ch, ch_mult, z_channels, num_res_blocks, attention: see :class:`facm.latents.autoencoders.kl.KLAutoencoder`; the
-    defaults are VA-VAE's: factor 16, 32 channels, 69.8 million parameters.
+    The defaults are VA-VAE's: factor 16, 32 channels, 69.8 million parameters.
+    Raises ValueError for impossible widths or factors.
     """
 
     weights: str
+    """File with a state dict, a Lightning checkpoint that contains one, or safetensors."""
     ch: int = 128
+    """Number of channels at full size, a multiple of 32."""
     ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
+    """Width of each level relative to ch; each level has half the size of the one before."""
     z_channels: int = 32
+    """Number of channels of the latents."""
     num_res_blocks: int = 2
+    """Residual blocks of each level of the encoder; the decoder has one more."""
     attention: tuple[int, ...] = (16,)
+    """Factors (1, 2, 4, ...) of the levels with attention after each block; the middle always has attention."""
 
     def __post_init__(self) -> None:
         for name in ("ch", "z_channels", "num_res_blocks"):
@@ -48,7 +53,10 @@ class VAVAE:
             raise ValueError(f"VAVAE: attention = {self.attention}, expected factors of the levels, of {factors}")
 
     def build(self) -> KLAutoencoder:
-        """Raises ValueError naming the file, and what is missing, too much or misshapen in it."""
+        """The module with its weights.
+
+        Raises ValueError naming the file and the weights that are missing, unexpected or misshapen.
+        """
         path = Path(self.weights).expanduser()
         what = "the weights of a VA-VAE"
         state = autoencoder_alone(tensors_of(read_foreign(path, what), path, what))
@@ -69,12 +77,12 @@ class VAVAE:
 
 
 def autoencoder_alone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without what only the training needs, by name; anything else stays, and is an error if it is too much."""
+    """The state dict without weights that only training needs; other unexpected weights stay and are an error later."""
     return {name: value for name, value in state.items() if not name.startswith(TRAINING)}
 
 
 def fields_of(state: Mapping[str, Tensor]) -> dict[str, int | tuple[int, ...]]:
-    """The fields of :class:`VAVAE` that weights of these shapes belong to; empty where they are of another kind."""
+    """The fields of :class:`VAVAE` for weights of these shapes; empty for weights of another architecture."""
     try:
         ch = len(state["encoder.conv_in.weight"])
         z_channels = len(state["post_quant_conv.weight"])

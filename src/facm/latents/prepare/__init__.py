@@ -1,4 +1,4 @@
-"""Images to latents on disk."""
+"""Preparing latents: images to latents on disk."""
 
 from facm.latents.prepare.pipeline import Summary, prepare
 from facm.latents.prepare.verify import Report, verify

@@ -1,4 +1,4 @@
-"""Images, decoded ahead of the encoder, to latents whose noise depends on nothing but the seed and the image."""
+"""Encoding of images that are decoded ahead, with noise that depends only on the seed and the image."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ from facm.latents.autoencoders.types import Autoencoder
 def decoded(
     pictures: Pictures, indices: Sequence[int], size: int, threads: int, ahead: int
 ) -> Generator[np.ndarray, None, None]:
-    """The centre crops (3, size, size) uint8 of images ``indices``, in order; ``threads`` threads are at work on the
-    next ``ahead``. An unreadable image raises ValueError where it is due. The threads end with the iterator."""
+    """The centre crops (3, size, size) uint8 of images ``indices``, in order.
+
+    ``threads`` threads decode up to ``ahead`` images in advance, and end with the iterator. An unreadable image raises
+    ValueError when it is due.
+    """
 
     def crop(index: int) -> np.ndarray:
         return centre_crop(pictures.image(index), size).transpose(2, 0, 1)
@@ -42,9 +45,14 @@ def decoded(
 def encode(
     autoencoder: Autoencoder, pixels: Tensor, indices: Sequence[int], flip: bool, seed: int | None, pictures: Pictures
 ) -> Tensor:
-    """pixels (B, 3, H, W) uint8 of images ``indices``, mirrored first where ``flip`` -> latents (B, C, h, w) float32 on
-    the CPU. seed: of the posterior's samples; None: its means. Raises ValueError for latents of another shape than the
-    autoencoder states, and for non-finite ones, naming the image."""
+    """The latents (B, C, h, w) float32 on the CPU of pixels (B, 3, H, W) uint8.
+
+    indices: Numbers of the images in ``pixels``.
+    flip: Whether to mirror the images first.
+    seed: Seed of the posterior's samples; None for its means.
+    Raises ValueError for latents of another shape than the autoencoder states, and for non-finite latents, naming the
+    image.
+    """
     x = (pixels.flip(-1) if flip else pixels).float().div_(127.5).sub_(1)
     expected = (len(x), autoencoder.channels, x.shape[2] // autoencoder.factor, x.shape[3] // autoencoder.factor)
     noise = None if seed is None else _noise(seed, indices, flip, expected[1:]).to(x.device)

@@ -1,4 +1,4 @@
-"""Mean and standard deviation of each channel, from sums that are added up shard by shard."""
+"""Mean and standard deviation of each channel, from sums over shards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """count: values in a channel. sum, squares: (C,) float64, of them and of their squares."""
+    """Sums over the values of each channel.
+
+    count: Number of values of a channel.
+    sum: Sum of the values, (C,) float64.
+    squares: Sum of their squares, (C,) float64.
+    """
 
     count: int
     sum: np.ndarray
@@ -19,7 +24,7 @@ class Moments:
 
     @staticmethod
     def of_all(parts: Sequence[Moments]) -> Moments:
-        """The moments of several parts together, which have equally many channels."""
+        """The moments of several parts together, which must have the same number of channels."""
         return Moments(
             sum(part.count for part in parts),
             np.sum([part.sum for part in parts], 0),
@@ -28,16 +33,17 @@ class Moments:
 
     @property
     def mean(self) -> np.ndarray:
+        """Mean of each channel, (C,)."""
         return self.sum / self.count
 
     @property
     def std(self) -> np.ndarray:
-        """Of the values themselves: divided by their number."""
+        """Standard deviation of each channel, (C,), of the values themselves: divided by ``count``."""
         return np.sqrt(np.maximum(self.squares / self.count - self.mean**2, 0))
 
 
 def sums(x: Tensor) -> Moments:
-    """The moments of latents (N, C, h, w), in float64, one sample at a time: a shard in float64 is twice itself."""
+    """The moments of latents (N, C, h, w) in float64, one sample at a time, to spare a float64 copy of the shard."""
     total, squares = np.zeros((2, x.shape[1]))
     for sample in x.numpy().reshape(*x.shape[:2], -1):
         values = sample.astype(np.float64)

@@ -1,4 +1,4 @@
-"""Images to latents on disk, by any number of processes, and on from where it was interrupted."""
+"""Images to latents on disk, on any number of processes, resuming after an interruption."""
 
 from __future__ import annotations
 
@@ -32,8 +32,19 @@ from facm.latents.statistics import load_statistics
 
 @dataclass(frozen=True)
 class Summary:
-    """n: images in the folder; made: by this call. seconds, images_per_second: of this call, over all ranks, with
-    everything; each image is encoded twice. shape: (C, h, w). statistics: their fingerprint."""
+    """The result of :func:`prepare`.
+
+    path: The folder of the latents.
+    n: Number of images in the folder.
+    made: Number of images that this call encoded, plain and mirrored.
+    shards: Number of shards.
+    shape: (C, h, w) of a latent.
+    num_classes: Number of classes of the labels.
+    identity: The identity of the autoencoder's weights.
+    statistics: The fingerprint of the latents' statistics.
+    seconds: Duration of this call.
+    images_per_second: Images that all ranks together encoded per second of this call.
+    """
 
     path: str
     n: int
@@ -63,14 +74,21 @@ def prepare(
 ) -> Summary:
     """Encode the centre crops of all images, plain and mirrored, into ``out``, for :class:`facm.latents.Latents`.
 
-    size: of the crops, a multiple of the autoencoder's factor. shard_size: samples a file, in the source's order.
-    batch_size: images encoded at a time. seed: of the posterior's samples, one for each image and each of its mirror
-    images; sample: False takes the posterior's means. threads: that decode, on each rank.
-    report: called on the first rank after each batch with the images done and all.
+    source: Where the images come from.
+    autoencoder: Configuration of the autoencoder.
+    out: Folder of the latents; it is created if necessary.
+    size: Height and width of the crops in pixels, a multiple of the autoencoder's factor.
+    shard_size: Samples in each file, in the order of the source.
+    batch_size: Images that are encoded together.
+    seed: Seed of the posterior's samples, one for each image and one for its mirror image.
+    sample: Whether to sample the posterior; otherwise its means are taken.
+    world: The ranks, which share the shards and must see the same folder.
+    report: Called on the first rank after each batch with the number of images done and of all images.
+    threads: Number of threads that decode images on each rank.
 
-    The latents do not depend on the number of ranks, which share the shards and must see one folder. Called again
-    after an interruption it goes on with the shards that are not whole.
-    Raises ValueError for a folder with another preparation, foreign latents or damaged records, a broken image,
+    The latents do not depend on the number of ranks. After an interruption, another call resumes with the shards that
+    are not complete.
+    Raises ValueError for a folder with another preparation, foreign latents or damaged records, a broken image, or
     non-finite latents."""
     began = time.monotonic()
     for name, value, least in (("size", size, 1), ("shard_size", shard_size, 1), ("batch_size", batch_size, 1)):
@@ -101,7 +119,7 @@ def prepare(
         done, rounds = 0, max(gathered(world, sum(-(-len(settings.samples(k)) // batch_size) for k in mine)))
         work = _encoded(pictures, encoder, settings, out, mine, batch_size, threads, world.device)
         with closing(work):
-            for _ in range(rounds):  # in step, so that a rank that fails or is lost ends all
+            for _ in range(rounds):  # in step, so that a lost rank ends all
                 done += sum(gathered(world, next(work, 0)))
                 if report is not None and world.first:
                     report(settings.n - total + done, settings.n)
@@ -136,8 +154,10 @@ def _encoded(
     threads: int,
     device: torch.device,
 ) -> Generator[int, None, None]:
-    """Encode and write ``shards``; yields the number of images after each batch, a shard being on the disk before its
-    last."""
+    """Encode and write ``shards``, and yield the number of images of each batch.
+
+    A shard is on the disk before its last batch is yielded.
+    """
     indices = [i for k in shards for i in settings.samples(k)]
     side = settings.size // encoder.factor
     seed = settings.seed if settings.sample else None
@@ -157,7 +177,7 @@ def _encoded(
 
 
 def _complete(out: Path, settings: Settings, pictures: Pictures) -> Manifest:
-    """Statistics and manifest over all shards. Raises ValueError where one is not whole."""
+    """Write the statistics and the manifest of all shards. Raises ValueError where a shard is not complete."""
     records = []
     for k in range(settings.shards):
         record = finished(out / settings.file(k), len(settings.samples(k)))

@@ -1,4 +1,4 @@
-"""What decides the bytes of prepared latents, kept beside them from before the first: nothing is mixed."""
+"""The settings that determine prepared latents, written before the first one so that two preparations never mix."""
 
 from __future__ import annotations
 
@@ -19,7 +19,17 @@ from facm.latents.shards import shard_files
 
 @dataclass(frozen=True)
 class Settings:
-    """n: images. autoencoder: its configuration as JSON, identity: its weights'. source: fingerprint of the list."""
+    """All that determines the bytes of prepared latents.
+
+    n: Number of images.
+    source: Fingerprint of the list of images.
+    autoencoder: The autoencoder's configuration as JSON.
+    identity: The identity of the autoencoder's weights.
+    size: Height and width of the crops in pixels.
+    shard_size: Number of samples of each shard but the last.
+    seed: Seed of the posterior's samples.
+    sample: Whether the posterior is sampled; otherwise its means are taken.
+    """
 
     n: int
     source: str
@@ -32,21 +42,25 @@ class Settings:
 
     @property
     def shards(self) -> int:
+        """Number of shards."""
         return -(-self.n // self.shard_size)
 
     def samples(self, k: int) -> range:
-        """The samples of shard ``k``."""
+        """Indices of the samples in shard ``k``."""
         return range(k * self.shard_size, min((k + 1) * self.shard_size, self.n))
 
     def file(self, k: int) -> str:
+        """Name of the file of shard ``k``."""
         width = max(3, len(str(self.shards - 1)))
         return f"latents_rank00_shard{k:0{width}d}.safetensors"
 
 
 @contextlib.contextmanager
 def held(out: Path) -> Iterator[None]:
-    """Hold the folder, which is made where there is none. Raises ValueError where another process is preparing in it;
-    the lock ends with the process."""
+    """Lock the folder, which is created if necessary, until the context or the process ends.
+
+    Raises ValueError where another process prepares latents in it.
+    """
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("w") as file:
         try:
@@ -57,8 +71,10 @@ def held(out: Path) -> Iterator[None]:
 
 
 def begin(out: Path, settings: Settings) -> None:
-    """Write the settings into ``out``, or check that the preparation there has the same. Raises ValueError naming
-    those that differ, and for latents that come from something else."""
+    """Write the settings into ``out``, or check that a preparation there has the same settings.
+
+    Raises ValueError naming the settings that differ, and for latents that no preparation wrote.
+    """
     path = out / RECORDS / SETTINGS
     now = json.loads(json.dumps(dataclasses.asdict(settings)))
     latents = {file.name for file in shard_files(out)}

@@ -1,4 +1,4 @@
-"""One shard on the disk, and the record that says it is whole."""
+"""Writing one shard, and the record that confirms that it is complete."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from facm.latents.prepare.moments import Moments, sums
 
 
 def write_shard(path: Path, latents: Tensor, latents_flip: Tensor, labels: np.ndarray) -> ShardRecord:
-    """latents, latents_flip (n, C, h, w) float32 and labels (n,) into ``path``, then its record: either is whole or
-    absent, and there is no record without its shard."""
+    """Write latents and latents_flip (n, C, h, w) float32 and labels (n,) into ``path``, and then the record.
+
+    Each of the two files is complete or absent, and there is no record without its shard.
+    """
     from safetensors.torch import save_file
 
     _record_path(path).unlink(missing_ok=True)
@@ -37,8 +39,10 @@ def write_shard(path: Path, latents: Tensor, latents_flip: Tensor, labels: np.nd
 
 
 def finished(path: Path, n: int) -> ShardRecord | None:
-    """The record of ``path`` if the shard is there with n samples and the size that it had when it was written. Raises
-    ValueError for a damaged record: the statistics of all latents are made of what the records say."""
+    """The record of the shard ``path`` if it has n samples and the size that was recorded; otherwise None.
+
+    Raises ValueError for a damaged record, since the records determine the statistics of all latents.
+    """
     recorded = _record_path(path)
     if not path.exists() or not recorded.exists():
         return None

@@ -1,4 +1,4 @@
-"""Everything that can be checked about a folder of latents, checked."""
+"""Complete verification of a folder of latents."""
 
 from __future__ import annotations
 
@@ -13,14 +13,26 @@ from facm.latents.prepare.moments import Moments, sums
 from facm.latents.shards import PATTERN, Shard, as_float32, mapped, read_shard, shard_files
 from facm.latents.statistics import load_statistics
 
-SAME = 1e-9  # of sums in float64 in another order, relative to the largest that they can be
-CLOSE = 1e-4  # of statistics, relative to the standard deviation: float32 and sums in another order
+SAME = 1e-9
+"""Relative tolerance of sums in float64 that were added in another order."""
+CLOSE = 1e-4
+"""Tolerance of statistics in float32, relative to the standard deviation."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What :func:`verify` found. n: samples. labels: the lowest and the highest. mean, std: (C,) of all latents, plain
-    and mirrored. manifest: whether there is one, which then agrees."""
+    """The result of :func:`verify`.
+
+    path: The folder.
+    n: Number of samples.
+    shards: Number of shards.
+    shape: (C, H, W) of a latent.
+    dtype: Type of the latents in safetensors' notation.
+    labels: The lowest and the highest label.
+    mean: Mean of each channel (C,) over latents of plain and mirrored images.
+    std: Standard deviation of each channel (C,) over the same.
+    manifest: Whether there is a ``latents.json``, with which all of this agrees.
+    """
 
     path: str
     n: int
@@ -34,12 +46,15 @@ class Report:
 
 
 def verify(path: Path) -> Report:
-    """Read all of a folder of latents: shards whole, alike, without NaN or infinity, labels from 0, statistics that
-    fit; and as ``latents.json`` says, where there is one: names, sizes and sha256 of the shards, number and shape of
-    the samples, their type, range of the labels, and sums and statistics, which are computed again. (Without it they
-    may be of a part of the latents only, as the reference's are.)
+    """Read all latents in a folder and check them.
 
-    Raises ValueError that lists all that is wrong, a line for each; or says that the preparation is not finished."""
+    Shards must be complete, of one shape and type, and finite; labels must be 0 or more; statistics must fit. Where
+    there is a ``latents.json``, the names, sizes and sha256 of the shards, the number, shape and type of the samples,
+    the range of the labels, and the recomputed sums and statistics must agree with it. Without that file the statistics
+    may be of a part of the latents only, as the reference's are.
+
+    Raises ValueError with one line for each fault, or for an unfinished preparation.
+    """
     if not path.is_dir():
         raise ValueError(f"verify: {path}, expected an existing folder")
     manifest = read_manifest(path)
@@ -94,7 +109,7 @@ def _labels(shard: Shard, manifest: Manifest | None) -> list[str]:
 
 
 def _scan(shard: Shard) -> tuple[Moments, list[str]]:
-    """The moments of a shard, and where it is not finite."""
+    """The moments of a shard, and its faults: the first row of each tensor that is not finite."""
     found, faults = [], []
     for name, raw in zip(("latents", "latents_flip"), mapped(shard), strict=True):
         for start in range(0, shard.n if raw is not None else 0, 256):
@@ -107,7 +122,7 @@ def _scan(shard: Shard) -> tuple[Moments, list[str]]:
 
 
 def _against(manifest: Manifest, shards: list[Shard], moments: list[Moments], path: Path) -> list[str]:
-    """What differs from the manifest beyond names and sizes."""
+    """Differences from the manifest other than names and sizes."""
     faults = []
     recorded = {record.file: record for record in manifest.shards}
     for shard, found in zip(shards, moments, strict=True):
@@ -133,13 +148,13 @@ def _against(manifest: Manifest, shards: list[Shard], moments: list[Moments], pa
 def _fits(record: ShardRecord, found: Moments) -> bool:
     if len(record.sum) != len(found.sum):
         return False
-    largest = np.sqrt(found.count * found.squares)  # that the sum can be, by Cauchy and Schwarz
+    largest = np.sqrt(found.count * found.squares)  # possible sum, by the Cauchy-Schwarz inequality
     close = np.abs(np.array(record.sum) - found.sum) <= SAME * largest
     return bool((close & (np.abs(np.array(record.squares) - found.squares) <= SAME * found.squares)).all())
 
 
 def _statistics(path: Path, shards: list[Shard], total: Moments | None, manifest: Manifest | None) -> list[str]:
-    """What is wrong with the statistics; total: the latents' own, where these are sound."""
+    """Faults of the statistics; ``total`` are the moments of the latents, or None where these have faults."""
     file = path / STATISTICS
     try:
         statistics = load_statistics(file)

@@ -1,7 +1,7 @@
 """Simple-EDM (IMM, arXiv 2503.07565, App. C.5), the paper's parametrisation on CIFAR-10 (Table 5), as a velocity.
 
-On the linear path with s^2 = t^2 + (1 - t)^2 a network G stands for the data that a sample ends in, and F for the
-velocity that leads there:
+On the linear path with s^2 = t^2 + (1 - t)^2 a network G gives the data f that a sample ends in, and F the velocity
+that leads there:
 
     f = t/s^2 x - (1 - t)/s sigma_data G(x/(s sigma_data), c)      and      f = x + (1 - t) F
     F = (2t - 1)/s^2 x - sigma_data/s G(x/(s sigma_data), c)
@@ -9,11 +9,11 @@ velocity that leads there:
 which is finite at both ends: F = -x - sigma_data G at t = 0, F = x - sigma_data G at t = 1. With a second time r the
 same F leads from t to r in a straight line, which is IMM's jump.
 
-IMM scales its noise by sigma_data; then G's input has unit variance at all times, and so has what G is to predict,
-where data have standard deviation sigma_data. Here noise is N(0, I). For data of standard deviation 0.5 the input's
-variance, from noise to data, runs from 4 to 1 with sigma_data = 0.5, from 2 to 1/2 with sqrt(0.5), and from 1 to 1/4
-with 1.0, and the target's from 1 to 4, 1/2 to 2 and 1/4 to 1: no sigma_data gives 1 at both ends, unless data are
-scaled to the noise's standard deviation. The two paths pass through the same samples at other times and scales.
+IMM scales its noise by sigma_data, so that the input and the target of G have unit variance at all times for data of
+standard deviation sigma_data. Here noise is N(0, I). For data of standard deviation 0.5 the variance of the input, from
+noise to data, runs from 4 to 1 with sigma_data = 0.5, from 2 to 1/2 with sqrt(0.5) and from 1 to 1/4 with 1.0; that of
+the target runs from 1 to 4, from 1/2 to 2 and from 1/4 to 1. No sigma_data gives 1 at both ends unless data are scaled
+to the standard deviation of the noise. The two paths pass through the same samples at other times and scales.
 """
 
 from __future__ import annotations
@@ -21,24 +21,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from facm.core.tensors import at_least_float32, expand
 from facm.core.types import NetworkConfig
+from facm.networks.adapters.base import Adapter
 
 
 @dataclass(frozen=True)
 class SimpleEDM:
-    """A network G of (x, c, cond[, r]), seen as the velocity F(x, c, cond[, r]).
+    """A network G of (x, c, cond[, r]) as the velocity F(x, c, cond[, r]).
 
-    network: its configuration. sigma_data: the standard deviation that its input is divided by; 0.5 is EDM's and IMM's,
-    about that of images in [-1, 1]. For c in (1, 2] the path is at t = 2 - c; G gets c itself, and r as it is.
-    The output is float32 or better, whatever the network computes in.
+    For c in (1, 2] the path is at t = 2 - c; G gets c itself, and r unchanged.
+    The output is float32 or better, whatever precision the network computes in.
     Raises ValueError for a sigma_data that is not positive.
     """
 
     network: NetworkConfig
+    """Configuration of the network G."""
     sigma_data: float = 0.5
+    """Standard deviation that the input of G is divided by; 0.5 (EDM, IMM) is about that of images in [-1, 1]."""
 
     def __post_init__(self) -> None:
         if not self.sigma_data > 0:
@@ -48,19 +50,10 @@ class SimpleEDM:
         return SimpleEDMNetwork(self.network.build(), self)
 
 
-class SimpleEDMNetwork(nn.Module):
+class SimpleEDMNetwork(Adapter):
     """F from G; see :class:`SimpleEDM`."""
 
-    def __init__(self, inner: nn.Module, config: SimpleEDM) -> None:
-        super().__init__()
-        self.inner, self.config = inner, config
-        self.auxiliary_time = getattr(inner, "auxiliary_time", False)
-        self.weight_head = getattr(inner, "weight_head", False)
-        self.no_effect_as_initialised = tuple(
-            f"inner.{name}" for name in getattr(inner, "no_effect_as_initialised", ())
-        )
-        if not getattr(inner, "draws", True):
-            self.draws = False
+    config: SimpleEDM
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None, r: Tensor | None = None) -> Tensor:
         x_t = at_least_float32(x)
@@ -70,9 +63,3 @@ class SimpleEDMNetwork(nn.Module):
         times = {"t": t} if r is None else {"t": t, "r": r}
         G = self.inner((x_t * scale / sigma_data**2).to(x.dtype), cond=cond, **times)
         return (2 * a - 1) / square * x_t - scale * at_least_float32(G)
-
-    def log_weight(self, t: Tensor) -> Tensor:
-        """The inner network's w(t) (B,). Raises ValueError where it has none."""
-        if not self.weight_head:
-            raise ValueError("log_weight(t) of a network with weight_head = False, expected weight_head = True")
-        return self.inner.log_weight(t)  # type: ignore[operator]

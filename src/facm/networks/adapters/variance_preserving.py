@@ -1,11 +1,11 @@
-"""A noise-prediction network on the variance-preserving path (DDPM, DiT), seen as a velocity on the linear path.
+"""A noise-prediction network on the variance-preserving path (DDPM, DiT) as a velocity on the linear path.
 
     x_t = t x_1 + (1 - t) x_0,  s = sqrt(t^2 + (1 - t)^2):   x_t / s is a VP sample with sqrt(alpha_bar) = t / s
 
-The network is asked at x_t / s and at the timestep tau(t) with the same signal-to-noise ratio, and answers with
+The network is evaluated at x_t / s and at the timestep tau(t) of the same signal-to-noise ratio, and predicts
 eps = E[x_0 | x_t]; then v = E[x_1 - x_0 | x_t] = (x_t - eps) / t. The schedule ends before alpha_bar is 0, at t_min
-(0.0063 for DDPM's); below, the endpoint is what the network sees in x_t / s as the last timestep's sample,
-x_1 = (x_t / s - sigma_T eps) / alpha_T, and v = (x_1 - x_t) / (1 - t), which is the same at t_min and finite at 0.
+(0.0063 for DDPM). Below t_min, x_t / s is taken for a sample of the last timestep T, with the endpoint
+x_1 = (x_t / s - sigma_T eps) / alpha_T and v = (x_1 - x_t) / (1 - t), which agrees at t_min and is finite at 0.
 """
 
 from __future__ import annotations
@@ -13,28 +13,33 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from facm.core.tensors import at_least_float32, expand
 from facm.core.types import NetworkConfig
+from facm.networks.adapters.base import Adapter
 
 
 @dataclass(frozen=True)
 class VariancePreserving:
-    """An eps-prediction network over ``steps`` discrete timesteps, seen as F(x, c, cond) with t = 0 noise, t = 1 data.
+    """A network that predicts noise at discrete timesteps as F(x, c, cond) with t = 0 noise, t = 1 data.
 
-    network: its configuration; called as net(x, t=timestep (B,) in [0, steps - 1], cond=...). Where its arguments have
-    other names: ``Foreign(network, reversed_time=False, time_name=..., cond_name=...)`` inside.
-    beta_start, beta_end: of the linear schedule; the defaults are those of DDPM, ADM and DiT.
+    The network is called as net(x, t=timestep (B,) in [0, steps - 1], cond=...). Arguments with other names are
+    translated by ``Foreign(network, reversed_time=False, time_name=..., cond_name=...)`` inside.
 
     For c in (1, 2] the path is at t = 2 - c and the network gets -tau(t), the rule for reversed time of Sec. 3.2.2.
-    The output is float32 or better, whatever the network computes in: (x_t - eps) / t cancels for small t.
+    The output is float32 or better, whatever precision the network computes in: (x_t - eps) / t cancels for small t.
+    Raises ValueError for fewer than 2 steps, or unless 0 < beta_start <= beta_end < 1.
     """
 
     network: NetworkConfig
+    """Configuration of the network."""
     steps: int = 1000
+    """Number of timesteps that the network was trained on, at least 2."""
     beta_start: float = 1e-4
+    """First beta of the linear schedule, above 0; the default is that of DDPM, ADM and DiT."""
     beta_end: float = 0.02
+    """Last beta of the linear schedule, below 1; the default is that of DDPM, ADM and DiT."""
 
     def __post_init__(self) -> None:
         if self.steps < 2:
@@ -49,7 +54,7 @@ class VariancePreserving:
 
 
 def log_noise_ratios(config: VariancePreserving, device: torch.device | str = "cpu") -> Tensor:
-    """log(sigma / alpha) of each timestep, where alpha^2 = alpha_bar = 1 - sigma^2: (steps,) float64, increasing."""
+    """log(sigma / alpha) of each timestep, with alpha^2 = alpha_bar = 1 - sigma^2: (steps,) float64, increasing."""
     betas = torch.linspace(config.beta_start, config.beta_end, config.steps, dtype=torch.float64, device=device)
     log_alpha_bar = torch.log1p(-betas).cumsum(0)
     return (torch.log(-torch.expm1(log_alpha_bar)) - log_alpha_bar) / 2
@@ -58,8 +63,8 @@ def log_noise_ratios(config: VariancePreserving, device: torch.device | str = "c
 def timestep(t: Tensor, ratios: Tensor) -> Tensor:
     """tau(t) of t (B,) in [0, 1]: the timestep with log(sigma / alpha) = log((1 - t) / t), (B,) float64.
 
-    Linear between the entries of ``ratios`` (:func:`log_noise_ratios`), and clamped to [0, steps - 1], where it is
-    constant. Differentiable in t.
+    It is interpolated linearly between the entries of ``ratios`` (:func:`log_noise_ratios`) and clamped to
+    [0, steps - 1]. Differentiable in t.
     """
     t_min, t_max = torch.sigmoid(-ratios[-1]), torch.sigmoid(-ratios[0])
     t = torch.clamp(t.double(), t_min, t_max)  # before the logarithm, whose derivative at 0 and 1 is infinite
@@ -69,29 +74,34 @@ def timestep(t: Tensor, ratios: Tensor) -> Tensor:
     return after - 1 + (ratio - low) / (high - low)
 
 
-class VariancePreservingNetwork(nn.Module):
-    auxiliary_time = False
+class VariancePreservingNetwork(Adapter):
+    """F from a network that predicts noise; see :class:`VariancePreserving`."""
 
-    def __init__(self, inner: nn.Module, config: VariancePreserving) -> None:
-        super().__init__()
-        self.inner, self.config = inner, config
-        if not getattr(inner, "draws", True):
-            self.draws = False
+    passes_second_time = False
+    config: VariancePreserving
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         c, x_t = at_least_float32(t), at_least_float32(x)
-        anchor = c > 1
-        time = torch.where(anchor, 2 - c, c)
         # Not a buffer: casting the network to half precision would take the table with it.
         ratios = log_noise_ratios(self.config, x.device)
-        tau = timestep(time, ratios).to(c.dtype)
-        a = expand(time, x_t).to(x_t.dtype)
+        a = expand(torch.where(c > 1, 2 - c, c), x_t).to(x_t.dtype)
         sample = x_t / (a.square() + (1 - a).square()).sqrt()
         arguments = {} if cond is None else {"cond": cond}
-        eps = at_least_float32(self.inner(sample.to(x.dtype), t=torch.where(anchor, -tau, tau), **arguments))
+        eps = at_least_float32(self.inner(sample.to(x.dtype), t=_signed_timestep(c, ratios), **arguments))
         last = ratios[-1]
         t_min = torch.sigmoid(-last).to(a.dtype)
         alpha = torch.rsqrt(1 + (2 * last).exp()).to(a.dtype)
         x_1 = sample / alpha - last.exp().to(a.dtype) * eps  # sigma / alpha = exp(last)
         below = (x_1 - x_t) / (1 - a.clamp(max=t_min))
         return torch.where(a < t_min, below, (x_t - eps) / a.clamp(min=t_min))
+
+    def inner_time(self, t: Tensor) -> Tensor:
+        c = at_least_float32(t)
+        return _signed_timestep(c, log_noise_ratios(self.config, c.device))
+
+
+def _signed_timestep(c: Tensor, ratios: Tensor) -> Tensor:
+    """tau(c) for c (B,) in [0, 1], -tau(2 - c) above, in the dtype of c."""
+    anchor = c > 1
+    tau = timestep(torch.where(anchor, 2 - c, c), ratios).to(c.dtype)
+    return torch.where(anchor, -tau, tau)

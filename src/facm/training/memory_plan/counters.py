@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+
+from facm.core.torch_private import TorchDispatchMode, overload_packet, storage_key, tree_leaves
 
 SWEEP = 16  # operations between two looks for what has been freed
 
@@ -24,7 +24,7 @@ class LiveBytes(TorchDispatchMode):
         self._storages: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {_storage(a) for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor)}
+        given = {storage_key(a) for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor)}
         out = func(*args, **(kwargs or {}))
         self._calls += 1
         if self._calls % SWEEP == 0:
@@ -44,7 +44,7 @@ class LiveBytes(TorchDispatchMode):
         return self.live
 
     def _add(self, tensor: Tensor, given: set[int]) -> None:
-        key = _storage(tensor)
+        key = storage_key(tensor)
         known = self._storages.get(key)
         if known is not None and known[0].expired():  # another storage at the same address
             self.live -= self._storages.pop(key)[1]
@@ -53,10 +53,6 @@ class LiveBytes(TorchDispatchMode):
             storage = tensor.untyped_storage()
             self._storages[key] = (StorageWeakRef(storage), storage.nbytes())
             self.live += storage.nbytes()
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
 
 
 class Flops(TorchDispatchMode):
@@ -68,7 +64,7 @@ class Flops(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        count = flop_registry.get(func._overloadpacket)
+        count = flop_registry.get(overload_packet(func))
         if count is not None:
             self.total += count(*args, **(kwargs or {}), out_val=out)
         return out

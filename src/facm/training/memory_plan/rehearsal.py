@@ -12,10 +12,10 @@ import torch.autograd.forward_ad as fwd
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
 
 from facm.core.modules import blocks_of
 from facm.core.objective import Objective, as_objective
+from facm.core.torch_private import backward, inside_dual_level, tree_map
 from facm.core.types import Batch, Loss
 from facm.derivative import OpLevel, Pair
 from facm.distributed.block_transforms import prepare
@@ -83,7 +83,7 @@ def _peak(
             if pending is None:
                 pending = list(objective.loss_terms(network, batch, torch.Generator(), teacher))
             term = pending.pop(0)
-            _backward(term().total)
+            backward(term().total)
             del term
         peak = max(peak, made + memory.peak - device.cast_bytes - gradients)
         cast = max(cast, device.cast_bytes)
@@ -92,14 +92,7 @@ def _peak(
 
 
 def _moves(x: Tensor) -> bool:
-    return fwd._current_level >= 0 and fwd.unpack_dual(x).tangent is not None
-
-
-def _backward(loss: Tensor) -> None:
-    """``loss.backward()``, which as a torch function would leave the modes that checkpointing's second pass needs."""
-    torch.autograd.graph._engine_run_backward(
-        (loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True
-    )
+    return inside_dual_level() and fwd.unpack_dual(x).tangent is not None
 
 
 def built(config: Any) -> nn.Module:

@@ -1,0 +1,158 @@
+"""All uses of private names of PyTorch, seen to work on PyTorch 2.11 to 2.13. No other file touches one.
+
+When a new version of PyTorch breaks the package, the cause is most likely here. Each function says why no public name
+does its work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
+
+import torch
+import torch.autograd.forward_ad as fwd
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode  # documented, but only under this name
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten  # no public nested containers yet
+
+__all__ = ["TorchDispatchMode", "tree_flatten", "tree_leaves", "tree_map", "tree_unflatten"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# Forward-mode differentiation
+
+
+def inside_dual_level() -> bool:
+    """Whether a ``dual_level`` is open: only then may ``unpack_dual`` be called, and nothing public tells."""
+    return fwd._current_level >= 0
+
+
+def inside_functorch() -> bool:
+    """Whether a ``torch.func`` transform is running, inside which nothing may be checkpointed; nothing public tells."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def dual_functions() -> frozenset[Any]:
+    """The functions that a torch-function mode sees when a dual number is packed or unpacked; both are private."""
+    return frozenset({torch._unpack_dual, torch._make_dual})
+
+
+# Torch-function modes
+
+
+def without_torch_function() -> AbstractContextManager[Any]:
+    """Hide the operations inside from all torch-function modes; the public switch is for tensor subclasses only."""
+    return torch._C.DisableTorchFunction()
+
+
+def tensor_attributes() -> frozenset[Any]:
+    """What a torch-function mode sees when an attribute such as ``x.shape`` is read or set.
+
+    The attributes are defined on a private base class of ``torch.Tensor``.
+    """
+    described = (p for p in vars(torch._C.TensorBase).values() if type(p).__name__ == "getset_descriptor")
+    return frozenset(method for p in described for method in (p.__get__, p.__set__))
+
+
+def backward(loss: Tensor) -> None:
+    """``loss.backward()`` with all torch-function modes active inside.
+
+    The public function is itself a torch function, so that it leaves the modes; the second forward pass of activation
+    checkpointing would then run without them.
+    """
+    torch.autograd.graph._engine_run_backward(
+        (loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True
+    )
+
+
+# Compilation
+
+
+def compiled_call(module: Any) -> Callable[..., Any] | None:
+    """What ``module.compile()`` left to be called in place of the module's forward; None before it."""
+    return getattr(module, "_compiled_call_impl", None)
+
+
+def set_compiled_call(module: nn.Module, call: Callable[..., Any] | None) -> None:
+    """Set what :func:`compiled_call` returns; nothing public runs a compiled module eagerly for a while."""
+    module._compiled_call_impl = call
+
+
+def constant_under_compile(function: Function) -> Function:
+    """``torch.compiler.assume_constant_result`` without its import of the compiler, which takes 1.5 s."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+# Modules
+
+
+def replace_forward(module: nn.Module, forward: Callable[..., Any]) -> Callable[[], None]:
+    """Put ``forward`` on the instance, so that calling the module runs it inside all hooks; returns an undo.
+
+    FSDP2's public ``register_fsdp_forward_method`` runs another method inside the hooks of a sharded module only; DDP
+    and activation checkpointing have no such thing.
+    """
+    before = vars(module).get("forward")  # another replacement, such as activation checkpointing's
+
+    def undo() -> None:
+        if before is None:
+            vars(module).pop("forward", None)
+        else:
+            vars(module)["forward"] = before
+
+    vars(module)["forward"] = forward
+    return undo
+
+
+def map_tensors(module: nn.Module, function: Callable[[Tensor], Tensor]) -> None:
+    """Replace all parameters and buffers by ``function`` of them; ``to`` and ``to_empty`` treat all of them alike."""
+    module._apply(function)
+
+
+# Attention
+
+
+def fused_attention_choice(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: float | None) -> int:
+    """The value of the ``SDPBackend`` that ``scaled_dot_product_attention`` would choose for these inputs."""
+    return torch._fused_sdp_choice(q, k, v, None, 0.0, is_causal, scale=scale)
+
+
+def cpu_flash_attention(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    """Attention (B, H, N, D) and its log-sum-exp (B, H, N); the public function returns no log-sum-exp."""
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, is_causal, scale=scale)
+    return out, lse
+
+
+def flash_attention(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    """The same on CUDA; D must be a multiple of 8."""
+    out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, is_causal, False, scale=scale)
+    return out, lse
+
+
+def efficient_attention(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    """The same with a log-sum-exp (B, H, N'), where N' >= N is a multiple of 32."""
+    attention = torch.ops.aten._scaled_dot_product_efficient_attention
+    out, lse, *_ = attention(q, k, v, None, True, 0.0, is_causal, scale=scale)
+    return out, lse
+
+
+def cudnn_attention(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    """The same with a log-sum-exp (B, H, N, 1)."""
+    attention = torch.ops.aten._scaled_dot_product_cudnn_attention
+    out, lse, *_ = attention(q, k, v, None, True, 0.0, is_causal, False, scale=scale)
+    return out, lse
+
+
+# Dispatch
+
+
+def storage_key(tensor: Tensor) -> int:
+    """A number that two tensors share while they share memory, also on the meta device, where addresses are 0."""
+    return tensor.untyped_storage()._cdata
+
+
+def overload_packet(operation: Any) -> Any:
+    """``aten.mm`` of ``aten.mm.default``: the key under which the public table of FLOP counts lists an operation."""
+    return operation._overloadpacket
