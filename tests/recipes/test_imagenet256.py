@@ -228,7 +228,7 @@ def test_an_autoencoder_that_a_data_set_names_is_not_imported_from_anywhere(insi
     (tmp_path / "evil.py").write_text("raise SystemExit('ran')")
     monkeypatch.syspath_prepend(tmp_path)
     dataset = dataclasses.replace(Latents("latents", num_classes=2).open(), encoded_by={"type": "evil:A"})
-    with pytest.raises(ValueError, match=r"none of facm\.autoencoders: expected --autoencoder"):
+    with pytest.raises(ValueError, match=r"none of facm\.latents: expected"):
         decoder_of(dataset, torch.device("cpu"))
 
 
