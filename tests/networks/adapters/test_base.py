@@ -27,7 +27,7 @@ def test_the_weights_keep_their_names_behind_one_prefix(adapter):
     assert network.zero_init_prefixes == ("inner.head.",)
 
 
-@pytest.mark.parametrize(("adapter", "passes_r"), zip(ADAPTERS, (True, True, False, False), strict=True))
+@pytest.mark.parametrize(("adapter", "passes_r"), list(zip(ADAPTERS, (True, True, False, False), strict=True)))
 def test_a_second_time_is_offered_only_where_it_is_passed_on(adapter, passes_r):
     assert adapter(FULL).build().auxiliary_time is passes_r
     assert adapter(MLP()).build().auxiliary_time is False
