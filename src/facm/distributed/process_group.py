@@ -32,7 +32,8 @@ class LostRankError(RuntimeError):
 
 @dataclass(frozen=True)
 class World:
-    """One process among ``ranks``. group: a gloo group for flags and records; store: torchrun's key-value store."""
+    """One process among ``ranks``. group: a gloo group for flags and records; store: torchrun's key-value store.
+    chosen: the device to compute on, in place of the default."""
 
     rank: int = 0
     ranks: int = 1
@@ -40,6 +41,7 @@ class World:
     timeout_s: int = 600
     group: Any = field(default=None, repr=False, compare=False)
     store: Any = field(default=None, repr=False, compare=False)
+    chosen: torch.device | None = None
 
     @property
     def first(self) -> bool:
@@ -48,7 +50,9 @@ class World:
 
     @property
     def device(self) -> torch.device:
-        """This rank's GPU, or the CPU where there is none."""
+        """The chosen device, or this rank's GPU, or the CPU where there is none."""
+        if self.chosen is not None:
+            return self.chosen
         if not torch.cuda.is_available():
             return torch.device("cpu")
         return torch.device("cuda", self.local_rank) if self.ranks > 1 else torch.device("cuda")

@@ -94,7 +94,7 @@ def train(  # noqa: PLR0912, PLR0915 (one loop, read top to bottom)
         check(run)
         check_same(world, "the run's fingerprint", fingerprint(run))
         stream = Stream(run.data.open(), run.seed, run.batch_size, world.rank, world.ranks)
-        network = _build(run, folder, engine, world)
+        network = build(run, folder, engine, world)
         teacher, teacher_record = _load_teacher(run, engine, world, device)
         wrapped = spread(network.train(), engine, world, device, resolved_precision(run, device) == "bf16")
         state = State(network, run.optimizer.build(network), EMA(run.ema, network), wrapped, world)
@@ -157,7 +157,7 @@ def train(  # noqa: PLR0912, PLR0915 (one loop, read top to bottom)
         return Outcome(state.images, finished, asked[0] if asked else None, time.monotonic() - began, state.skipped)
 
 
-def _build(run: Run, folder: RunFolder, engine: Engine, world: World) -> torch.nn.Module:
+def build(run: Run, folder: RunFolder, engine: Engine, world: World) -> torch.nn.Module:
     """The network with its first weights, the same on every rank; without any where a sharded run goes on, for then
     each rank reads its part of the checkpoint and the whole is never in one place."""
     if engine.kind(world.ranks) == "fsdp" and folder.checkpoints():
