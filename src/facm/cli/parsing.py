@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import inspect
 import io
 import os
@@ -15,8 +16,6 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
-
-from facm.cli.lookup import did_you_mean
 
 T = TypeVar("T")
 HelpSize = Literal["short", "all"]
@@ -67,7 +66,8 @@ def parse(function: Callable[..., T], words: Sequence[str], prog: str) -> T:
         given = [word.partition("=")[0] for word in words if word.startswith("--")]
         if unknown := [flag for flag in given if flag.replace("_", "-") not in known]:
             errors.truncate(0)
-            hint = did_you_mean(unknown[0], known).strip() or f"{prog} --help-all lists the options"
+            close = difflib.get_close_matches(unknown[0], known, 1)
+            hint = f"did you mean {close[0]}?" if close else f"{prog} --help-all lists the options"
             raise ValueError(f"unknown option {unknown[0]!r}: {hint}") from None
         raise
     finally:
@@ -159,9 +159,9 @@ def _rules(hides: Hides) -> ConstructorRegistry:
         nonlocal inside
         if inside or not dataclasses.is_dataclass(info.type):
             return None
-        inside = True  # the package's own rule is wanted, rather than this one again
+        inside = True  # tyro's rule for dataclasses is wanted, rather than this one again
         try:
-            spec = ConstructorRegistry.get_struct_spec(info)
+            spec = ConstructorRegistry.get_struct_spec(dataclasses.replace(info, markers=(*info.markers, *PARSING)))
         finally:
             inside = False
         if not isinstance(spec, StructConstructorSpec):

@@ -57,6 +57,10 @@ def reader_may_leave() -> Iterator[None]:
             yield
         finally:
             sys.stdout.flush()  # here, where its failure can be handled, rather than at the interpreter's end
+    except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):  # rich has noticed
+            raise SystemExit(READER_GONE) from None
+        raise
     except BrokenPipeError:
         with contextlib.suppress(OSError, ValueError):  # the interpreter flushes once more: into nothing
             nowhere = os.open(os.devnull, os.O_WRONLY)
