@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from facm.evaluation import Inception, Measure, Reference
+from facm.evaluation import Inception, Measure, MeasureSettings, Reference
 from facm.evaluation.inception import _port
 
 
@@ -56,7 +56,7 @@ def random_weights(path: Path) -> Path:
 
 
 def streaming(network, reference: Reference, n: int, size: int, batch: int) -> float:
-    measure = Measure(network, reference, n=n, small_n=True)
+    measure = Measure(network, reference, n=n, settings=MeasureSettings(small_n=True))
     for x in stub(n, size, batch):
         measure.update(x)
     return measure.result().frechet_distance

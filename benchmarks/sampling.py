@@ -24,12 +24,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from facm.core.objective import NetworkInterface
 from facm.flow.conditions import Labels
 from facm.flow.guidance import Guidance
-from facm.flow.time_conditioning import ExpandedInterval
 from facm.networks.lightning_dit import lightning_dit
-from facm.sampling.generate import Source, noise, sample
+from facm.sampling.generate import noise, sample
 from facm.sampling.methods import Consistency, Euler
+from facm.sampling.source import Source
 
 CLASSES = 1000
 
@@ -68,7 +69,7 @@ def main() -> None:
             torch.nn.init.normal_(parameter, std=0.02)
     network.eval().to(device)
     shape = (options.channels, options.input, options.input)
-    source = Source(network, ExpandedInterval(), Labels(CLASSES), shape, device)
+    source = Source(network, NetworkInterface(Labels(CLASSES)), shape, device)
     labels = torch.arange(options.n) % CLASSES
     guidance = Guidance(1.75)
 

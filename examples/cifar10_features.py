@@ -5,7 +5,8 @@
 
 The ResNet-56 of akamaster/pytorch_resnet_cifar10 (BSD 2-Clause; 94 % accurate), in the layout of its state dict. Prints
 the accuracy on test images and their Frechet distance from the training set, or from its statistics in a file: with
-all 10,000 about 0.05, the floor for that many samples. In your own code: judge(dataset, device, ResNet56("...pth")).
+all 10,000 about 0.05, the floor for that many samples. In your own code:
+build_evaluator(dataset, device, ResNet56("...pth")).
 """
 
 import argparse

@@ -52,16 +52,46 @@ def test_the_installed_command_refuses_without_a_traceback(tmp_path):
 @pytest.mark.parametrize(
     ("message", "command_", "said"),
     [
-        ("out = runs/x exists and is not overwritten", "train", "--out runs/x exists and is not overwritten"),
+        ("out = runs/x is in use", "train", "--out runs/x is in use"),
+        ("out = runs/x holds a demo", "demo", "--out runs/x holds a demo"),
         ("nfe = 4 with Heun, expected an odd number", "sample", "--num-steps 4 with Heun, expected an odd number"),
+        ("times = (0.0,) for nfe = 3, expected", "sample", "times = (0.0,) for --num-steps 3, expected"),
         ("sigma_rel = 0.7, expected a length", "sample", "--ema 0.7, expected a length"),
+        ("raw = True with sigma_rel = 0.1: expected", "evaluate", "--raw with --ema 0.1: expected"),
+        ("x.pt: expected family = 'sit' or family = 'repa'", "weights", "x.pt: expected --family sit or --family repa"),
+        (
+            "statistics = a.pt with scale = 2.0, expected",
+            "sample",
+            "--latent-stats a.pt with --latent-scale 2.0, expected",
+        ),
+        ("guidance scale = 0.5, expected w >= 1", "sample", "guidance scale = 0.5, expected w >= 1"),
+        ("the data set has n = 3 samples", "evaluate", "the data set has n = 3 samples"),
         ("batch_size = 0, expected at least 1", "evaluate", "--batch-size 0, expected at least 1"),
-        ("batch_size = 7 over 2 ranks", "train", "--run.batch-size 7 over 2 ranks"),
-        ("engine.cpu_offload = True with", "resume", "--engine.cpu-offload True with"),
+        (
+            "batch_size = 7 over 2 ranks with engine.accumulate = 3: expected",
+            "train",
+            "--run.batch-size 7 over 2 ranks with --engine.accumulate 3: expected",
+        ),
+        (
+            "engine.cpu_offload = True with engine.parallel = 'ddp'",
+            "resume",
+            "--engine.cpu-offload with --engine.parallel ddp",
+        ),
         ("every.keep = 0, expected at least 1", "train", "--run.every.keep 0, expected at least 1"),
-        ("guidance scale = 0.5, expected w >= 1", "train", "guidance scale = 0.5, expected w >= 1"),
         ("images = 0: zero steps train nothing", "train", "images = 0: zero steps train nothing"),
-        ("the folder has out = x", "train", "the folder has out = x"),
+        ("data with 10 classes, condition = Labels(3)", "train", "data with 10 classes, condition = Labels(3)"),
+        ("task = '0/none', expected SEED/NAME", "study", "--only 0/none, expected SEED/NAME"),
+        ("name = 'mnist', expected one of", "study", "--at mnist, expected one of"),
+        (
+            "expected learns_shortcut = True for a student, or False for a teacher",
+            "sample",
+            "expected --sampler consistency for a student, or --sampler euler for a teacher",
+        ),
+        (
+            "expected statistics, such a file, or scale, a number for latents",
+            "evaluate",
+            "expected --latent-stats FILE, or --latent-scale NUMBER for latents",
+        ),
     ],
 )
 def test_arguments_of_the_library_become_options(message, command_, said):

@@ -17,11 +17,20 @@ from facm.runs import log as logs
 from facm.runs.folder import RunFolder
 from tests.distributed.parallel_parts import ENVIRONMENT, call, difference, teacher_run, torchrun, train_in
 
+RECIPE = """
+from tests.distributed.parallel_parts import Awake, teacher_run
+
+def run(images: int = 80):
+    return teacher_run(images=images)
+"""
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
+    """A run of a recipe file, whose network other processes find through the file."""
     root = tmp_path_factory.mktemp("cli")
-    train_in(root / "run", teacher_run(images=80))
+    (root / "mine.py").write_text(RECIPE)
+    cli.main(["train", f"{root / 'mine.py'}:run", "--out", str(root / "run"), "--quiet"])
     return root
 
 
@@ -37,17 +46,20 @@ def measured(path, n):
     """An evaluation in uneven blocks, with the features of the data itself and with an accuracy."""
     from pathlib import Path
 
-    from facm.evaluation import SmallClassifier
+    from facm.evaluation import Sampling, SmallClassifier, append_row
     from facm.evaluation.evaluate import evaluate
-    from facm.evaluation.evaluator import judge
+    from facm.evaluation.evaluator import build_evaluator
     from facm.sampling.methods import Euler
 
     with opened(Engine(timeout_s=300)) as world:
         trained = load_trained(Path(path))
         classifier = SmallClassifier(width=8, num_features=16, epochs=1)
-        judged = judge(trained.data.open(), world.device, classifier, world)
-        row = evaluate(trained, Euler(2), judged, n=n, batch_size=32, world=world)
-    return {name: row[name] for name in ("frechet_distance", "precision", "recall", "accuracy", "n", "features")}
+        evaluator = build_evaluator(trained.dataset, world.device, classifier, world)
+        row = evaluate(trained, Sampling(Euler(2), n, batch_size=32), evaluator)
+        append_row(trained, row, world)
+    return {
+        name: row.to_json()[name] for name in ("frechet_distance", "precision", "recall", "accuracy", "n", "features")
+    }
 
 
 @pytest.mark.slow
@@ -75,7 +87,7 @@ SLOW = """
 import os
 import time
 from facm.data.stream import Stream
-from tests.distributed.parallel_parts import teacher_run
+from tests.distributed.parallel_parts import Awake, teacher_run
 
 original = Stream.at
 

@@ -128,7 +128,7 @@ SAMPLING_MISTAKES = [
     (["--ema", "0.7"], "--ema 0.7, expected a length in (0, 0.28]"),
     (["--ema", "0.1", "--raw"], "--raw with --ema 0.1"),
     (["--shift", "0"], "shift = 0.0, expected a positive number"),
-    (["--times", "0", "0.5", "--num-steps", "3"], "times = (0.0, 0.5) for nfe = 3, expected 3 times"),
+    (["--times", "0", "0.5", "--num-steps", "3"], "times = (0.0, 0.5) for --num-steps 3, expected 3 times"),
     (["--times", "0.5", "--num-steps", "1"], "expected times that start at 0"),
     (["--times", "0", "0.5", "--sampler", "euler"], "--times (0.0, 0.5) with --sampler euler"),
     (["--seed", "-1"], "--seed -1, expected 0 or more"),
@@ -140,7 +140,7 @@ SAMPLING_MISTAKES = [
 @pytest.mark.parametrize(("options", "words"), SAMPLING_MISTAKES, ids=lambda value: str(value)[:40])
 @pytest.mark.parametrize("what", ["sample", "evaluate"])
 def test_a_sampling_option_that_makes_no_sense_is_named(runs, capsys, monkeypatch, what, options, words):
-    monkeypatch.setattr("facm.evaluation.evaluator.judge", lambda *a: pytest.fail("work before the check"))
+    monkeypatch.setattr("facm.evaluation.evaluator.build_evaluator", lambda *a: pytest.fail("work before the check"))
     before = {p for p in (runs / "student").rglob("*")}
     assert words in refused(capsys, what, runs / "student", *options)
     assert {p for p in (runs / "student").rglob("*")} == before

@@ -106,7 +106,10 @@ def test_the_numbers_are_those_of_the_evaluations(done):
         rows = [logs.read(out / f"seed-{seed}" / r["entry"] / "evaluations.jsonl") for seed in (0, 1)]
         of = [next(row["frechet_distance"] for row in own if row["nfe"] == r["nfe"]) for own in rows]
         assert r["frechet_distance"] == of
-        assert r["command"] == f"facm study mine.py:study --out out --seeds 0 1 --num-samples {N} --features mine.py:Quarters"
+        assert (
+            r["command"]
+            == f"facm study mine.py:study --out out --seeds 0 1 --num-samples {N} --features mine.py:Quarters"
+        )
         assert (r["seeds"], r["n"], r["features"]) == ([0, 1], N, "quarters")
         assert r["floor"] > 0
     table = (out / "study" / "table.md").read_text()
@@ -186,18 +189,18 @@ def test_several_jobs_are_children_with_the_same_command(place, monkeypatch, cap
     asked = []
     monkeypatch.setattr("facm.studies.schedule.side_by_side", lambda *arguments: asked.append(arguments))
     command("mine.py:study", "--out", "apart", "--jobs", 2, *OPTIONS)
-    ((plan, judged, jobs, words),) = asked
+    ((plan, evaluator, jobs, words),) = asked
     assert (list(plan.studies), plan.n, plan.home, jobs) == ([0, 1, 2], N, Path("apart"), 2)
     assert words[:3] == [sys.executable, "-m", "facm"]
     assert words[3:] == ["study", "mine.py:study", "--out", "apart", "--jobs", "2", *map(str, OPTIONS)]
-    assert judged.extractor.identity == "quarters"
+    assert evaluator.extractor.identity == "quarters"
     assert "interrupted" in capsys.readouterr().out
 
 
 def test_what_is_measured_against_is_what_was_trained_on(place, monkeypatch):
     """Not the size's own data."""
     seen = []
-    monkeypatch.setattr("facm.studies.schedule.in_turn", lambda plan, judged: seen.append(judged))
+    monkeypatch.setattr("facm.studies.schedule.in_turn", lambda plan, evaluator: seen.append(evaluator))
     command("mine.py:fewer", "--out", "fewer", *OPTIONS)
     assert len(seen[0].dataset) == 100
     assert seen[0].reference.n == 100
@@ -211,16 +214,16 @@ def test_a_size_may_have_other_data_to_measure_against(place, monkeypatch):
         return setting(reference=Few(50))
 
     monkeypatch.setattr("facm.studies.scales.find_setting", find)
-    monkeypatch.setattr("facm.studies.schedule.in_turn", lambda plan, judged: seen.append(judged))
+    monkeypatch.setattr("facm.studies.schedule.in_turn", lambda plan, evaluator: seen.append(evaluator))
     command("weights", "--at", "some", "--data", "there", *OPTIONS)
     command("mine.py:fewer", *OPTIONS)
     assert asked == [("some", "there"), ("digits", None)]
-    assert [len(judged.dataset) for judged in seen] == [50, 100], "a study's own data are their own reference"
+    assert [len(evaluator.dataset) for evaluator in seen] == [50, 100], "a study's own data are their own reference"
 
 
 def test_the_size_says_how_many_samples_and_which_folder(place, monkeypatch):
     seen = []
-    monkeypatch.setattr("facm.studies.schedule.in_turn", lambda plan, judged: seen.append(plan))
+    monkeypatch.setattr("facm.studies.schedule.in_turn", lambda plan, evaluator: seen.append(plan))
     command("mine.py:study", "--features", "mine.py:Quarters")
     assert (seen[0].n, seen[0].home) == (2_000, Path("runs/studies/digits"))
     assert not Path("runs").exists()
@@ -231,7 +234,7 @@ def test_the_size_says_how_many_samples_and_which_folder(place, monkeypatch):
     [
         (("stabilty",), "unknown study 'stabilty': did you mean stability? expected one of stability, weights"),
         (("stability", "--at", "mnist"), "--at mnist, expected one of digits, cifar10"),
-        (("stability", "--data", "x"), "--data x with --at digits, which come with scikit-learn; expected no --data"),
+        (("stability", "--data", "x"), "--data x with digits, which come with scikit-learn; expected None"),
         (("stability", "--jobs", 0), "--jobs 0, expected at least 1"),
         (("stability", "--seeds", 0, 1, 0), "--seeds 0 1 0, expected at least one, each of them once"),
         (("stability", "--num-samples", 1), "--num-samples 1, expected at least 2 samples to measure"),

@@ -186,7 +186,7 @@ def test_a_device_that_is_not_there_is_named_before_there_is_a_folder(recipes, c
 
 def test_errors_of_the_library_name_options(recipes, capsys):
     words = refused(capsys, "train", "mine.py:moons", "--engine.accumulate", 3)
-    assert "--run.batch-size 16 over 1 ranks with engine.accumulate = 3" in words
+    assert "--run.batch-size 16 over 1 ranks with --engine.accumulate 3" in words
 
 
 @pytest.mark.parametrize(

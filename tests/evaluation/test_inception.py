@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from facm.core.types import Batch
-from facm.evaluation import Inception, KernelDistance, Measure, build_reference, inception
+from facm.evaluation import Inception, KernelDistance, Measure, MeasureSettings, build_reference, inception
 from facm.evaluation.metrics import check_enough
 from tests.evaluation.evaluation_parts import random_inception, torch_fidelity
 
@@ -62,9 +62,8 @@ def test_features_and_scores_are_torch_fidelitys_on_the_same_images(weights, net
         )
     seen = []
     monkeypatch.setattr("facm.evaluation.metrics.frechet_distance", lambda *moments: seen.extend(moments) or 1.0)
-    measure = Measure(
-        network, build_reference(real, network, batch_size=5), n=11, kernel=KernelDistance(6, 9), small_n=True
-    )
+    settings = MeasureSettings(kernel=KernelDistance(6, 9), small_n=True)
+    measure = Measure(network, build_reference(real, network, batch_size=5), n=11, settings=settings)
     for part in generated.x.split(5):
         found = measure.extract(part)
         assert found[0].equal(expected[0][: len(part)])
@@ -199,7 +198,7 @@ def test_only_fid_50k_by_published_means_is_called_comparable(monkeypatch):
     published = replace(built, file="stats.npz", assumed=True)
 
     def measured(extractor=None, reference=published, n=40, how="round"):
-        measure = Measure(extractor or Tiny(), reference, quantise=how)
+        measure = Measure(extractor or Tiny(), reference, settings=MeasureSettings(quantise=how))
         measure.update(images.x[:n])
         return measure.result()
 
@@ -239,7 +238,7 @@ def test_too_few_samples_for_a_name_are_refused_unless_insisted():
         measure.result()
     measure.update(images.x[2:3])
     assert measure.result().n == 3
-    insisting = Measure(Tiny(), reference, n=2, small_n=True)
+    insisting = Measure(Tiny(), reference, n=2, settings=MeasureSettings(small_n=True))
     insisting.update(images.x[:2])
     assert insisting.result().n == 2
     nameless = Tiny()

@@ -9,7 +9,15 @@ import torch
 from torch import nn
 
 from facm.core.types import Batch
-from facm.evaluation import Identity, Measure, build_reference, frechet_distance, quantise, reference_floor
+from facm.evaluation import (
+    Identity,
+    Measure,
+    MeasureSettings,
+    build_reference,
+    frechet_distance,
+    quantise,
+    reference_floor,
+)
 
 
 class Samples:
@@ -99,7 +107,7 @@ def test_the_real_samples_themselves_are_perfect(toy):
 
 def test_only_the_first_samples_are_kept_for_precision(toy):
     extractor, reference = toy
-    measure = Measure(extractor, reference, keep=100)
+    measure = Measure(extractor, reference, settings=MeasureSettings(keep=100))
     for part in (points(60, 1), points(30, 2), points(1000, 3) + 50):
         measure.update(part)
     assert 0.8 < measure.result().precision <= 0.9  # 90 good ones and the first 10 of the far ones
@@ -190,7 +198,7 @@ def test_errors_say_what_was_expected(toy):
     with pytest.raises(ValueError, match="n = 1 samples, expected at least 2"):
         build_reference(Samples(points(1, 0)), extractor)
     with pytest.raises(ValueError, match="keep = 0, expected at least 1"):
-        Measure(extractor, reference, keep=0)
+        MeasureSettings(keep=0)
     with pytest.raises(ValueError, match="extractor is 'brightness', expected the reference's 'identity'"):
         Measure(Brightness(), reference)
     with pytest.raises(ValueError, match=r"accuracy=True.*'identity' does not classify"):

@@ -9,7 +9,7 @@ import torch
 
 from facm.data.cifar10 import Cifar10
 from facm.evaluation import Measure, load_reference
-from facm.evaluation.evaluator import judge
+from facm.evaluation.evaluator import build_evaluator
 from tests.evaluation.test_metrics import Samples
 from tests.paths import ROOT, needs, outside
 
@@ -37,16 +37,17 @@ def random_weights(example, path):
 def test_it_plugs_in_and_is_not_called_fid(example, tmp_path):
     x = torch.rand(80, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     dataset = Samples(x)
-    judged = judge(dataset, torch.device("cpu"), example.ResNet56(str(random_weights(example, tmp_path / "r.pth"))))
-    network = judged.extractor
+    features = example.ResNet56(str(random_weights(example, tmp_path / "r.pth")))
+    evaluator = build_evaluator(dataset, torch.device("cpu"), features)
+    network = evaluator.extractor
     assert network(x[:3]).shape == (3, 64)
     torch.testing.assert_close(network.train()(x[:1]), network(x[:3])[:1], rtol=1e-4, atol=1e-5)
-    measure = Measure(network, judged.reference)
+    measure = Measure(network, evaluator.reference)
     measure.update(x, torch.zeros(80, dtype=torch.int64))
     result = measure.result()
     assert result.features.startswith("cifar10-resnet56-")
     assert (result.metric_names, result.comparable_to_published) == ({}, False)
-    assert result.frechet_distance < 1e-8 * float(judged.reference.covariance.trace())  # random features are large
+    assert result.frechet_distance < 1e-8 * float(evaluator.reference.covariance.trace())  # random features are large
 
 
 def test_it_says_what_is_wrong_with_a_file(example, tmp_path):

@@ -228,7 +228,7 @@ def test_tensors_of_every_layout_are_the_same_numbers(tmp_path):
 
 def test_an_imported_file_opens_again_with_everything_it_needs(tmp_path, capsys):
     source, out = saved(tmp_path / "edm-cifar10-32x32-cond-vp.pkl", snapshot()), tmp_path / "teacher.safetensors"
-    cli.main(["import", str(source), "--out", str(out)])
+    cli.main(["weights", "import", str(source), "--out", str(out)])
     assert "edm, (3, 8, 8), 10 classes, a teacher" in capsys.readouterr().out
     first, again = open_published(source), open_published(out)
     assert (again.network, again.family, again.learns_shortcut) == (first.network, "edm", False)
@@ -241,7 +241,7 @@ def test_an_imported_file_opens_again_with_everything_it_needs(tmp_path, capsys)
     with pytest.raises(ValueError, match="family = 'sit', but it says itself that it is 'edm'"):
         open_published(out, "sit")
     trained = load_file(out)
-    assert trained.objective.condition == Labels(10)
+    assert trained.interface.condition == Labels(10)
     x, t, cond = torch.randn(2, 3, 8, 8), torch.tensor([0.1, 0.9]), torch.tensor([3, 10])
     expected = EDM(TINY).build()
     expected.inner.load_state_dict(network_of().state_dict())
@@ -254,7 +254,7 @@ def test_an_imported_file_opens_again_with_everything_it_needs(tmp_path, capsys)
 def test_images_are_sampled_from_it_with_edms_sampler(tmp_path):
     file = saved(tmp_path / "edm.pkl", snapshot())
     out = tmp_path / "grid.png"
-    cli.main(["sample", "--from", str(file), "--sampler", "edm", "--nfe", "5", "--out", str(out)])
+    cli.main(["sample", str(file), "--sampler", "edm", "--num-steps", "5", "--out", str(out)])
     assert out.exists()
 
 
@@ -269,7 +269,7 @@ def test_an_unconditional_network_without_augmentation_and_with_defaults(tmp_pat
     published = open_published(file)
     assert published.network == EDM(config)
     assert (published.shape, published.num_classes) == ((3, 16, 16), None)
-    assert load_file(file).objective.condition == Unconditional()
+    assert load_file(file).interface.condition == Unconditional()
 
 
 def test_what_the_preconditioning_says_is_kept(tmp_path):
@@ -381,7 +381,7 @@ def instructions(*names, then):
     ],
 )
 def test_a_file_cannot_change_what_stands_for_its_names(tmp_path, module, name):
-    from facm.pretrained import persistence
+    from facm.core.untrusted import persistence
 
     stand_in = persistence._STAND_INS[module, name]
     before = dict(vars(stand_in))
@@ -627,7 +627,7 @@ def test_an_index_that_a_file_says_takes_no_memory(tmp_path):
 
 
 def test_a_file_has_so_many_opcodes_and_texts_so_long(tmp_path, monkeypatch):
-    from facm.pretrained import persistence
+    from facm.core.untrusted import persistence
 
     monkeypatch.setattr(persistence, "MOST_OPCODES", 100)
     monkeypatch.setattr(persistence, "MOST_TEXT", 50)
@@ -723,7 +723,7 @@ def record(**state):
 
 
 def test_modules_have_so_many_names_and_so_long(monkeypatch):
-    from facm.pretrained import persistence
+    from facm.core.untrusted import persistence
 
     def chain(depth, name):
         inner = record()

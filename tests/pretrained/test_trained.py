@@ -3,20 +3,24 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from facm.core.serialize import to_json
-from facm.flow.time_conditioning import ExpandedInterval
+from facm.flow.conditions import Labels, Unconditional
+from facm.flow.time_conditioning import AuxiliaryTime, ExpandedInterval
+from facm.latents.space import LatentSpace
+from facm.networks.adapters.edm import EDM
 from facm.networks.ddpm_pp import DDPMpp
-from facm.objectives.facm import FACM
-from facm.objectives.flow_matching import FlowMatching
 from facm.pretrained.from_file import load_file
 from facm.pretrained.trained import Trained, load_trained
 from facm.runs.checkpointer import load
 from facm.runs.folder import RunFolder
+from facm.sampling.generate import sample_balanced
+from facm.sampling.methods import Consistency
 from tests.training.run_parts import EVERY, flow_run
 from tests.training.run_parts import trained as trained_run
 
@@ -39,10 +43,41 @@ def test_the_user_is_believed_before_the_file(tmp_path: Path, said: str | None, 
         return
     trained = load_file(file, learns_shortcut=asked)
     student = asked if asked is not None else said == "true"
-    assert isinstance(trained.objective, FACM if student else FlowMatching)
-    assert isinstance(trained.objective.task, ExpandedInterval) or not student
-    assert trained.objective.condition.classes == 10
+    assert trained.interface.learns_shortcut == student
+    assert (trained.interface.learns_flow, trained.interface.learns_jumps) == (True, False)
+    assert trained.interface.task == ExpandedInterval()
+    assert trained.interface.condition == Labels(10)
     assert (trained.config, trained.data.open().shape, trained.images_seen) == (NETWORK, (3, 8, 8), None)
+
+
+@pytest.mark.parametrize("learns", [True, False])
+@pytest.mark.parametrize("wrap", [lambda network: network, EDM])
+def test_a_network_with_a_second_time_is_told_both(tmp_path: Path, wrap: Any, learns: bool) -> None:
+    config = wrap(replace(NETWORK, auxiliary_time=True, num_classes=0))
+    file = tmp_path / "x.safetensors"
+    save_file(config.build().state_dict(), file, {"config": json.dumps(to_json(config))})
+    interface = load_file(file, learns_shortcut=learns).interface
+    assert interface == replace(interface, condition=Unconditional(), task=AuxiliaryTime(), learns_shortcut=learns)
+
+
+def test_a_file_is_sampled_and_decoded_from_one_object(tmp_path: Path) -> None:
+    trained = load_file(exported(tmp_path / "x.safetensors", learns_shortcut="true"))
+    source = trained.source(torch.device("cpu"))
+    assert (source.network, source.interface, source.shape) == (trained.network, trained.interface, (3, 8, 8))
+    assert sample_balanced(source, Consistency(1), 2).shape == (2, 3, 8, 8)
+    assert trained.decoder(torch.device("cpu")) is None, "images are not decoded"
+
+
+def test_latents_without_an_autoencoder_have_no_decoder(tmp_path: Path) -> None:
+    """They can be sampled nevertheless."""
+    trained = replace(
+        load_file(exported(tmp_path / "x.safetensors", learns_shortcut="true")), data=LatentSpace((4, 8, 8))
+    )
+    with pytest.raises(
+        ValueError, match=r"makes latents of shape \(4, 8, 8\) and autoencoder = None: expected the one"
+    ):
+        trained.decoder(torch.device("cpu"))
+    assert trained.source(torch.device("cpu")).shape == (4, 8, 8)
 
 
 def test_rows_and_pictures_lie_beside_the_file(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from facm.objectives.facm import FACM
 from facm.pretrained.from_file import load_file
 from facm.pretrained.trained import FromRun, export, load_trained
 from facm.runs.folder import create
-from facm.sampling.generate import Source, balanced_labels, sample
+from facm.sampling.generate import sample_balanced
 from facm.sampling.methods import Consistency, Euler, Jumps
 from facm.training.loop import check, train
 
@@ -145,11 +145,7 @@ def test_each_trains_and_samples(name, cifar, teachers, tmp_path):
     method = Consistency(2)
     if name in TEACHERS or name == "cifar10-shortcut":
         method = Euler(2) if name in TEACHERS else Jumps(2)
-    objective = trained.objective
-    source = Source(
-        trained.network, getattr(objective, "task", None), objective.condition, (3, 32, 32), torch.device("cpu")
-    )
-    images = sample(source, method, range(2), balanced_labels(objective.condition, range(2)))
+    images = sample_balanced(trained.source(torch.device("cpu")), method, 2)
     assert images.shape == (2, 3, 32, 32)
     assert images.isfinite().all()
     assert not torch.equal(images[0], images[1])
@@ -171,7 +167,7 @@ def test_a_student_comes_back_from_its_file(cifar, teachers, tmp_path):
     export(trained, tmp_path / "student.safetensors")
     found = load_file(tmp_path / "student.safetensors")
     assert found.config == run.network
-    assert isinstance(found.objective.condition, Unconditional)
+    assert isinstance(found.interface.condition, Unconditional)
     x, t = torch.randn(2, 3, 32, 32), torch.tensor([0.3, 1.6])
     assert torch.equal(found.network(x, t), trained.network(x, t))
 

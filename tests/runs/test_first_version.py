@@ -18,7 +18,8 @@ from facm.core.public_names import ALIASES, EXPORTS, PUBLIC, REMOVED
 from facm.core.serialize import find, fingerprint, from_json, is_fingerprint_of, name_of, to_json
 from facm.evaluation import Identity
 from facm.evaluation.evaluate import evaluate
-from facm.evaluation.evaluator import judge
+from facm.evaluation.evaluator import build_evaluator
+from facm.evaluation.samples import Sampling
 from facm.pretrained.from_file import load_file
 from facm.pretrained.trained import load_trained
 from facm.runs.checkpoint import load
@@ -89,11 +90,12 @@ def test_evaluations_of_then_are_found_and_not_made_again(home: Path) -> None:
 
 def test_evaluates_to_the_number_of_then(home: Path) -> None:
     trained = load_trained(home / "teacher")
-    judged = judge(trained.data.open(), torch.device("cpu"), Identity())
+    evaluator = build_evaluator(trained.dataset, torch.device("cpu"), Identity())
     then = json.loads((home / "teacher" / "evaluations.jsonl").read_text().splitlines()[1])
-    row = evaluate(trained, Euler(2), judged, n=64, seed=1)
+    row = evaluate(trained, Sampling(Euler(2), 64, seed=1), evaluator).to_json()
     assert row["frechet_distance"] == pytest.approx(then["frechet_distance"], rel=1e-4)
     assert row["checkpoint"] == then["checkpoint"]
+    assert ["run", *row] == list(then)
 
 
 def test_teaches(home: Path) -> None:

@@ -420,11 +420,8 @@ def test_parts_that_do_not_fit_are_an_error_before_training(change, message):
 def test_the_default_weights_are_the_first_ema(finished):
     network = load_trained(finished.path)
     assert (network.sigma_rel, network.images_seen, network.which) == (0.05, IMAGES, "EMA 0.05")
-    assert (network.config, network.data, network.objective) == (
-        flow_run().network,
-        flow_run().data,
-        flow_run().objective,
-    )
+    assert (network.config, network.data) == (flow_run().network, flow_run().data)
+    assert network.interface.condition == flow_run().objective.condition
     assert not network.network.training
     assert not any(p.requires_grad for p in network.network.parameters())
     raw = load_trained(finished.path, raw=True)
@@ -446,7 +443,7 @@ def test_another_length_is_synthesised_between_the_tracked_ones(finished):
 
 def test_a_length_without_snapshots_or_out_of_range_is_an_error(tmp_path, finished):
     folder = trained(tmp_path / "run", flow_run(every=dataclasses.replace(EVERY, ema_snapshots=0)))
-    with pytest.raises(ValueError, match=r"--ema 0\.1: this run tracks \(0\.05, 0\.2\) and kept no snapshots"):
+    with pytest.raises(ValueError, match=r"sigma_rel = 0\.1: this run tracks \(0\.05, 0\.2\) and kept no snapshots"):
         load_trained(folder.path, 0.1)
     assert load_trained(folder.path, 0.2).sigma_rel == 0.2
     with pytest.raises(ValueError, match=r"sigma_rel = 0\.5"):
@@ -454,7 +451,7 @@ def test_a_length_without_snapshots_or_out_of_range_is_an_error(tmp_path, finish
 
 
 def test_raw_weights_of_an_ema_are_a_contradiction(finished):
-    with pytest.raises(ValueError, match=r"--raw with --ema 0\.05"):
+    with pytest.raises(ValueError, match=r"raw = True with sigma_rel = 0\.05"):
         load_trained(finished.path, 0.05, raw=True)
 
 

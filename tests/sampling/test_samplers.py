@@ -1,12 +1,14 @@
 """Samplers: exact where theory says so, of the order that theory says, and by hand; and the samples built on them."""
 
 import math
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
 
+from facm.core.objective import NetworkInterface, as_objective
 from facm.core.rng import derive
 from facm.flow.conditions import Labels, Unconditional
 from facm.flow.guidance import Guidance
@@ -16,12 +18,13 @@ from facm.objectives.continuous_cm import ContinuousCM
 from facm.objectives.discrete_cm import DiscreteCM
 from facm.objectives.discrete_schedules import DoublingSteps
 from facm.objectives.facm import FACM
+from facm.objectives.flow_matching import FlowMatching
 from facm.objectives.imm import IMM
 from facm.objectives.mean_flow import MeanFlow
 from facm.objectives.scm import SCM
 from facm.objectives.shortcut_model import ShortcutModel
-from facm.sampling.generate import Source, noise, sample
-from facm.sampling.methods import Consistency, DPMSolverPP, EDMHeun, Euler, Heun, Jumps, check_method
+from facm.sampling.generate import balanced_labels, noise, sample, sample_balanced
+from facm.sampling.methods import Consistency, DPMSolverPP, EDMHeun, Euler, Heun, Jumps, default_method
 from facm.sampling.solvers import (
     check_times,
     consistency,
@@ -34,6 +37,7 @@ from facm.sampling.solvers import (
     shifted_times,
     uniform_times,
 )
+from facm.sampling.source import Source
 
 M, S = 1.5, 0.4  # data ~ N(M, S^2)
 
@@ -377,10 +381,14 @@ def test_the_state_is_kept_in_double_precision():
 CLASSES = 3
 
 
+def source_of(config, task, condition):
+    return Source(config.build(), NetworkInterface(condition, task), (2,), torch.device("cpu"))
+
+
 @pytest.fixture
 def source():
     torch.manual_seed(0)
-    return Source(MLP(2, 16, 2, CLASSES).build(), ExpandedInterval(), Labels(CLASSES), (2,), torch.device("cpu"))
+    return source_of(MLP(2, 16, 2, CLASSES), ExpandedInterval(), Labels(CLASSES))
 
 
 def test_noise_is_a_function_of_seed_index_and_draw_alone():
@@ -426,7 +434,8 @@ def fields(source, cond):
     def at(head):
         return lambda x, t: source.network(x, cond=cond, **head(t))
 
-    return at(source.task.shortcut), at(source.task.anchor), at(lambda t: {"t": t})
+    task = source.interface.task
+    return at(task.shortcut), at(task.anchor), at(lambda t: {"t": t})
 
 
 def test_methods_ask_the_right_head_with_the_right_schedule_and_draws(source):
@@ -458,8 +467,7 @@ def test_methods_ask_the_right_head_with_the_right_schedule_and_draws(source):
 @pytest.fixture
 def told_both():
     torch.manual_seed(0)
-    network = MLP(2, 16, 2, CLASSES, auxiliary_time=True).build()
-    return Source(network, AuxiliaryTime(), Labels(CLASSES), (2,), torch.device("cpu"))
+    return source_of(MLP(2, 16, 2, CLASSES, auxiliary_time=True), AuxiliaryTime(), Labels(CLASSES))
 
 
 @pytest.mark.parametrize(
@@ -509,20 +517,21 @@ def test_what_an_objective_has_not_trained_is_not_sampled():
         (FACM(Labels(3)), Heun(9, "anchor")),
         (MeanFlow(Labels(3), equal=0.5), Euler(8)),
     ):
-        check_method(objective, method)
+        method.check(as_objective(objective).interface)
     for objective, method, named in (
-        (FACM(Labels(3)), Jumps(2), r"Jumps\(nfe=2.* which FACM does not train"),
-        (ict, Jumps(1), "which DiscreteCM does not train"),
-        (shortcut_model, Consistency(4), "to the end, which ShortcutModel does not train"),
+        (FACM(Labels(3)), Jumps(2), r"Jumps\(nfe=2.* which the network has not learned"),
+        (ict, Jumps(1), "to any time, which the network has not learned"),
+        (shortcut_model, Consistency(4), "to the end, which the network has not learned"),
         (ict, Consistency(5), "nfe = 5, .*ends with 4 steps"),
         (shortcut_model, Jumps(3), "nfe = 3 jumps"),
         *(
-            (objective, Euler(8), "follows the flow's velocity, which .* does not train")
+            (objective, Euler(8), "follows the flow's velocity, which the network has not learned")
             for objective in (ict, imm, ContinuousCM(Labels(3)), SCM(Labels(3)), MeanFlow(Labels(3)))
         ),
     ):
+        interface = as_objective(objective).interface
         with pytest.raises(ValueError, match=named):
-            check_method(objective, method)
+            method.check(interface)
 
 
 def test_guided_samples(source):
@@ -553,8 +562,8 @@ def test_draws_between_steps_are_numbered_and_there_is_none_after_the_last(sourc
 
 def test_native_head_of_a_network_with_a_second_time_has_r_equal_to_t():
     torch.manual_seed(0)
-    network = MLP(2, 16, 2, auxiliary_time=True).build()
-    source = Source(network, AuxiliaryTime(), Unconditional(), (2,), torch.device("cpu"))
+    source = source_of(MLP(2, 16, 2, auxiliary_time=True), AuxiliaryTime(), Unconditional())
+    network = source.network
     x_0 = noise(0, range(3), 0, (2,))
     expected = euler(lambda x, t: network(x, t, None, t), x_0, uniform_times(3))
     torch.testing.assert_close(sample(source, Euler(3), range(3), None), expected)
@@ -586,7 +595,87 @@ def test_an_impossible_request_is_an_error_that_names_it(source, call, named):
 
 
 def test_guidance_without_a_null_condition_is_an_error():
-    network = MLP(2, 8, 1).build()
-    source = Source(network, ExpandedInterval(), Unconditional(), (2,), torch.device("cpu"))
+    source = source_of(MLP(2, 8, 1), ExpandedInterval(), Unconditional())
     with pytest.raises(ValueError, match="use guidance scale 1"):
         sample(source, Euler(2), [0], None, guidance=Guidance(2.0))
+
+
+def test_a_condition_that_is_not_known_is_an_error_that_says_how_to_give_it():
+    with pytest.raises(ValueError, match=r"interface.condition = None.* attribute 'condition'"):
+        source_of(MLP(2, 8, 1), None, None)
+
+
+def test_a_head_that_there_is_not_is_named(source):
+    with pytest.raises(ValueError, match="head = 'shortcut', expected 'native' or 'anchor'"):
+        sample(source, Euler(2, "shortcut"), [0], torch.tensor([0]))
+
+
+def test_a_network_without_a_task_is_asked_by_t_alone():
+    torch.manual_seed(0)
+    source = source_of(MLP(2, 16, 2, CLASSES), None, Labels(CLASSES))
+    cond = torch.tensor([0, 2])
+    x_0 = noise(0, range(2), 0, (2,))
+    expected = consistency(lambda x, t: source.network(x, t, cond), x_0, [0.0])
+    torch.testing.assert_close(sample(source, Consistency(), range(2), cond), expected)
+
+
+def test_pictures_that_are_compared_have_balanced_labels_and_the_noise_of_their_seed(source):
+    expected = sample(source, Euler(2), range(5), balanced_labels(Labels(CLASSES), range(5)), 7)
+    assert torch.equal(sample_balanced(source, Euler(2), 5, 7), expected)
+
+
+@dataclass(frozen=True)
+class Midpoint:
+    """A sampler of a user's own: the midpoint method, with ``churn`` of new noise after every step."""
+
+    nfe: int = 4
+    churn: float = 0.0
+
+    def check(self, interface):
+        if not interface.learns_flow:
+            raise ValueError("Midpoint follows the flow")
+
+    def solve(self, fields, x_0, fresh_noise):
+        F, x, n = fields.velocity("native"), x_0, self.nfe // 2
+        for i in range(n):
+            t = torch.full((len(x),), i / n)
+            half = x + F(x, t) / (2 * n)
+            x = x + F(half, t + 1 / (2 * n)) / n + self.churn * fresh_noise(i + 1)
+        return x
+
+
+def test_a_sampler_of_ones_own_is_a_method_like_the_others(source):
+    cond = torch.tensor([0, 2, 1])
+    x, z = noise(4, range(3), 0, (2,)), noise(4, range(3), 1, (2,))
+
+    def F(x, t):
+        t, null = torch.full((3,), t), torch.full((3,), CLASSES)
+        v_c, v_u = source.network(x, t, cond), source.network(x, t, null)
+        return v_u + 2.5 * (v_c - v_u)
+
+    with torch.no_grad():
+        expected = x + F(x + F(x, 0.0) / 2, 0.5) + 0.1 * z
+        found = sample(source, Midpoint(2, churn=0.1), range(3), cond, 4, Guidance(2.5, 0.0))
+    torch.testing.assert_close(found, expected)
+    with torch.no_grad():
+        fine = sample(source, Euler(512), range(3), cond, 4)
+        assert (sample(source, Midpoint(16), range(3), cond, 4) - fine).abs().max() < (
+            sample(source, Euler(16), range(3), cond, 4) - fine
+        ).abs().max()
+    Midpoint().check(as_objective(FACM(Labels(3))).interface)
+    with pytest.raises(ValueError, match="Midpoint follows the flow"):
+        Midpoint().check(as_objective(SCM(Labels(3))).interface)
+
+
+@pytest.mark.parametrize(
+    ("objective", "method"),
+    [
+        (FACM(Labels(3)), Consistency(2)),
+        (IMM(Labels(3)), Consistency(2)),
+        (ShortcutModel(Labels(3)), Jumps(2)),
+        (FlowMatching(Labels(3)), Euler(2)),
+        (lambda network, batch, rng, teacher=None: None, Euler(2)),
+    ],
+)
+def test_the_default_method_is_what_the_network_has_learned(objective, method):
+    assert default_method(as_objective(objective).interface, 2) == method

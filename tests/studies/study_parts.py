@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from facm.core.serialize import to_json
 from facm.data import Digits, InMemory
-from facm.evaluation.evaluator import Judge, judge
+from facm.evaluation.evaluator import Evaluator, build_evaluator
 from facm.flow.conditions import Labels
 from facm.flow.guidance import NO_GUIDANCE
 from facm.runs import log as logs
@@ -124,8 +124,8 @@ def pair(made: Bench) -> Study:
     )
 
 
-def judged() -> Judge:
-    return judge(Few().open(), torch.device("cpu"), Quarters())
+def an_evaluator() -> Evaluator:
+    return build_evaluator(Few().open(), torch.device("cpu"), Quarters())
 
 
 def row(entry: Entry, want: Wanted, distance: float, **changes: Any) -> dict[str, Any]:

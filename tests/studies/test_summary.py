@@ -16,7 +16,7 @@ from facm.studies.figures import numbers, over_training
 from facm.studies.report import panels, write
 from facm.studies.summary import Cell, summarise
 from facm.studies.table import jsonl, markdown, print_table, records, rows, said
-from tests.studies.study_parts import N, bench, judged, pair, row, stop, written
+from tests.studies.study_parts import N, an_evaluator, bench, pair, row, stop, written
 
 SEEDS = (0, 1, 2)
 FACM = ({1: 1.0, 2: 0.5}, {1: 1.5, 2: 0.5}, {1: 2.0, 2: 0.5})
@@ -424,12 +424,12 @@ def test_a_band_is_the_median_between_the_extremes(tmp_path, monkeypatch):
 
 def test_a_study_of_collapsed_runs_has_a_report_without_their_pictures(tmp_path):
     """Nothing is loaded for them: these folders have no weights at all."""
-    judge = judged()
+    evaluator = an_evaluator()
     found = summary_of(tmp_path, facm=(None,) * 3, plain=(None,) * 3)
     for seed in SEEDS:
         stop(tmp_path / f"seed-{seed}" / "teacher", 16)
-    assert list(panels(found, judge, tmp_path / "seed-0", "cpu")) == []
-    page = write(found, judge, tmp_path, tmp_path / "pair", "facm study <pair>", "cpu")
+    assert list(panels(found, evaluator, tmp_path / "seed-0", "cpu")) == []
+    page = write(found, evaluator, tmp_path, tmp_path / "pair", "facm study <pair>", "cpu")
     assert page == tmp_path / "pair" / "report.html"
     text = page.read_text()
     assert text.count("<td>collapsed (3 of 3)</td>") == 4
@@ -439,6 +439,6 @@ def test_a_study_of_collapsed_runs_has_a_report_without_their_pictures(tmp_path)
 def test_pictures_are_for_images_only(summary, tmp_path):
     from facm.data import Moons
     from facm.evaluation import Identity
-    from facm.evaluation.evaluator import judge
+    from facm.evaluation.evaluator import build_evaluator
 
-    assert list(panels(summary, judge(Moons(n=50).open(), "cpu", Identity()), tmp_path, "cpu")) == []
+    assert list(panels(summary, build_evaluator(Moons(n=50).open(), "cpu", Identity()), tmp_path, "cpu")) == []

@@ -379,9 +379,9 @@ def test_strategies_differ_in_the_derivative_alone():
 def test_a_size_that_there_is_not_is_named():
     assert find_setting("digits") == digits()
     assert find_setting("cifar10", "there") == cifar10("there")
-    with pytest.raises(ValueError, match="--at digit, expected one of digits, cifar10"):
+    with pytest.raises(ValueError, match="name = 'digit', expected one of digits, cifar10"):
         find_setting("digit")
-    with pytest.raises(ValueError, match="--data there with --at digits, which come with scikit-learn; expected no"):
+    with pytest.raises(ValueError, match="data = 'there' with digits, which come with scikit-learn; expected None"):
         find_setting("digits", "there")
 
 

@@ -19,7 +19,7 @@ from facm.sampling.methods import Consistency, Euler, Jumps
 from facm.studies import schedule, train_and_measure
 from facm.studies.schedule import Children, Plan, in_turn, side_by_side
 from facm.studies.train_and_measure import Wanted, finished, fulfil, measured, stopped, trained_whole, wanted
-from tests.studies.study_parts import N, bench, judged, pair, row, stop, written
+from tests.studies.study_parts import N, an_evaluator, bench, pair, row, stop, written
 from tests.training.run_parts import Crash, FailsAt, before_step, contents, crash_at, signal_at
 
 FEATURES = "quarters"
@@ -30,15 +30,15 @@ def never(images):
 
 
 @pytest.fixture(scope="module")
-def judge():
-    return judged()
+def evaluator():
+    return an_evaluator()
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory, judge):
+def home(tmp_path_factory, evaluator):
     """A finished study of two seeds; tests that change something do so in a copy of one network."""
     home = tmp_path_factory.mktemp("study")
-    assert in_turn(plan_of(home, 0, 1), judge)
+    assert in_turn(plan_of(home, 0, 1), evaluator)
     return home
 
 
@@ -96,17 +96,17 @@ def test_a_study_trains_and_measures_all(home):
     assert first[0]["frechet_distance"] != second[0]["frechet_distance"]
 
 
-def test_what_is_done_is_not_done_again(home, judge):
+def test_what_is_done_is_not_done_again(home, evaluator):
     before = touched(home)
     plan = plan_of(home, 0, 1)
-    assert all(plan.done(task, judge) for task in plan.tasks)
+    assert all(plan.done(task, evaluator) for task in plan.tasks)
     with before_step(never):
-        assert in_turn(plan, judge)
-        assert fulfil(entry_of(home), plan.path("0/facm"), judge, N).finished
+        assert in_turn(plan, evaluator)
+        assert fulfil(entry_of(home), plan.path("0/facm"), evaluator, N).finished
     assert touched(home) == before
 
 
-def test_only_what_is_missing_is_measured_again(home, copy, judge):
+def test_only_what_is_missing_is_measured_again(home, copy, evaluator):
     file = copy / "evaluations.jsonl"
     one, two = logs.read(file)
     file.write_text("")
@@ -115,7 +115,7 @@ def test_only_what_is_missing_is_measured_again(home, copy, judge):
     assert not finished(entry, copy, N, FEATURES)
     checkpoints = touched(copy / "checkpoints")
     with before_step(never):
-        assert fulfil(entry, copy, judge, N).finished
+        assert fulfil(entry, copy, evaluator, N).finished
     assert finished(entry, copy, N, FEATURES)
     assert touched(copy / "checkpoints") == checkpoints
     again = logs.read(file)
@@ -123,11 +123,11 @@ def test_only_what_is_missing_is_measured_again(home, copy, judge):
     assert again[1]["frechet_distance"] == one["frechet_distance"]
 
 
-def test_another_number_of_samples_is_another_number(home, copy, judge):
+def test_another_number_of_samples_is_another_number(home, copy, evaluator):
     entry = entry_of(home)
     assert not finished(entry, copy, N + 1, FEATURES)
     assert not finished(entry, copy, N, "others")
-    fulfil(entry, copy, judge, N + 1)
+    fulfil(entry, copy, evaluator, N + 1)
     assert [r["n"] for r in logs.read(copy / "evaluations.jsonl")] == [N, N, N + 1, N + 1]
 
 
@@ -155,34 +155,34 @@ def test_a_row_that_was_measured_in_another_way_is_not_the_studys(tmp_path, chan
     assert measured(tmp_path / "run", Wanted(Consistency(2), 2, None), entry.run, N, FEATURES) is None
 
 
-def test_an_interrupted_network_goes_on_to_the_same_weights(home, tmp_path, judge):
+def test_an_interrupted_network_goes_on_to_the_same_weights(home, tmp_path, evaluator):
     entry = entry_of(home)
     with before_step(signal_at(0, signal.SIGTERM)):
-        outcome = fulfil(entry, tmp_path / "facm", judge, N)
+        outcome = fulfil(entry, tmp_path / "facm", evaluator, N)
     assert not outcome.finished
     assert not trained_whole(tmp_path / "facm")
     assert not (tmp_path / "facm" / "evaluations.jsonl").exists()
     assert not finished(entry, tmp_path / "facm", N, FEATURES)
-    assert fulfil(entry, tmp_path / "facm", judge, N).finished
+    assert fulfil(entry, tmp_path / "facm", evaluator, N).finished
     whole, resumed = (open_run(path)[0] for path in (home / "seed-0" / "facm", tmp_path / "facm"))
     assert contents(resumed) == contents(whole)
     distances = [[r["frechet_distance"] for r in logs.read(folder.evaluations)] for folder in (whole, resumed)]
     assert distances[0] == distances[1]
 
 
-def test_a_crash_leaves_what_the_next_call_goes_on_from(home, tmp_path, judge):
+def test_a_crash_leaves_what_the_next_call_goes_on_from(home, tmp_path, evaluator):
     entry = entry_of(home)
     with pytest.raises(Crash), before_step(crash_at(48)):
-        fulfil(entry, tmp_path / "facm", judge, N)
+        fulfil(entry, tmp_path / "facm", evaluator, N)
     seen = []
     with before_step(seen.append):
-        fulfil(entry, tmp_path / "facm", judge, N)
+        fulfil(entry, tmp_path / "facm", evaluator, N)
     assert seen == [32, 48]
 
 
-def test_earlier_clocks_are_measured_with_the_weights_of_then(home, tmp_path, judge):
+def test_earlier_clocks_are_measured_with_the_weights_of_then(home, tmp_path, evaluator):
     entry = replace(entry_of(home), at=(32,))
-    fulfil(entry, tmp_path / "facm", judge, N)
+    fulfil(entry, tmp_path / "facm", evaluator, N)
     rows = {(r["nfe"], r["images"]): r for r in logs.read(tmp_path / "facm" / "evaluations.jsonl")}
     assert list(rows) == [(1, 64), (2, 64), (1, 32), (2, 32)]
     assert rows[1, 32]["weights"] == "EMA 0.05 at 32 images"
@@ -192,7 +192,7 @@ def test_earlier_clocks_are_measured_with_the_weights_of_then(home, tmp_path, ju
     assert rows[1, 64]["frechet_distance"] == ended[0]["frechet_distance"]
     assert finished(entry, tmp_path / "facm", N, FEATURES)
     with before_step(never):
-        fulfil(entry, tmp_path / "facm", judge, N)
+        fulfil(entry, tmp_path / "facm", evaluator, N)
     assert len(logs.read(tmp_path / "facm" / "evaluations.jsonl")) == 4
 
 
@@ -202,9 +202,9 @@ def collapsing(home):
     return replace(entry, run=run)
 
 
-def test_a_network_that_collapses_is_written_down_never_measured_and_never_tried_again(tmp_path, judge):
+def test_a_network_that_collapses_is_written_down_never_measured_and_never_tried_again(tmp_path, evaluator):
     entry, path = collapsing(tmp_path), tmp_path / "seed-0" / "facm-scratch"
-    assert fulfil(entry, path, judge, N).finished
+    assert fulfil(entry, path, evaluator, N).finished
     failed = stopped(path)
     assert failed["images"] == 48
     assert "2 steps in a row" in failed["error"]
@@ -213,102 +213,102 @@ def test_a_network_that_collapses_is_written_down_never_measured_and_never_tried
     assert finished(entry, path, N, FEATURES)
     before = touched(path)
     with before_step(never):
-        assert fulfil(entry, path, judge, N).finished
+        assert fulfil(entry, path, evaluator, N).finished
     assert touched(path) == before
 
 
-def test_a_network_that_collapses_at_once_did_so_after_no_images(tmp_path, judge):
+def test_a_network_that_collapses_at_once_did_so_after_no_images(tmp_path, evaluator):
     entry = collapsing(tmp_path)
     run = replace(entry.run, objective=FailsAt((0,), condition=Labels(10)), max_nonfinite=1)
-    fulfil(replace(entry, run=run), tmp_path / "run", judge, N)
+    fulfil(replace(entry, run=run), tmp_path / "run", evaluator, N)
     assert stopped(tmp_path / "run")["images"] == 0
 
 
-def test_a_network_with_samples_that_are_no_numbers_has_collapsed(home, copy, judge, monkeypatch):
+def test_a_network_with_samples_that_are_no_numbers_has_collapsed(home, copy, evaluator, monkeypatch):
     def samples(*arguments, **options):
         raise NonFiniteSamplesError("60 of 60 generated samples are not finite")
 
     monkeypatch.setattr(train_and_measure, "evaluate", samples)
     entry, path = entry_of(home), copy
     (path / "evaluations.jsonl").unlink()
-    assert fulfil(entry, path, judge, N).finished
+    assert fulfil(entry, path, evaluator, N).finished
     assert stopped(path) == {"error": "60 of 60 generated samples are not finite", "images": entry.run.images}
 
 
-def test_samples_that_are_no_numbers_are_an_error_of_their_own(judge):
-    x = torch.full((2, *judge.dataset.shape), torch.nan)
+def test_samples_that_are_no_numbers_are_an_error_of_their_own(evaluator):
+    x = torch.full((2, *evaluator.dataset.shape), torch.nan)
     with pytest.raises(NonFiniteSamplesError, match="2 of 2 generated samples are not finite"):
-        check_samples("generated", x, tuple(judge.dataset.shape))
+        check_samples("generated", x, tuple(evaluator.dataset.shape))
 
 
-def test_a_folder_with_another_run_is_refused(home, copy, judge):
+def test_a_folder_with_another_run_is_refused(home, copy, evaluator):
     other = entry_of(home, "plain-cm")
-    for act in (lambda: finished(other, copy, N, FEATURES), lambda: fulfil(other, copy, judge, N)):
+    for act in (lambda: finished(other, copy, N, FEATURES), lambda: fulfil(other, copy, evaluator, N)):
         with pytest.raises(RunFolderError, match=r"facm holds another run than this command's \(objective differ\)"):
             act()
 
 
-def test_a_run_that_cannot_work_leaves_no_folder(home, tmp_path, judge):
+def test_a_run_that_cannot_work_leaves_no_folder(home, tmp_path, evaluator):
     entry = entry_of(home)
     broken = replace(entry, run=replace(entry.run, teacher=None))
     with pytest.raises(ValueError, match="teacher = None"):
-        fulfil(broken, tmp_path / "broken", judge, N)
+        fulfil(broken, tmp_path / "broken", evaluator, N)
     assert not (tmp_path / "broken").exists()
 
 
 # --- all of them, in turn --------------------------------------------------------------------------------------------
 
 
-def test_teachers_come_first(tmp_path, monkeypatch, judge):
+def test_teachers_come_first(tmp_path, monkeypatch, evaluator):
     plan, order = plan_of(tmp_path, 0, 3), []
     assert list(plan.tasks) == ["0/teacher", "3/teacher", "0/facm", "0/plain-cm", "3/facm", "3/plain-cm"]
     assert plan.path("3/facm") == tmp_path / "seed-3" / "facm"
-    monkeypatch.setattr(Plan, "done", lambda self, task, judged: task == "0/facm")
-    monkeypatch.setattr(Plan, "do", lambda self, task, judged: order.append(task) or task != "0/plain-cm")
-    assert not in_turn(plan, judge), "interrupted in 0/plain-cm"
+    monkeypatch.setattr(Plan, "done", lambda self, task, evaluator: task == "0/facm")
+    monkeypatch.setattr(Plan, "do", lambda self, task, evaluator: order.append(task) or task != "0/plain-cm")
+    assert not in_turn(plan, evaluator), "interrupted in 0/plain-cm"
     assert order == ["0/teacher", "3/teacher", "0/plain-cm"]
 
 
-def test_one_task_says_what_came_out(home, tmp_path, judge, capsys):
-    assert plan_of(home, 0).do("0/facm", judge)
+def test_one_task_says_what_came_out(home, tmp_path, evaluator, capsys):
+    assert plan_of(home, 0).do("0/facm", evaluator)
     one, two = (r["frechet_distance"] for r in logs.read(home / "seed-0/facm/evaluations.jsonl"))
     assert f"seed 0/facm: 1 step: {one:.3f}, 2 steps: {two:.3f} (0 s)" in capsys.readouterr().out
     plan = Plan(tmp_path, {0: replace(pair(bench(tmp_path)), entries=(collapsing(tmp_path),))}, N)
-    assert plan.do("0/facm-scratch", judge)
+    assert plan.do("0/facm-scratch", evaluator)
     assert "seed 0/facm-scratch: collapsed after 48 images" in capsys.readouterr().out
     with before_step(signal_at(16, signal.SIGTERM)):
-        assert not plan_of(tmp_path, 0).do("0/teacher", judge)
+        assert not plan_of(tmp_path, 0).do("0/teacher", evaluator)
     assert capsys.readouterr().out == "seed 0/teacher: training begins or goes on, 96 images\n"
 
 
-def test_a_task_that_there_is_not_is_named(home, judge):
-    with pytest.raises(ValueError, match="--only 0/fam, expected SEED/NAME, one of 0/teacher, 0/facm, 0/plain-cm"):
-        plan_of(home, 0).do("0/fam", judge)
+def test_a_task_that_there_is_not_is_named(home, evaluator):
+    with pytest.raises(ValueError, match="task = '0/fam', expected SEED/NAME, one of 0/teacher, 0/facm, 0/plain-cm"):
+        plan_of(home, 0).do("0/fam", evaluator)
 
 
-def test_a_task_whose_teacher_is_not_there_is_refused(tmp_path, judge):
+def test_a_task_whose_teacher_is_not_there_is_refused(tmp_path, evaluator):
     plan = plan_of(tmp_path, 0)
     assert plan.ready("0/teacher")
     assert not plan.ready("0/facm")
     said = rf"cannot train 0/facm: its teacher {tmp_path}/seed-0/teacher is not trained to its end yet"
     with pytest.raises(ValueError, match=said):
-        plan.do("0/facm", judge)
+        plan.do("0/facm", evaluator)
     with before_step(signal_at(32, signal.SIGTERM)):
-        assert not in_turn(plan, judge)
+        assert not in_turn(plan, evaluator)
     assert not plan.ready("0/facm")
     assert not (tmp_path / "seed-0" / "facm").exists()
 
 
-def test_a_teacher_that_collapsed_ends_the_study(tmp_path, judge):
+def test_a_teacher_that_collapsed_ends_the_study(tmp_path, evaluator):
     plan = plan_of(tmp_path, 0)
     teacher = plan.tasks["0/teacher"]
     written(tmp_path / "seed-0" / "teacher", teacher, {})
     stop(tmp_path / "seed-0" / "teacher", 48)
     said = r"cannot train 0/facm: its teacher .*seed-0/teacher collapsed after 48 images"
     with pytest.raises(ValueError, match=said):
-        in_turn(plan, judge)
+        in_turn(plan, evaluator)
     with pytest.raises(ValueError, match=said):
-        side_by_side(plan, judge, 2, [sys.executable, "-c", "raise SystemExit(7)"])
+        side_by_side(plan, evaluator, 2, [sys.executable, "-c", "raise SystemExit(7)"])
 
 
 # --- side by side ----------------------------------------------------------------------------------------------------
@@ -326,7 +326,7 @@ class Tasks:
     def tasks(self):
         return dict.fromkeys(self.names)
 
-    def done(self, task, judged):
+    def done(self, task, evaluator):
         return (self.home / f"done-{task}").exists()
 
     def ready(self, task):
@@ -448,8 +448,8 @@ def test_one_that_can_never_start_is_named(tmp_path):
     assert files(tmp_path, "done") == ["a"]
 
 
-def test_nothing_left_starts_nothing(home, judge):
-    assert side_by_side(plan_of(home, 0), judge, 2, [sys.executable, "-c", "raise SystemExit(7)"]) is True
+def test_nothing_left_starts_nothing(home, evaluator):
+    assert side_by_side(plan_of(home, 0), evaluator, 2, [sys.executable, "-c", "raise SystemExit(7)"]) is True
 
 
 def test_no_child_starts_after_the_stop(tmp_path):

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from facm.distributed.process_group import World
+    from facm.pretrained.trained import Trained
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -42,17 +43,21 @@ def placed(world: World, device: str) -> World:
     return dataclasses.replace(world, chosen=chosen)
 
 
-def cast_forward(network: nn.Module, precision: Precision, device: torch.device) -> None:
-    """Let ``network`` compute under bf16 autocast, in place; fp32, which auto means here, leaves it as it is.
+def in_precision(trained: Trained, precision: Precision, device: torch.device) -> Trained:
+    """``trained``, whose network computes in this precision; its rows say which."""
+    if precision != "bf16":
+        return trained
+    cast_forward(trained.network, device)
+    return dataclasses.replace(trained, precision="bf16")
 
-    The samples are summed in float32 or more either way: half precision never leaves the network.
-    """
+
+def cast_forward(network: nn.Module, device: torch.device) -> None:
+    """Let ``network`` compute under bf16 autocast, in place. Its output stays float32: nothing outside is summed in
+    half precision."""
     import torch
 
     from facm.core.tensors import at_least_float32
 
-    if precision != "bf16":
-        return
     forward = torch.autocast(device.type, torch.bfloat16)(network.forward)
 
     def cast(*arguments: torch.Tensor, **named: torch.Tensor) -> torch.Tensor:

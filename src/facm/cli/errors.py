@@ -10,38 +10,72 @@ from collections.abc import Iterator
 
 from facm.cli.terminal import warn
 
-FLAGS = {
-    "out": "--out",
+_NETWORK = {
     "nfe": "--num-steps",
     "n": "--num-samples",
     "batch_size": "--batch-size",
     "sigma_rel": "--ema",
+    "raw": "--raw",
+    "family": "--family",
+    "heads": "--heads",
+    "statistics": "--latent-stats",
+    "scale": "--latent-scale",
+    "autoencoder": "--autoencoder",
+}
+_RUN = {
+    "batch_size": "--run.batch-size",
+    "precision": "--precision",
     "gpus": "--gpus",
     "gpu_memory": "--gpu-memory",
-    "fid_stats": "--fid-stats",
+    "shape": "--shape",
+    "out": "--out",
 }
-"""Arguments of the library, which its errors name, and the flags that set them."""
-OF_A_RUN = {
-    "batch_size": "--run.batch-size",
-    "max_nonfinite": "--run.max-nonfinite",
+FLAGS = {
+    "train": _RUN,
+    "plan": _RUN,
+    "resume": _RUN,
+    "sample": _NETWORK,
+    "evaluate": _NETWORK,
+    "weights": _NETWORK,
+    "latents": {"batch_size": "--batch-size", "out": "--out", "autoencoder": "--autoencoder"},
+    "study": {"task": "--only", "name": "--at", "data": "--data", "out": "--out"},
+    "demo": {"out": "--out"},
 }
-"""The same for commands that train."""
+"""Command -> argument of the library, which its errors name -> the option that sets it."""
+PHRASES = {
+    "learns_shortcut = True for a student, or False for a teacher": (
+        "--sampler consistency for a student, or --sampler euler for a teacher"
+    ),
+    "statistics, such a file, or scale, a number": "--latent-stats FILE, or --latent-scale NUMBER",
+    "and autoencoder = None: expected the one that": "and has no autoencoder: expected --autoencoder FILE, which",
+    "expected autoencoder, one that makes": "expected --autoencoder, one that makes",
+    "give its path, Inception(path)": "give its path, --inception FILE",
+}
+"""What the library's errors expect of arguments, in words, and the same with options."""
 
-_ARGUMENT = re.compile(r"^(?P<name>(?:(?:engine|every|optimizer|ema)\.)?[a-z_]+) = ")
+_ARGUMENT = re.compile(
+    r"(?P<before>^|\b(?:with|for|expected|or) )(?P<name>(?:(?:engine|every|optimizer|ema)\.)?[a-z_]+) = "
+    r"(?P<value>'[^']*'|[^\s,;:)]+)"
+)
 
 
-def in_flags(message: str, command: str = "") -> str:
-    """A library's message, which names an argument, with the flag that sets it where that has another name."""
-    found = _ARGUMENT.match(message)
-    if found is None:
-        return message
-    name = found["name"]
-    flags = FLAGS | (OF_A_RUN if command in ("train", "plan", "resume") else {})
-    prefix, dot, field = name.partition(".")
-    flag = flags.get(name)
-    if dot:
-        flag = f"--{'' if prefix == 'engine' else 'run.'}{prefix}.{field.replace('_', '-')}"
-    return message if flag is None else f"{flag} {message[found.end() :]}"
+def in_flags(message: str, command: str) -> str:
+    """A message of the library, in which arguments that options of the command set are replaced by these."""
+    for phrase, said in PHRASES.items():
+        message = message.replace(phrase, said)
+    flags = FLAGS.get(command, {})
+
+    def option(found: re.Match[str]) -> str:
+        prefix, dot, field = found["name"].partition(".")
+        flag = flags.get(found["name"])
+        if dot and flags is _RUN:
+            flag = f"--{'' if prefix == 'engine' else 'run.'}{prefix}.{field.replace('_', '-')}"
+        if flag is None:
+            return found[0]
+        value = "" if found["value"] == "True" else f" {found['value'].strip(chr(39))}"
+        return found["before"] + flag + value
+
+    return _ARGUMENT.sub(option, message)
 
 
 @contextlib.contextmanager

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import tyro
 
-from facm.cli.device import cast_forward, placed
-from facm.cli.metric_options import FeatureOptions, JudgeOptions, folder_of_images
+from facm.cli.device import in_precision, placed
+from facm.cli.metric_options import FeatureOptions, MetricOptions, folder_of_images
 from facm.cli.network_options import (
     NETWORK,
     SAMPLING,
@@ -47,14 +47,14 @@ class EvaluateOptions:
             raise ValueError("--num-steps is empty, expected at least one number of evaluations")
 
 
-EVALUATE, JUDGE, FEATURES = EvaluateOptions(), JudgeOptions(), FeatureOptions()
+EVALUATE, METRICS, FEATURES = EvaluateOptions(), MetricOptions(), FeatureOptions()
 
 
 def evaluate(
     network: NetworkPath,
     options: Group[EvaluateOptions] = EVALUATE,
     how: Group[SamplingOptions] = SAMPLING,
-    judging: Group[JudgeOptions] = JUDGE,
+    metrics: Group[MetricOptions] = METRICS,
     solver: Advanced[Group[SolverOptions]] = SOLVER,
     which: Advanced[Group[NetworkOptions]] = NETWORK,
 ) -> None:
@@ -67,42 +67,33 @@ def evaluate(
     """
     from facm.distributed.process_group import opened
     from facm.evaluation.evaluate import evaluate as measure
+    from facm.evaluation.row import append_row
+    from facm.evaluation.samples import Sampling
 
     options.check()
-    guidance = solver.guidance(how.guidance_scale)
+    guidance, rows = solver.guidance(how.guidance_scale), []
     with opened(Engine()) as ranks:
         world = placed(ranks, how.device)
         trained = which.open(network, how)
         methods = [solver.method(trained, how.sampler, k) for k in options.num_steps]
         decoder = which.decoder(trained, world.device)
-        shape = tuple(trained.data.open().shape)
-        judged = judging.judge(trained, decoder, world)
-        cast_forward(trained.network, how.precision, world.device)
-        rows = [
-            measure(
-                trained,
-                method,
-                judged,
-                n=options.num_samples,
-                seed=how.seed,
-                guidance=guidance,
-                batch_size=options.batch_size,
-                world=world,
-                labels=judging.labels,
-                quantise=judging.quantise,
-                decode=decoder,
-                autoencoder=None if decoder is None else decoder.identity,
-                shape=shape,
-                small_n=judging.small_n,
-                progress=None if options.quiet else counting("samples"),
-            )
-            for method in methods
-        ]
+        evaluator = dataclasses.replace(
+            metrics.evaluator(trained, decoder, world),
+            quantise=metrics.quantise,
+            small_n=metrics.small_n,
+            progress=None if options.quiet else counting("samples"),
+        )
+        trained = in_precision(trained, how.precision, world.device)
+        n, batch_size = options.num_samples, options.batch_size
+        for method in methods:
+            sampling = Sampling(method, n, how.seed, guidance, batch_size, metrics.labels, decoder)
+            rows.append(measure(trained, sampling, evaluator))
+            append_row(trained, rows[-1], world)
     if world.first and not options.quiet:
         from facm.cli.show import evaluation_table
 
-        evaluation_table(rows)
-        _warn(options.num_samples, judged.reference.n, judged.extractor.num_features)
+        evaluation_table([row.to_json() for row in rows])
+        _warn(n, evaluator.reference.n, evaluator.extractor.num_features)
 
 
 def _warn(n: int, n_reference: int | None, num_features: int) -> None:

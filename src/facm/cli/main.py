@@ -73,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if argv is None else argv)
     keep_freed_memory()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads cost 3x where something else runs, too
-    with reader_may_leave(), readable_errors(words[0] if words else ""):
+    first = words[0] if words else ""
+    with reader_may_leave(), readable_errors(OLD_NAMES.get(first, first).split(" ")[0]):
         if words == ["--version"]:
             say(f"facm {__version__}")
             return

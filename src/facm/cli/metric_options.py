@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from facm.distributed.process_group import World
     from facm.evaluation import Features
-    from facm.evaluation.evaluator import Judge
+    from facm.evaluation.evaluator import Evaluator
     from facm.latents.decode import Decoder
     from facm.pretrained.trained import Trained
 
@@ -41,7 +41,7 @@ class FeatureOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class JudgeOptions(FeatureOptions):
+class MetricOptions(FeatureOptions):
     """What samples are measured with, and against."""
 
     fid_stats: Path | None = None
@@ -55,26 +55,26 @@ class JudgeOptions(FeatureOptions):
     small_n: bool = False
     """Measure with fewer samples than features; the row is marked, for the number means little."""
 
-    def judge(self, trained: Trained, decoder: Decoder | None, world: World) -> Judge:
+    def evaluator(self, trained: Trained, decoder: Decoder | None, world: World) -> Evaluator:
         """Statistics of the real data in the chosen features."""
         from facm.evaluation import Inception
-        from facm.evaluation.evaluator import judge, judge_by_file
+        from facm.evaluation.evaluator import build_evaluator, evaluator_from_statistics
 
         features: Any = self.chosen()
         if self.fid_stats is not None and self.real is not None:
             raise ValueError(f"--fid-stats {self.fid_stats} with --real {self.real}, expected one of them")
         if self.fid_stats is not None:
-            return judge_by_file(self.fid_stats, features or Inception(""), world.device, world=world)
+            return evaluator_from_statistics(self.fid_stats, features or Inception(""), world.device, world=world)
         dataset = trained.data.open()
         if self.real is not None:
             size = dataset.shape[-1] * (1 if decoder is None else decoder.autoencoder.factor)
-            return judge(folder_of_images(self.real, size), world.device, features or Inception(""), world)
+            return build_evaluator(folder_of_images(self.real, size), world.device, features or Inception(""), world)
         if decoder is not None or not len(dataset):
             what = "latents" if decoder is not None else "no data of its own"
             raise ValueError(
                 f"{trained.path} has {what} to be measured against: expected --fid-stats FILE.npz or --real FOLDER"
             )
-        return judge(dataset, world.device, features, world)
+        return build_evaluator(dataset, world.device, features, world)
 
 
 def folder_of_images(path: Path, size: int) -> Any:

@@ -75,7 +75,6 @@ class SolverOptions:
             Euler,
             Heun,
             Jumps,
-            check_method,
             default_method,
         )
 
@@ -89,7 +88,7 @@ class SolverOptions:
             "dpm": DPMSolverPP,
             "edm": EDMHeun,
         }
-        default: Any = type(default_method(trained.objective, num_steps))
+        default: Any = type(default_method(trained.interface, num_steps))
         kind = default if sampler == "auto" else kinds[sampler]
         name = next(name for name, value in kinds.items() if value is kind)
         if self.times and kind not in (Consistency, Jumps):
@@ -98,15 +97,14 @@ class SolverOptions:
             )
         if self.shift != 1 and kind is EDMHeun:
             raise ValueError(f"--shift {self.shift} with --sampler edm, which has a schedule of its own; expected none")
-        learnt = getattr(trained.objective, "learns_shortcut", False)
-        head = ("anchor" if learnt else "native") if self.head == "auto" else self.head
+        head = ("anchor" if trained.interface.learns_shortcut else "native") if self.head == "auto" else self.head
         method: Any
         if kind in (Consistency, Jumps):
             method = kind(num_steps, self.shift, self.times or None)
             method.schedule()  # now, rather than after the work that comes before sampling
         else:
             method = kind(num_steps, head) if kind is EDMHeun else kind(num_steps, head, self.shift)
-        check_method(trained.objective, method)
+        method.check(trained.interface)
         return method
 
 
@@ -167,18 +165,8 @@ class NetworkOptions:
 
         Raises ValueError for latents without an autoencoder."""
         from facm.latents.autoencoders import autoencoder_at
-        from facm.latents.decode import decoder_of
-        from facm.pretrained.latent_space import STABLE_DIFFUSION, VAVAE
-        from facm.sampling.images import is_image
 
-        dataset: Any = trained.data.open()
-        decoder = decoder_of(dataset, device, autoencoder_at(self.autoencoder) if self.autoencoder else None)
-        if decoder is None and hasattr(dataset, "statistics") and not is_image(dataset.shape):
-            raise ValueError(
-                f"{trained.path} makes latents of shape {tuple(dataset.shape)}: expected --autoencoder, to make "
-                f"images of them, or one of {', '.join((*VAVAE, *STABLE_DIFFUSION))} beside a published file"
-            )
-        return decoder
+        return trained.decoder(device, autoencoder_at(self.autoencoder) if self.autoencoder else None)
 
 
 SAMPLING = SamplingOptions()

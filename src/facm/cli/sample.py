@@ -7,7 +7,7 @@ import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from facm.cli.device import cast_forward, placed
+from facm.cli.device import in_precision, placed
 from facm.cli.network_options import (
     NETWORK,
     SAMPLING,
@@ -96,7 +96,7 @@ def sample(
         name = f"{clock}{type(method).__name__.lower()}{options.num_steps}-seed{how.seed}"
         target = options.out or _unused(trained.samples, name)
         decoder = which.decoder(trained, world.device)
-        cast_forward(trained.network, how.precision, world.device)
+        trained = in_precision(trained, how.precision, world.device)
         x, cond = _drawn(trained, method, decoder, options, how, solver, world)
         if x is None:
             return
@@ -123,11 +123,10 @@ def _drawn(
     import torch
 
     from facm.distributed.collectives import in_order
-    from facm.evaluation.evaluate import source_of
     from facm.sampling.generate import blocks
     from facm.sampling.generate import sample as draw
 
-    source = source_of(trained, trained.data.open().shape, world.device)
+    source = trained.source(world.device)
     cond = _cond(source.condition, options)
     guidance = solver.guidance(how.guidance_scale)
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from facm.cli.lookup import FoundStudy
-    from facm.evaluation.evaluator import Judge
+    from facm.evaluation.evaluator import Evaluator
     from facm.studies.schedule import Plan
     from facm.studies.study import Study
 
@@ -73,7 +73,7 @@ def study(
     import torch
 
     from facm.cli.lookup import find_study
-    from facm.evaluation.evaluator import judge
+    from facm.evaluation.evaluator import build_evaluator
     from facm.studies.scales import find_setting
     from facm.studies.schedule import INTERRUPTED, Plan
 
@@ -86,15 +86,15 @@ def study(
     used: Any = next(iter(plan.studies.values())).entries[0].run.data  # a study may have others than its size's
     if used == setting.data and setting.reference is not None:
         used = setting.reference
-    judged = judge(used.open(), device, features.chosen())
+    evaluator = build_evaluator(used.open(), device, features.chosen())
     if options.only is None:
-        _run(plan, judged, found, device, options.jobs)
-    elif not plan.do(options.only, judged):
+        _run(plan, evaluator, found, device, options.jobs)
+    elif not plan.do(options.only, evaluator):
         print("interrupted: the same command goes on")
         raise SystemExit(INTERRUPTED)
 
 
-def _run(plan: Plan, judged: Judge, found: FoundStudy, device: torch.device, jobs: int) -> None:
+def _run(plan: Plan, evaluator: Evaluator, found: FoundStudy, device: torch.device, jobs: int) -> None:
     """All networks of the plan that are left, then the table and the report."""
     from facm.evaluation import reference_floor
     from facm.studies.report import write
@@ -104,12 +104,12 @@ def _run(plan: Plan, judged: Judge, found: FoundStudy, device: torch.device, job
 
     began = time.monotonic()
     command = [sys.executable, "-m", "facm", *sys.argv[1:]]
-    if not (in_turn(plan, judged) if jobs == 1 else side_by_side(plan, judged, jobs, command)):
+    if not (in_turn(plan, evaluator) if jobs == 1 else side_by_side(plan, evaluator, jobs, command)):
         print("interrupted: the same command goes on")
         return
-    floor = reference_floor(judged.dataset, judged.extractor)
-    summary = summarise(plan.studies, plan.home, plan.n, judged.extractor.identity, floor)
-    page = write(summary, judged, plan.home, plan.home / found.name, " ".join(["facm", *sys.argv[1:]]), device)
+    floor = reference_floor(evaluator.dataset, evaluator.extractor)
+    summary = summarise(plan.studies, plan.home, plan.n, evaluator.extractor.identity, floor)
+    page = write(summary, evaluator, plan.home, plan.home / found.name, " ".join(["facm", *sys.argv[1:]]), device)
     print_table(summary)
     say(f"{len(plan.tasks)} networks, {time.monotonic() - began:.0f} s now; report: {page}")
 

@@ -39,7 +39,7 @@ def export(
         raise ValueError(f"--out {out} exists and is not overwritten; choose another name")
     trained = load_trained(run, ema, raw)
     if out.suffix == ".pt":
-        export_reference(trained.network, trained.config, out, getattr(trained.objective, "learns_shortcut", False))
+        export_reference(trained.network, trained.config, out, trained.interface.learns_shortcut)
     else:
         write(trained, out, _statistics(trained))
     which = "raw weights" if trained.sigma_rel is None else f"EMA {trained.sigma_rel}"

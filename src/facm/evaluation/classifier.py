@@ -1,4 +1,4 @@
-"""Features of a small classifier trained on the data set itself: a judge where no published network fits."""
+"""Features of a small classifier trained on the data set itself, for data that no published network fits."""
 
 from __future__ import annotations
 
@@ -38,12 +38,16 @@ class SmallClassifier:
     always gives one and the same typical sample is about 2 num_features away. On scikit-learn's digits one half is 0.3
     from the other, and noise 20 away.
 
-    epochs: passes over the data; None is 15, which give 99 % on held-out digits in 5 s on two cores, but no more than
-    100,000 images or one pass, which take two cores some minutes at 28 x 28 pixels. width: channels of the first
-    convolution, a multiple of 8. num_features: F. seed: of weights, order and augmentation; the same seed gives the
-    same weights, bit for bit on the same machine, and the global random state is neither used nor moved. cache: folder
-    for trained weights, None for ``$FACM_CACHE`` or ``~/.cache/facm``; the file, ``classifiers/<hash>.safetensors``,
-    is named after configuration, torch version and data.
+    The same seed gives the same weights, bit for bit on the same machine, and the global random state is neither used
+    nor moved. 15 epochs give 99 % on held-out digits in 5 s on two cores; 100,000 images of 28 x 28 pixels take some
+    minutes there.
+
+    epochs: passes over the data; None: 15, but no more than 100,000 images or one pass.
+    width: channels of the first convolution, a multiple of 8.
+    num_features: F.
+    seed: of weights, order and augmentation.
+    cache: folder for trained weights; None: ``$FACM_CACHE`` or ``~/.cache/facm``. The file,
+        ``classifiers/<hash>.safetensors``, is named after configuration, torch version and data.
     """
 
     epochs: int | None = None

@@ -34,7 +34,8 @@ class DINOv2:
     whose result is within one of 256 levels of this one, and load the network from torch.hub, whose interpolation of
     the position embedding for 16 x 16 patches is not exactly transformers'. Compare within one program.
 
-    path: the folder. block: images in the network at a time.
+    path: the folder.
+    block: images in the network at a time.
     """
 
     path: str

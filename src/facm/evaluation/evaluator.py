@@ -12,29 +12,73 @@ from facm.core.types import Dataset
 from facm.distributed.collectives import by_first, check_same, meet
 from facm.distributed.process_group import ALONE, World
 from facm.evaluation.classifier import SmallClassifier
-from facm.evaluation.features import FeatureExtractor, Features, Identity, PretrainedFeatures
-from facm.evaluation.reference import Reference, build_reference, load_reference
+from facm.evaluation.features import (
+    FeatureExtractor,
+    Features,
+    Identity,
+    PretrainedFeatures,
+    Quantise,
+    check_positive,
+    check_quantise,
+)
+from facm.evaluation.metrics import Measure, MeasureSettings
+from facm.evaluation.reference import KEEP, Reference, build_reference, load_reference
 
 
 @dataclass(frozen=True)
-class Judge:
-    """A feature extractor and the real data's statistics in it. data: None with statistics from a file."""
+class Evaluator:
+    """A feature network, the real data's statistics in it, and how samples are compared with them.
 
-    data: Dataset | None
+    extractor: the feature network.
+    reference: the real data in its features.
+    data: the real data; None with statistics from a file.
+    device: where samples are drawn.
+    world: the ranks that share the samples.
+    keep: features of so many generated samples are kept for precision, recall and KID.
+    quantise: how generated images get their 8 bits, "round" or "truncate".
+    small_n: accept fewer samples than features under a published metric's name.
+    progress: called on the first rank as (samples measured, n) after every batch.
+    """
+
     extractor: FeatureExtractor
     reference: Reference
+    data: Dataset | None = None
+    device: torch.device = torch.device("cpu")
+    world: World = ALONE
+    keep: int = KEEP
+    quantise: Quantise = "round"
+    small_n: bool = False
+    progress: Callable[[int, int], None] | None = None
+
+    def __post_init__(self) -> None:
+        check_positive(keep=self.keep)
+        check_quantise(self.quantise)
 
     @property
     def dataset(self) -> Dataset:
         """The data set. Raises ValueError where there is none."""
         if self.data is None:
-            raise ValueError(f"the judge has statistics from {self.reference.file} and no data set")
+            raise ValueError(f"the evaluator has statistics from {self.reference.file} and no data set")
         return self.data
 
+    @property
+    def classes_are_the_data_sets(self) -> bool:
+        """Whether the classes that the extractor tells apart are those that samples are generated for."""
+        return self.data is not None and self.data.num_classes is not None
 
-def judge(dataset: Dataset, device: torch.device, features: Features | None = None, world: World = ALONE) -> Judge:
-    """features: the plug; None: a small classifier trained on the data where it has labelled images, else the samples
-    themselves. The first rank makes both; the others find the classifier in the cache.
+    def measure(self, n: int, accuracy: bool | None = None) -> Measure:
+        """An empty measurement of n samples; accuracy: as for :class:`Measure`."""
+        settings = MeasureSettings(keep=self.keep, quantise=self.quantise, small_n=self.small_n)
+        return Measure(self.extractor, self.reference, accuracy=accuracy, n=n, settings=settings)
+
+
+def build_evaluator(
+    dataset: Dataset, device: torch.device, features: Features | None = None, world: World = ALONE
+) -> Evaluator:
+    """Measure against all samples of ``dataset``. Other settings: ``dataclasses.replace(evaluator, ...)``.
+
+    features: the feature network; None: a small classifier trained on the data where it has labelled images, else the
+    samples themselves. The first rank makes it; the others find the classifier in the cache.
 
     Raises ValueError where the ranks end up with different features."""
     if features is None:
@@ -42,10 +86,11 @@ def judge(dataset: Dataset, device: torch.device, features: Features | None = No
         features = SmallClassifier() if classifies else Identity()
     chosen = features
     extractor = _built(world, lambda: chosen.build(dataset, device))
-    return Judge(dataset, extractor, by_first(world, lambda: build_reference(dataset, extractor)))
+    reference = by_first(world, lambda: build_reference(dataset, extractor))
+    return Evaluator(extractor, reference, dataset, device, world)
 
 
-def judge_by_file(
+def evaluator_from_statistics(
     path: Path,
     features: PretrainedFeatures,
     device: torch.device,
@@ -53,14 +98,15 @@ def judge_by_file(
     images: bool = False,
     dataset: Dataset | None = None,
     world: World = ALONE,
-) -> Judge:
-    """Statistics from a file, as papers publish them for FID: no data set is needed, nor read.
+) -> Evaluator:
+    """Measure against statistics from a file, as papers publish them for FID: no data set is needed, nor read.
 
-    images: see :func:`load_reference`. dataset: says the shape of a sample, and whether labels can be checked.
+    images: see :func:`load_reference`. dataset: tells the shape of a sample, and whether labels can be checked.
 
     Raises ValueError as :func:`load_reference` does, and where the ranks end up with different features."""
     extractor = _built(world, lambda: features.build(dataset, device))
-    return Judge(dataset, extractor, by_first(world, lambda: load_reference(path, extractor, images=images)))
+    reference = by_first(world, lambda: load_reference(path, extractor, images=images))
+    return Evaluator(extractor, reference, dataset, device, world)
 
 
 def _built(world: World, build: Callable[[], FeatureExtractor]) -> FeatureExtractor:

@@ -33,8 +33,9 @@ class Inception:
     For RGB images (3, H, W) of any size: resized to 299 x 299 as TensorFlow 1 does, in float32. Features (B, 2048), the
     last average pooling. A grey image is not made RGB: do that in the data set, and say so.
 
-    weights: a local .pth; "": torch-fidelity's own, downloaded into PyTorch's hub folder at the first use and checked
-    against their hash. block: images in the network at a time.
+    weights: a local .pth; "": torch-fidelity's, downloaded into PyTorch's hub folder at the first use and checked
+        against their hash.
+    block: images in the network at a time.
     """
 
     weights: str = ""
@@ -147,7 +148,6 @@ def _downloaded(port: Any) -> Path:
             torch.hub.download_url_to_file(url, str(path), hash_prefix=_SHA256, progress=False)
         except (OSError, RuntimeError) as error:
             raise ValueError(
-                f"could not download {url} to {path} ({error}): put the file there, or give its path, with --inception "
-                "FILE"
+                f"could not download {url} to {path} ({error}): put the file there, or give its path, Inception(path)"
             ) from error
     return path

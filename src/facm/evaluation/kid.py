@@ -14,7 +14,11 @@ from facm.evaluation.features import check_positive
 class KernelDistance:
     """Unbiased squared maximum mean discrepancy with the kernel k(x, y) = (x . y / F + 1)^3, in random subsets.
 
-    subsets, subset_size, seed: torch-fidelity's, whose subsets are drawn here as it draws them.
+    The defaults are torch-fidelity's, and the subsets are drawn as it draws them.
+
+    subsets: how many, at least 1.
+    subset_size: samples of each side in a subset, at least 2.
+    seed: of the subsets.
     """
 
     subsets: int = 100

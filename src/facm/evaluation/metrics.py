@@ -43,16 +43,27 @@ class Measurement:
     """The result, with what it is relative to.
 
     frechet_distance: squared Frechet distance in the features named by ``features``, >= 0, lower is better.
-    precision, recall: in [0, 1], None with three samples or fewer on a side. accuracy: share of samples classified as
-    the label they were generated for, None where not asked for. inception_score, inception_score_std: mean and standard
-    deviation over ``splits``; kid, kid_std: over ``kid_subsets`` of ``kid_subset_size`` kept samples; None where not
-    measured (KID: also where fewer samples than that were kept on a side).
-    n, n_reference: generated and real samples, None where a file of statistics does not say. keep: of how many
-    generated samples, at most, the features were kept for precision, recall and KID; kept, kept_reference: of how many
-    they were. reference: fingerprint of the real features. features_of_reference: "recorded" with the statistics, or
-    "assumed" to be ``features``, where their file does not say.
-    metric_names: what literature calls these numbers, where the features have such names. comparable_to_published: as
-    far as can be known here, the Frechet distance is what papers call FID-50k; not_comparable lists what is against it.
+    precision: in [0, 1], None with three samples or fewer on a side.
+    recall: in [0, 1], None with three samples or fewer on a side.
+    accuracy: share of samples classified as the label they were generated for, None where it is not measured.
+    n: generated samples.
+    n_reference: real samples, None where a file of statistics does not say.
+    features: identity of the feature network.
+    reference: fingerprint of the real features.
+    inception_score: mean over ``splits``, None where it is not measured.
+    inception_score_std: standard deviation over ``splits``.
+    splits: parts of the samples that the Inception score is taken of.
+    kid: mean over ``kid_subsets``, None where it is not measured or fewer than ``kid_subset_size`` samples were kept.
+    kid_std: standard deviation over ``kid_subsets``.
+    kid_subsets: random subsets of the kept samples.
+    kid_subset_size: samples in each.
+    keep: of so many generated samples, at most, the features were kept for precision, recall and KID.
+    kept: of so many they were.
+    kept_reference: real samples with features for precision, recall and KID.
+    features_of_reference: "recorded" with the statistics, or "assumed" to be ``features``.
+    metric_names: what literature calls these numbers, where the features have such names.
+    comparable_to_published: whether, as far as can be known here, the Frechet distance is what papers call FID-50k.
+    not_comparable: why it is not.
     """
 
     frechet_distance: float
@@ -79,17 +90,38 @@ class Measurement:
     not_comparable: tuple[str, ...] = ()
 
 
-class Measure:
-    """Accumulates generated batches; ``result()`` may be called at any time and again later.
+@dataclass(frozen=True)
+class MeasureSettings:
+    """How samples are measured.
 
-    Memory is constant: the moments (F, F), class probabilities, and features of the first ``keep`` samples fed, for
-    precision, recall and kernel distance: so feed them in random order of class. ``accuracy``: whether to compare
-    ``extractor.classify`` with the labels; None means where the extractor classifies, False is for unconditional
-    generators.
-    n: samples that will be fed, which the Inception score must know from the start; None: it is not measured.
+    keep: features of so many samples are kept for precision, recall and kernel distance.
     quantise: how generated images get their 8 bits, see :func:`facm.evaluation.quantise`.
     kernel: the kernel distance; None: KID's where the extractor has a name for it, else none.
     small_n: accept fewer samples than features under a published metric's name, see :func:`check_enough`.
+    """
+
+    keep: int = KEEP
+    quantise: Quantise = "round"
+    kernel: KernelDistance | None = None
+    small_n: bool = False
+
+    def __post_init__(self) -> None:
+        check_positive(keep=self.keep)
+        check_quantise(self.quantise)
+
+
+_DEFAULT = MeasureSettings()
+
+
+class Measure:
+    """Accumulates generated batches; ``result()`` may be called at any time and again later.
+
+    Memory is constant: the moments (F, F), class probabilities, and features of the first ``settings.keep`` samples
+    fed, for precision, recall and kernel distance: so feed them in random order of class.
+
+    accuracy: whether to compare ``extractor.classify`` with the labels; None means where the extractor classifies,
+        False is for unconditional generators.
+    n: samples that will be fed, which the Inception score must know from the start; None: it is not measured.
     """
 
     def __init__(
@@ -98,26 +130,18 @@ class Measure:
         reference: Reference,
         *,
         accuracy: bool | None = None,
-        keep: int = KEEP,
         n: int | None = None,
-        quantise: Quantise = "round",
-        kernel: KernelDistance | None = None,
-        small_n: bool = False,
+        settings: MeasureSettings = _DEFAULT,
     ) -> None:
         if extractor.identity != reference.features:
             raise ValueError(f"extractor is {extractor.identity!r}, expected the reference's {reference.features!r}")
         if accuracy and extractor.num_classes is None:
             raise ValueError(f"accuracy=True, expected False or None: {extractor.identity!r} does not classify")
-        check_positive(keep=keep)
-        check_quantise(quantise)
-        if n is not None and not small_n:
+        if n is not None and not settings.small_n:
             check_enough(n, extractor, reference)
-        self._extractor = extractor
-        self._reference = reference
+        self._extractor, self._reference, self._settings = extractor, reference, settings
         self._accuracy = extractor.num_classes is not None if accuracy is None else accuracy
-        self._keep = keep
-        self._quantise: Quantise = quantise
-        self._small_n = small_n
+        kernel = settings.kernel
         self._kernel = KernelDistance() if kernel is None and "kid" in _names(extractor) else kernel
         self._with_logits: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
         self._score: InceptionScore | None = None
@@ -143,7 +167,7 @@ class Measure:
         check_samples("generated", x, self._reference.shape)
         if self._accuracy:
             labels = self._checked_labels(labels, len(x))
-        x = as_stored(x, self._quantise)
+        x = as_stored(x, self._settings.quantise)
         logits = None
         if self._with_logits is None:
             found = features_of(self._extractor, x)
@@ -164,8 +188,8 @@ class Measure:
             self._score.add(logits)
         self._correct += 0 if correct is None else int(correct)
         self._moments.add(found)
-        if self._kept < self._keep:
-            self._rows.append(found[: self._keep - self._kept].clone())
+        if self._kept < self._settings.keep:
+            self._rows.append(found[: self._settings.keep - self._kept].clone())
             self._kept += len(self._rows[-1])
 
     def result(self) -> Measurement:
@@ -174,39 +198,21 @@ class Measure:
         n, reference = self._moments.n, self._reference
         if n < 2:
             raise ValueError(f"n = {n} generated samples, expected at least 2")
-        if not self._small_n:
+        if not self._settings.small_n:
             check_enough(n, self._extractor, reference)
-        score = (None, None) if self._score is None else self._score.result()
-        distance = frechet_distance(
-            self._moments.mean, self._moments.covariance(), reference.mean, reference.covariance
-        )
-        rows = torch.cat(self._rows)
-        precision: float | None = None
-        recall: float | None = None
-        if min(self._kept, len(reference.rows)) > _NEIGHBOURS:
-            precision, recall = precision_recall(reference.rows, rows, _NEIGHBOURS)
-        kernel = self._kernel
-        kid: tuple[float | None, float | None] = (None, None)
-        if kernel is not None and min(self._kept, len(reference.rows)) >= kernel.subset_size:
-            kid = kernel(rows, reference.rows)
-        against = _against_comparing(n, self._extractor, reference, self._quantise)
+        against = _against_comparing(n, self._extractor, reference, self._settings.quantise)
         return Measurement(
-            frechet_distance=distance,
-            precision=precision,
-            recall=recall,
+            frechet_distance=frechet_distance(
+                self._moments.mean, self._moments.covariance(), reference.mean, reference.covariance
+            ),
             accuracy=self._correct / n if self._accuracy else None,
             n=n,
             n_reference=reference.n,
             features=reference.features,
             reference=reference.fingerprint,
-            inception_score=score[0],
-            inception_score_std=score[1],
-            splits=None if self._score is None else self._score.splits,
-            kid=kid[0],
-            kid_std=kid[1],
-            kid_subsets=None if kernel is None or kid[0] is None else kernel.subsets,
-            kid_subset_size=None if kernel is None or kid[0] is None else kernel.subset_size,
-            keep=self._keep,
+            **self._inception_score(),
+            **self._of_kept_rows(),
+            keep=self._settings.keep,
             kept=self._kept,
             kept_reference=len(reference.rows),
             features_of_reference="assumed" if reference.assumed else "recorded",
@@ -214,6 +220,24 @@ class Measure:
             comparable_to_published=not against,
             not_comparable=against,
         )
+
+    def _inception_score(self) -> dict[str, Any]:
+        if self._score is None:
+            return {}
+        mean, std = self._score.result()
+        return {"inception_score": mean, "inception_score_std": std, "splits": self._score.splits}
+
+    def _of_kept_rows(self) -> dict[str, Any]:
+        """Precision, recall and kernel distance, as far as enough samples were kept on both sides."""
+        generated, real, kernel = torch.cat(self._rows), self._reference.rows, self._kernel
+        fewest = min(len(generated), len(real))
+        found: dict[str, Any] = {"precision": None, "recall": None}
+        if fewest > _NEIGHBOURS:
+            found["precision"], found["recall"] = precision_recall(real, generated, _NEIGHBOURS)
+        if kernel is not None and fewest >= kernel.subset_size:
+            found["kid"], found["kid_std"] = kernel(generated, real)
+            found |= {"kid_subsets": kernel.subsets, "kid_subset_size": kernel.subset_size}
+        return found
 
     def _checked_labels(self, labels: Tensor | None, n: int) -> Tensor:
         classes = self._extractor.num_classes

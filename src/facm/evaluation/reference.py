@@ -23,12 +23,18 @@ KEEP = 10_000
 class Reference:
     """The real data in one feature space; see :func:`build_reference` and :func:`load_reference`.
 
-    mean (F,) and covariance (F, F), float64; rows (<= keep, F) float32, for precision, recall and kernel distance, none
-    where a file has none; n: samples behind the statistics, None where a file does not say; shape of one sample, None:
-    images of a size that the file does not say; fingerprint: sha256 of all real features, in order, or, where those
-    are unknown, of the statistics; features: identity of the network they came from.
-    file, file_sha256: where they were read. assumed: the file does not say which features these are, and they were
-    taken to be the extractor's: so it is with the published statistics.
+    mean: of the features, (F,) float64.
+    covariance: of the features, (F, F) float64.
+    rows: features of some samples, (<= keep, F) float32, for precision, recall and kernel distance; 0 rows where a file
+        has none.
+    n: samples behind the statistics; None where a file does not say.
+    shape: of one sample; None: images of a size that the file does not say.
+    fingerprint: sha256 of all real features, in order, or, where those are unknown, of the statistics.
+    features: identity of the feature network.
+    file: where the statistics were read, or None.
+    file_sha256: its hash.
+    assumed: whether the file does not say which features these are, so that they were taken to be the extractor's, as
+        with published statistics.
     """
 
     mean: Tensor = field(repr=False)

@@ -17,8 +17,9 @@ from facm.latents.statistics import Statistics
 class Decoder:
     """Standardised latents (B, C, h, w) -> images (B, 3, H, W) in [-1, 1], clamped.
 
-    identity: which weights and which statistics, for the record. block: latents decoded at once, for a decoder takes
-    much more memory than the network.
+    autoencoder: its decoder makes the images.
+    statistics: of the latents, which are standardised with them.
+    block: latents decoded at once, for a decoder takes much more memory than the network.
     """
 
     autoencoder: Autoencoder
@@ -27,6 +28,7 @@ class Decoder:
 
     @property
     def identity(self) -> str:
+        """Which weights and which statistics, for the record."""
         return f"{self.autoencoder.identity}, statistics {self.statistics.fingerprint}"
 
     @torch.no_grad()
@@ -67,8 +69,8 @@ def _recorded(said: Any) -> AutoencoderConfig:
     set says, which may come from anywhere."""
     if not isinstance(said, dict) or not all(name.startswith("facm.latents:") for name in types_in(said)):
         raise ValueError(
-            f"the latents were made by {said!r}, which is none of facm.latents: expected --autoencoder, or "
-            "Latents(..., autoencoder=...) in the recipe"
+            f"the latents were made by {said!r}, which is none of facm.latents: expected autoencoder, one that makes "
+            "images of them, or Latents(..., autoencoder=...) in the recipe"
         )
     config = from_json(said)
     if not isinstance(config, AutoencoderConfig):

@@ -91,7 +91,7 @@ def _heads(shapes: Shapes, hidden: int, depth: int, heads: int | None, path: Pat
     if not published:
         raise ValueError(
             f"{path}: {depth} blocks of width {hidden} are no published size, and nothing in its weights tells the "
-            "number of attention heads: say it with heads (--heads)"
+            "number of attention heads: heads = None, expected it"
         )
     return published[0]
 

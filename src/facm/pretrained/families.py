@@ -63,8 +63,8 @@ def decide(
         meant = meant if len(meant) > 1 else list(fits)
         names = [NAMES[name] for name in meant]
         raise ValueError(
-            f"{path}: its keys fit {', '.join(names[:-1])} and {names[-1]}: say "
-            + " or ".join(f"--family {name}" for name in meant)
+            f"{path}: its keys fit {', '.join(names[:-1])} and {names[-1]}: expected "
+            + " or ".join(f"family = {name!r}" for name in meant)
         )
     _check_convention(found, settings, path)
     return found, found == "facm"

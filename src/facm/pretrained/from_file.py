@@ -7,15 +7,11 @@ from pathlib import Path
 
 import torch
 
+from facm.core.objective import NetworkInterface
 from facm.core.state_dict import load_strictly
-from facm.core.types import Objective
-from facm.flow.conditions import Condition, Labels, Unconditional
-from facm.flow.guidance import NO_GUIDANCE
-from facm.flow.time_conditioning import AuxiliaryTime, ExpandedInterval, Task
-from facm.flow.velocity import TeacherVelocity
+from facm.flow.conditions import Labels, Unconditional
+from facm.flow.time_conditioning import AuxiliaryTime, ExpandedInterval
 from facm.latents.autoencoders.types import AutoencoderConfig
-from facm.objectives.facm import FACM
-from facm.objectives.flow_matching import FlowMatching
 from facm.pretrained.latent_space import space_of
 from facm.pretrained.reader import Published, open_published
 from facm.pretrained.trained import FromRun, Trained
@@ -33,7 +29,10 @@ def built(published: Published) -> torch.nn.Module:
 class FromFile:
     """The network of a published file, or of one that ``facm export`` or ``facm import`` wrote.
 
-    path: the file. family, weights, heads: as in :func:`facm.pretrained.open_published`.
+    path: the file.
+    family: whose network it is, where its content does not tell; see :func:`facm.pretrained.open_published`.
+    weights: which part of a training checkpoint.
+    heads: attention heads, where the size is not a published one.
     """
 
     path: str
@@ -57,7 +56,7 @@ def load_file(
     statistics: Path | None = None,
     scale: float | None = None,
 ) -> Trained:
-    """The network in a published, exported or imported file, and how it is asked.
+    """The network in a published, exported or imported file, and how it is called.
 
     family, weights, heads: see :func:`facm.pretrained.open_published`. learns_shortcut: whether it learned the
     shortcut, where the file does not say. autoencoder, statistics, scale: of its latents, see
@@ -68,17 +67,11 @@ def load_file(
     shortcut = found.learns_shortcut if learns_shortcut is None else learns_shortcut
     if shortcut is None:
         raise ValueError(
-            f"{path} does not say whether its network learned the shortcut: expected --sampler consistency for a "
-            "student, or --sampler euler for a teacher"
+            f"{path} does not say whether its network learned the shortcut: expected learns_shortcut = True for "
+            "a student, or False for a teacher"
         )
     if found.shape is None:
         raise ValueError(f"{path}: its network {found.network} does not say the shape of a sample (in_channels, size)")
-    condition: Condition = Labels(found.num_classes) if found.num_classes else Unconditional()
-    task: Task = AuxiliaryTime() if getattr(found.network, "auxiliary_time", False) else ExpandedInterval()
-    velocity = TeacherVelocity(NO_GUIDANCE)
-    objective: Objective = (
-        FACM(condition, velocity, task=task) if shortcut else FlowMatching(condition, label_dropout=0)
-    )
     space = space_of(
         path,
         found.shape,
@@ -89,7 +82,13 @@ def load_file(
         statistics=statistics,
         scale=scale,
     )
-    return Trained(built(found), found.network, objective, space, path, found.which, None, None, found.sha256)
+    network = built(found)
+    interface = NetworkInterface(
+        condition=Labels(found.num_classes) if found.num_classes else Unconditional(),
+        task=AuxiliaryTime() if getattr(network, "auxiliary_time", False) else ExpandedInterval(),
+        learns_shortcut=shortcut,
+    )
+    return Trained(network, found.network, interface, space, path, found.which, None, None, found.sha256)
 
 
 SCALED = ("sit", "repa", "dit")

@@ -37,7 +37,7 @@ def space_of(
     if shape[0] in (1, 3) and autoencoder is None:
         return LatentSpace(shape, num_classes)
     if statistics is not None and scale is not None:
-        raise ValueError(f"--latent-stats {statistics} with --latent-scale {scale}, expected one of them")
+        raise ValueError(f"statistics = {statistics} with scale = {scale}, expected one of them")
     if autoencoder is None:
         autoencoder = _beside(path, STABLE_DIFFUSION if shape[0] == 4 else VAVAE)
     if statistics is None and scale is None and own is not None:
@@ -49,7 +49,7 @@ def space_of(
         elif not statistics.exists():
             raise ValueError(
                 f"{path} makes latents of {shape[0]} channels, and there is no {STATISTICS} beside it: expected "
-                "--latent-stats FILE, or --latent-scale NUMBER for latents that were only scaled"
+                "statistics, such a file, or scale, a number for latents that were only scaled"
             )
     return LatentSpace(shape, num_classes, autoencoder, None if statistics is None else str(statistics), scale)
 

@@ -24,7 +24,12 @@ from facm.networks.lightning_dit import reference_state_dict
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One set of weights under bare names; what it is in words; and the file's keys that are no weights."""
+    """One set of weights in a file.
+
+    state: weights under their names in the network.
+    which: what they are, in words.
+    dropped: the file's keys that are no weights of the network.
+    """
 
     state: Mapping[str, Tensor]
     which: str
@@ -33,8 +38,12 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """parts: by name, the default first. settings: the options of training that the file holds, flat.
-    trained_by: "facm" or "lightningdit" where the layout is theirs alone."""
+    """How a file arranges its weights.
+
+    parts: by name, the default first.
+    settings: the options of training that the file holds, flat.
+    trained_by: "facm" or "lightningdit" where the layout is theirs alone.
+    """
 
     parts: Mapping[str, Part]
     settings: Mapping[str, Any] = field(default_factory=dict)

@@ -40,10 +40,12 @@ class Published:
     family: "facm", "lightningdit", "sit", "dit", "repa" or "edm".
     learns_shortcut: True for a FACM student, False for a teacher of velocities, None where the file does not say.
     which: which of the file's weights, in words.
-    shape: (C, H, W) of a sample, num_classes: without the null label; None where the network's configuration does not
-        say, or is unconditional.
-    sha256: of the file. dropped: the file's keys that were left out on purpose. statistics: of its latents, where this
-        package wrote the file.
+    shape: (C, H, W) of a sample; None where the network's configuration does not say it.
+    num_classes: without the null label; None for an unconditional network.
+    sha256: of the file.
+    dropped: the file's keys that were left out on purpose.
+    path: the file.
+    statistics: of its latents, where this package wrote the file.
     """
 
     network: NetworkConfig

@@ -3,40 +3,80 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import torch
 
+from facm.core.objective import NetworkInterface, as_objective
 from facm.core.state_dict import CheckpointError, load_strictly
-from facm.core.types import Data, NetworkConfig, Objective
+from facm.core.types import Data, Dataset, NetworkConfig
 from facm.distributed.process_group import ALONE, World
+from facm.latents.autoencoders.types import AutoencoderConfig
+from facm.latents.decode import Decoder, decoder_of
 from facm.latents.statistics import Statistics
+from facm.pretrained.latent_space import STABLE_DIFFUSION, VAVAE
 from facm.pretrained.native_format import said_of, spelled, write_own
 from facm.runs.checkpointer import Stored, load, open_stored
 from facm.runs.config import Run
 from facm.runs.ema import Snapshot, synthesise
 from facm.runs.folder import RunFolder, open_run
+from facm.sampling.images import is_image
+from facm.sampling.source import Source
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A network in eval mode, how it is asked, and which weights these are.
+    """A network in eval mode, how it is called, and which weights these are.
 
-    objective: its condition and task say how the network is asked. data: what it was trained on, which gives the shape
-    of a sample. path: the run's folder, or the published file. which: "EMA 0.05", "raw", or the part of a file.
-    sigma_rel: length of the EMA, None for raw weights. images_seen: the clock. checkpoint_sha256: of its file. A file
-    may not say the length or the clock: None.
+    network: the nn.Module, without gradients.
+    config: what built it.
+    interface: how it is called, and what it has learned.
+    data: what it was trained on, which gives the shape of a sample.
+    path: the run's folder, or the published file.
+    which: "EMA 0.05", "raw", or the part of a file.
+    sigma_rel: length of the EMA; None for raw weights, and where a file does not say it.
+    images_seen: the clock; None where a file does not say it.
+    checkpoint_sha256: of the file with the weights.
+    precision: of the network's forward pass: "fp32", or "bf16" under autocast.
     """
 
     network: torch.nn.Module
     config: NetworkConfig
-    objective: Objective
+    interface: NetworkInterface
     data: Data
     path: Path
     which: str
     sigma_rel: float | None
     images_seen: int | None
     checkpoint_sha256: str
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The opened data set; for a published file, its space without samples."""
+        return self.data.open()
+
+    def source(self, device: torch.device) -> Source:
+        """What samples are drawn from; the network is moved to ``device``. Raises ValueError for an objective of your
+        own that does not say what the network is conditioned on."""
+        return Source(self.network.to(device), self.interface, tuple(self.dataset.shape), device)
+
+    def decoder(self, device: torch.device, autoencoder: AutoencoderConfig | None = None) -> Decoder | None:
+        """What makes images of the network's samples; None where there is nothing to decode.
+
+        autoencoder: in place of the one that the data set names. Raises ValueError for latents without an autoencoder,
+        or with another than theirs.
+        """
+        decoder = decoder_of(self.dataset, device, autoencoder)
+        if decoder is None and hasattr(self.dataset, "statistics") and not is_image(self.dataset.shape):
+            raise ValueError(
+                f"{self.path} makes latents of shape {tuple(self.dataset.shape)} and autoencoder = None: expected the "
+                f"one that makes images of them, or one of {', '.join((*VAVAE, *STABLE_DIFFUSION))} beside a "
+                "published file"
+            )
+        return decoder
 
     @property
     def evaluations(self) -> Path:
@@ -76,11 +116,12 @@ def load_trained(path: Path, sigma_rel: float | None = None, raw: bool = False, 
     """The newest network of the run at ``path``, or the one at an earlier clock.
 
     sigma_rel: which EMA; one that the run did not track is synthesised from its snapshots; None: the run's first.
-    raw: the weights as they are, without EMA. images: the clock of a snapshot of a tracked EMA.
+    raw: the weights as they are, without EMA.
+    images: the clock of a snapshot of a tracked EMA.
     Raises ValueError for a combination or a snapshot that there is not.
     """
     if raw and sigma_rel is not None:
-        raise ValueError(f"--raw with --ema {sigma_rel}: expected one of them, the raw weights or an EMA")
+        raise ValueError(f"raw = True with sigma_rel = {sigma_rel}: expected one of them, the raw weights or an EMA")
     folder, run = open_run(path)
     if images is not None:
         return _snapshot(folder, run, images, sigma_rel, raw)
@@ -93,9 +134,8 @@ def load_trained(path: Path, sigma_rel: float | None = None, raw: bool = False, 
     load_strictly(network, state, str(checkpoint.path))
     network.eval().requires_grad_(False)
     which = "raw" if sigma_rel is None else f"EMA {sigma_rel:g}"
-    return Trained(
-        network, run.network, run.objective, run.data, path, which, sigma_rel, images_seen, checkpoint.sha256
-    )
+    interface = as_objective(run.objective).interface
+    return Trained(network, run.network, interface, run.data, path, which, sigma_rel, images_seen, checkpoint.sha256)
 
 
 def _snapshot(folder: RunFolder, run: Run, images: int, sigma_rel: float | None, raw: bool) -> Trained:
@@ -111,7 +151,8 @@ def _snapshot(folder: RunFolder, run: Run, images: int, sigma_rel: float | None,
     load_strictly(network, stored.tensors, str(kept[images]))
     network.eval().requires_grad_(False)
     which = f"EMA {sigma_rel:g} at {images} images"
-    return Trained(network, run.network, run.objective, run.data, folder.path, which, sigma_rel, images, stored.sha256)
+    interface = as_objective(run.objective).interface
+    return Trained(network, run.network, interface, run.data, folder.path, which, sigma_rel, images, stored.sha256)
 
 
 def _averaged(checkpoint: Stored, folder: RunFolder, run: Run, sigma_rel: float) -> dict[str, torch.Tensor]:
@@ -123,8 +164,8 @@ def _averaged(checkpoint: Stored, folder: RunFolder, run: Run, sigma_rel: float)
     ]
     if not snapshots:
         raise ValueError(
-            f"--ema {sigma_rel}: this run tracks {run.ema.sigma_rels} and kept no snapshots (every.ema_snapshots = "
-            f"{run.every.ema_snapshots}) to synthesise another length from"
+            f"sigma_rel = {sigma_rel}: this run tracks {run.ema.sigma_rels} and kept no snapshots "
+            f"(every.ema_snapshots = {run.every.ema_snapshots}) to synthesise another length from"
         )
     return synthesise(snapshots, int(checkpoint.meta["images"]), sigma_rel, unit_sum=True)
 
@@ -136,7 +177,7 @@ def export(trained: Trained, out: Path, statistics: Statistics | None = None) ->
     statistics: of its latents. Raises ValueError if the file exists, CheckpointError where it cannot be written.
     """
     said = {
-        "learns_shortcut": spelled(getattr(trained.objective, "learns_shortcut", False)),
+        "learns_shortcut": spelled(trained.interface.learns_shortcut),
         "sigma_rel": "raw" if trained.sigma_rel is None else str(trained.sigma_rel),
         "images": str(trained.images_seen),
     }
@@ -149,8 +190,9 @@ def export(trained: Trained, out: Path, statistics: Statistics | None = None) ->
 class FromRun:
     """The network of another run: a teacher, or the weights to start from.
 
-    path: its folder. sigma_rel: which EMA, as in :func:`load_trained`. unfinished: accept a run that has not reached
-    its end.
+    path: its folder.
+    sigma_rel: which EMA, as in :func:`load_trained`.
+    unfinished: accept a run that has not reached its end.
     """
 
     path: str
@@ -171,4 +213,4 @@ class FromRun:
     def label_dropout(self) -> float | None:
         """The fraction of samples that the run trained at the null condition; None if its objective does not say."""
         _, run = open_run(Path(self.path))
-        return getattr(run.objective, "label_dropout", None)
+        return as_objective(run.objective).label_dropout

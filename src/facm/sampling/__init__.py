@@ -1,5 +1,17 @@
 """Samples from a trained network."""
 
-from facm.sampling.methods import Consistency, DPMSolverPP, EDMHeun, Euler, Heun, Jumps
+from facm.sampling.methods import Consistency, DPMSolverPP, EDMHeun, Euler, Heun, Jumps, Method, default_method
+from facm.sampling.source import Source, VelocityFields
 
-__all__ = ["Consistency", "DPMSolverPP", "EDMHeun", "Euler", "Heun", "Jumps"]
+__all__ = [
+    "Consistency",
+    "DPMSolverPP",
+    "EDMHeun",
+    "Euler",
+    "Heun",
+    "Jumps",
+    "Method",
+    "Source",
+    "VelocityFields",
+    "default_method",
+]

@@ -7,31 +7,17 @@ and two methods with one seed start from the same noise.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from facm.core.objective import Condition
 from facm.core.rng import derive
-from facm.core.types import VelocityField
-from facm.flow.conditions import Condition, Labels
-from facm.flow.guidance import NO_GUIDANCE, Guidance, velocity_field
-from facm.flow.time_conditioning import Task, native
-from facm.sampling import solvers as samplers
-from facm.sampling.methods import Consistency, DPMSolverPP, EDMHeun, Euler, Jumps, Method
-
-
-@dataclass(frozen=True)
-class Source:
-    """A network and how it is asked: the task it was trained with, its condition, and the shape of one sample."""
-
-    network: Any
-    task: Task
-    condition: Condition
-    shape: tuple[int, ...]
-    device: torch.device
+from facm.flow.conditions import Labels
+from facm.flow.guidance import NO_GUIDANCE, Guidance
+from facm.sampling.methods import Method
+from facm.sampling.source import Source
 
 
 def noise(seed: int, indices: Sequence[int], draw: int, shape: tuple[int, ...]) -> Tensor:
@@ -65,33 +51,21 @@ def sample(
 ) -> Tensor:
     """Samples ``indices`` of seed ``seed``: (len(indices), *shape) float32 on the source's device.
 
-    cond: (len(indices),) labels or None. A student distilled with guidance baked in is sampled without guidance.
-    Raises ValueError on labels out of range or guidance without a null condition.
+    cond: (len(indices),) labels or None.
+    guidance: none for a student that was distilled with guidance.
+    Raises ValueError on labels out of range or guidance without a null condition. What the network has learned is not
+    checked here: see :meth:`Method.check`.
     """
     source.condition.check(cond, len(indices))
     cond = None if cond is None else cond.to(source.device)
     x_0 = noise(seed, indices, 0, source.shape).to(source.device)
+    return method.solve(source.fields(cond, guidance), x_0, partial(_fresh_noise, source, seed, indices))
 
-    def field(at: Any) -> VelocityField:
-        return velocity_field(source.network, at, cond, source.condition, guidance)
 
-    if isinstance(method, Consistency):
-        fresh = partial(_fresh_noise, source, seed, indices)
-        return samplers.consistency(field(source.task.shortcut), x_0, method.schedule(), fresh)
-    if isinstance(method, Jumps):
-        if not getattr(source.network, "auxiliary_time", False):
-            raise ValueError(
-                f"{method} asks a network that knows a second time r, and {type(source.network).__name__} has none"
-            )
-        return samplers.jumps(lambda x, t, r: field(lambda t: {"t": t, "r": r})(x, t), x_0, method.schedule())
-    at = source.task.anchor if method.head == "anchor" else partial(native, source.network)
-    if isinstance(method, Euler):
-        return samplers.euler(field(at), x_0, samplers.shifted_times(method.nfe, method.shift))
-    if isinstance(method, DPMSolverPP):
-        return samplers.dpm_solver_pp(field(at), x_0, samplers.shifted_times(method.nfe, method.shift))
-    if isinstance(method, EDMHeun):
-        return samplers.edm_heun(field(at), x_0, method.sigmas())
-    return samplers.heun(field(at), x_0, samplers.shifted_times((method.nfe + 1) // 2, method.shift))
+def sample_balanced(source: Source, method: Method, n: int, seed: int = 0) -> Tensor:
+    """The first n samples of ``seed`` with balanced labels and without guidance, in one batch: for pictures that are
+    compared, since every network and method starts from the same noise."""
+    return sample(source, method, range(n), balanced_labels(source.condition, range(n)), seed)
 
 
 def _fresh_noise(source: Source, seed: int, indices: Sequence[int], draw: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,11 @@ import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from facm.core.objective import Objective, as_objective
 from facm.core.rng import borrowed_generators
-from facm.core.types import Batch, losses
+from facm.core.types import Batch
 from facm.flow.conditions import Labels
+from facm.flow.time_conditioning import native
 from facm.pretrained.trained import FromRun
 from facm.runs.config import Run
 from facm.runs.folder import open_run
@@ -28,29 +29,26 @@ def forward_passes(run: Run) -> float:
     Multiply-adds of matrix products, convolutions and attention, counted in one step of ``run`` on the CPU with fresh
     weights. Objectives with a schedule are taken at half of the run.
     """
-    objective: Any = run.objective
-    at = getattr(objective, "at", None)
-    if at is not None:
-        objective = at(run.images // 2)
+    objective = as_objective(run.objective)
     dataset = run.data.open()
     with borrowed_generators(0), sdpa_kernel(SDPBackend.MATH):
         network, teacher = run.network.build(), _teacher(run)
-        group = math.lcm(getattr(run.objective, "particles", 1), getattr(run.objective, "every", 1))
+        group = objective.group_size
         read = dataset.read(np.arange(-(-LEAST // group) * group) % len(dataset))
         batch = Batch(read.x_1, read.cond)
         with Flops() as forward, torch.no_grad():
-            _ask(network, batch, run.objective)
+            _predict(network, batch, objective)
         with Flops() as step:
-            for loss in losses(objective, network, batch, torch.Generator().manual_seed(0), teacher):
-                loss.total.backward()
+            halfway = objective.at(run.images // 2)
+            for term in halfway.loss_terms(network, batch, torch.Generator().manual_seed(0), teacher):
+                term().total.backward()
     return step.total / forward.total
 
 
-def _ask(network: Any, batch: Batch, objective: Any) -> None:
+def _predict(network: Any, batch: Batch, objective: Objective) -> None:
     t = torch.full((len(batch.x_1),), 0.5)
-    cond = batch.cond if isinstance(getattr(objective, "condition", None), Labels) else None
-    more = {"r": t} if getattr(network, "auxiliary_time", False) else {}
-    network(batch.x_1, t, cond=cond, **more)
+    cond = batch.cond if isinstance(objective.condition, Labels) else None
+    network(batch.x_1, cond=cond, **native(network, t))
 
 
 def _teacher(run: Run) -> torch.nn.Module | None:

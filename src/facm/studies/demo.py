@@ -12,31 +12,35 @@ from typing import Any
 import torch
 
 from facm.core.files import atomically, write_text
-from facm.evaluation import reference_floor
-from facm.evaluation.evaluate import evaluate, source_of
-from facm.evaluation.evaluator import Judge, judge
+from facm.evaluation.evaluate import evaluate
+from facm.evaluation.evaluator import Evaluator, build_evaluator
+from facm.evaluation.reference import reference_floor
+from facm.evaluation.row import Row, append_row
+from facm.evaluation.samples import Sampling
 from facm.pretrained.trained import Trained, load_trained, newest_checkpoint
 from facm.recipes.digits import digits_student, digits_teacher
 from facm.runs import log as logs
 from facm.runs.config import Run
 from facm.runs.folder import RunFolder, RunFolderError, create, open_run
-from facm.sampling.generate import balanced_labels, sample
 from facm.sampling.methods import Consistency, Euler, Method
 from facm.studies.demo_report import contact_sheet, write_report
 from facm.studies.html import Panel, steps
+from facm.studies.panels import SHOWN, panel_of
+from facm.studies.train_and_measure import SEED_OF_EVALUATION
 from facm.training.loop import train
 from facm.training.progress import progress
 
 TEACHER_NFE = (1, 2, 4, 8, 32)
 STUDENT_NFE = (1, 2, 4)
 SAMPLES = 2_000
-SHOWN = 40
-SEED_OF_EVALUATION = 1
 
 
 @dataclass
 class Clock:
-    """Seconds spent in each part, kept on disk: an interrupted demo goes on counting."""
+    """Seconds spent in each part, kept on disk: an interrupted demo goes on counting.
+
+    path: the JSON file.
+    """
 
     path: Path
 
@@ -53,7 +57,7 @@ def run_demo(out: Path, seed: int, quiet: bool) -> None:
     summary_file, report_file = out / "summary.json", out / "report.html"
     if summary_file.exists():
         _claim(out, seed)
-        print(f"{out} holds a finished demo; for a new one choose another --out or delete it")
+        print(f"{out} holds a finished demo; for a new one choose another folder or delete it")
         _print_table(json.loads(summary_file.read_text()), report_file)
         return
     clock = Clock(out / "seconds.json")
@@ -65,32 +69,37 @@ def run_demo(out: Path, seed: int, quiet: bool) -> None:
     if not _train_part(student_run, student_path, "distill", clock, quiet):
         return
 
+    summary = _evaluate_and_report(out, seed, clock, quiet)
+    write_text(summary_file, json.dumps(summary, indent=2))  # last: its presence says that the demo is complete
+    _print_table(summary, report_file)
+
+
+def _evaluate_and_report(out: Path, seed: int, clock: Clock, quiet: bool) -> dict[str, Any]:
+    """Measure both networks and write the report and the contact sheet; the summary."""
     began = time.monotonic()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    teacher, student = load_trained(teacher_path), load_trained(student_path)
-    folders = {"teacher": RunFolder(teacher_path), "student": RunFolder(student_path)}
-    judged = judge(teacher.data.open(), device)
+    folders = {who: RunFolder(out / who) for who in ("teacher", "student")}
+    teacher, student = load_trained(folders["teacher"].path), load_trained(folders["student"].path)
+    evaluator = build_evaluator(teacher.dataset, device)
     rows = {
-        "teacher": {str(k): _measure(teacher, Euler(k), judged, device, quiet) for k in TEACHER_NFE},
-        "student": {str(k): _measure(student, Consistency(k), judged, device, quiet) for k in STUDENT_NFE},
+        "teacher": {str(k): _measure(teacher, Euler(k), evaluator, quiet) for k in TEACHER_NFE},
+        "student": {str(k): _measure(student, Consistency(k), evaluator, quiet) for k in STUDENT_NFE},
     }
-    floor = reference_floor(judged.dataset, judged.extractor)
-    panels = _panels(teacher, student, judged, device)
+    floor = reference_floor(evaluator.dataset, evaluator.extractor)
+    panels = _panels(teacher, student, evaluator)
     clock.add("evaluate", time.monotonic() - began)
-
     summary = _summary(rows, floor, clock.read(), seed)
     write_report(
-        report_file,
+        out / "report.html",
         summary,
         {who: logs.read(folder.log) for who, folder in folders.items()},
         panels,
         {who: folder.run_json.read_text() for who, folder in folders.items()},
-        (student_path / "environment.json").read_text(),
+        (out / "student" / "environment.json").read_text(),
     )
     with atomically(out / "samples.png") as partial:
         partial.write_bytes(contact_sheet(panels))
-    write_text(summary_file, json.dumps(summary, indent=2))  # last: its presence says that the demo is complete
-    _print_table(summary, report_file)
+    return summary
 
 
 def _claim(out: Path, seed: int) -> None:
@@ -99,11 +108,11 @@ def _claim(out: Path, seed: int) -> None:
     if out.exists() and any(out.iterdir()):
         if not mark.exists():
             raise RunFolderError(
-                f"--out {out} is in use by something else and is never overwritten: choose another folder"
+                f"out = {out} is in use by something else and is never overwritten: choose another folder"
             )
         begun = json.loads(mark.read_text())
         if begun != {"seed": seed}:
-            raise RunFolderError(f"--out {out} holds a demo begun with {begun}, not seed {seed}: choose another folder")
+            raise RunFolderError(f"out = {out} holds a demo begun with {begun}, not seed {seed}: choose another folder")
         return
     out.mkdir(parents=True, exist_ok=True)
     write_text(mark, json.dumps({"seed": seed}))
@@ -114,7 +123,7 @@ def _train_part(run: Run, path: Path, part: str, clock: Clock, quiet: bool) -> b
     if (path / "run.json").exists():
         folder, begun = open_run(path)
         if begun != run:
-            raise RunFolderError(f"{path} holds another recipe than this version's demo: choose another --out")
+            raise RunFolderError(f"{path} holds another recipe than this version's demo: choose another folder")
         if folder.checkpoints() and int(newest_checkpoint(folder).stem) >= run.images:
             return True
     else:
@@ -137,34 +146,30 @@ def _create_again(path: Path, run: Run) -> RunFolder:
     return create(path, run)
 
 
-def _measure(trained: Trained, method: Method, judged: Judge, device: torch.device, quiet: bool) -> dict[str, Any]:
-    row = evaluate(trained, method, judged, n=SAMPLES, seed=SEED_OF_EVALUATION, device=device)
+def _measure(trained: Trained, method: Method, evaluator: Evaluator, quiet: bool) -> Row:
+    row = evaluate(trained, Sampling(method, SAMPLES, SEED_OF_EVALUATION), evaluator)
+    append_row(trained, row)
     if not quiet:
         who = "student" if isinstance(method, Consistency) else "teacher"
-        print(f"{who}, {steps(method.nfe)}: Frechet distance {row['frechet_distance']:.3f}", flush=True)
+        print(f"{who}, {steps(method.nfe)}: Frechet distance {row.measurement.frechet_distance:.3f}", flush=True)
     return row
 
 
-def _panels(teacher: Trained, student: Trained, judged: Judge, device: torch.device) -> list[Panel]:
+def _panels(teacher: Trained, student: Trained, evaluator: Evaluator) -> list[Panel]:
     """Real digits, and samples of both networks from the same noise."""
     import numpy as np
 
-    real = judged.dataset.read(np.arange(10 * SHOWN))
+    real = evaluator.dataset.read(np.arange(10 * SHOWN))
     assert real.cond is not None
     by_class = [real.x_1[real.cond == label][: SHOWN // 10] for label in range(10)]
     panels = [Panel("real digits", torch.stack(by_class, dim=1).flatten(0, 1))]
-    shown: list[tuple[str, Trained, Method]] = [(f"teacher, {steps(k)}", teacher, Euler(k)) for k in (1, 4, 32)]
-    shown += [(f"student, {steps(k)}", student, Consistency(k)) for k in STUDENT_NFE]
-    for name, trained, method in shown:
-        source = source_of(trained, judged.dataset.shape, device)
-        labels = balanced_labels(source.condition, range(SHOWN))
-        panels.append(Panel(name, sample(source, method, range(SHOWN), labels, seed=SEED_OF_EVALUATION).cpu()))
-    return panels
+    panels += [panel_of("teacher", teacher, Euler(k), evaluator.device) for k in (1, 4, 32)]
+    return panels + [panel_of("student", student, Consistency(k), evaluator.device) for k in STUDENT_NFE]
 
 
-def _summary(rows: dict[str, dict[str, Any]], floor: float, seconds: dict[str, float], seed: int) -> dict[str, Any]:
+def _summary(rows: dict[str, dict[str, Row]], floor: float, seconds: dict[str, float], seed: int) -> dict[str, Any]:
     def column(who: str, what: str) -> dict[str, float]:
-        return {k: row[what] for k, row in rows[who].items()}
+        return {k: row.to_json()[what] for k, row in rows[who].items()}
 
     parts = {name: round(seconds.get(name, 0.0), 1) for name in ("teacher", "distill", "evaluate")}
     return {
@@ -176,7 +181,7 @@ def _summary(rows: dict[str, dict[str, Any]], floor: float, seconds: dict[str, f
         "reference_floor": floor,
         "seconds": {**parts, "total": round(sum(parts.values()), 1)},
         "n": SAMPLES,
-        "features": rows["student"]["1"]["features"],
+        "features": rows["student"]["1"].measurement.features,
         "guidance_scale": 1.0,
         "seed": seed,
         "cores": os.cpu_count(),

@@ -26,7 +26,11 @@ pre { background: #f6f6f6; padding: .8rem; overflow: auto; font-size: 12px } p.n
 
 @dataclass(frozen=True)
 class Panel:
-    """One grid: a caption and samples (B, C, H, W) in [-1, 1]."""
+    """A grid of samples.
+
+    caption: under it.
+    samples: (B, C, H, W) in [-1, 1].
+    """
 
     caption: str
     samples: Tensor

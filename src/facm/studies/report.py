@@ -9,22 +9,19 @@ from pathlib import Path
 import torch
 
 from facm.core.files import atomically, write_text
-from facm.evaluation.evaluate import source_of
-from facm.evaluation.evaluator import Judge
+from facm.evaluation.evaluator import Evaluator
 from facm.pretrained.trained import load_trained
 from facm.runs.folder import RunFolder
-from facm.sampling.generate import balanced_labels, sample
 from facm.sampling.images import is_image
 from facm.studies.figures import numbers, over_training
-from facm.studies.html import Panel, folded_json, grid, image, page, steps
+from facm.studies.html import Panel, folded_json, grid, image, page
+from facm.studies.panels import panel_of
 from facm.studies.summary import Summary
 from facm.studies.table import jsonl, markdown, rows, said
-from facm.studies.train_and_measure import SEED_OF_EVALUATION, stopped, wanted
-
-SHOWN = 40
+from facm.studies.train_and_measure import stopped, wanted
 
 
-def write(summary: Summary, judged: Judge, home: Path, folder: Path, command: str, device: torch.device) -> Path:
+def write(summary: Summary, evaluator: Evaluator, home: Path, folder: Path, command: str, device: torch.device) -> Path:
     """Write everything below ``folder``; the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "table.md", markdown(summary))
@@ -41,7 +38,7 @@ def write(summary: Summary, judged: Judge, home: Path, folder: Path, command: st
         image(found["numbers.png"], "distances"),
         f"<h2>Training</h2>{image(found['training.png'], 'gradient norm and tangent over training')}",
         f"<h2>The same noise, the same labels: seed {summary.seeds[0]}</h2><div class=grids>",
-        *(grid(panel) for panel in panels(summary, judged, first, device)),
+        *(grid(panel) for panel in panels(summary, evaluator, first, device)),
         "</div><h2>Configurations</h2>",
         *(
             f"<h3>{html.escape(line.entry.label)}</h3>{folded_json((first / line.entry.name / 'run.json').read_text())}"
@@ -53,22 +50,17 @@ def write(summary: Summary, judged: Judge, home: Path, folder: Path, command: st
     return folder / "report.html"
 
 
-def panels(summary: Summary, judged: Judge, folder: Path, device: torch.device) -> Iterator[Panel]:
+def panels(summary: Summary, evaluator: Evaluator, folder: Path, device: torch.device) -> Iterator[Panel]:
     """Samples of every entry, teachers at their most steps, the others at one; nothing for data that are no images."""
-    dataset = judged.dataset
-    if not is_image(dataset.shape):
+    if not is_image(evaluator.dataset.shape):
         return
     for line in (*summary.teachers, *summary.lines):
         path = RunFolder(folder / line.entry.name).path
         if stopped(path):
             continue
-        trained = load_trained(path)
         ends = [want for want in wanted(line.entry) if want.images is None]
         want = max(ends, key=lambda w: w.nfe) if line.teaches else min(ends, key=lambda w: w.nfe)
-        source = source_of(trained, dataset.shape, device)
-        labels = balanced_labels(source.condition, range(SHOWN))
-        x = sample(source, want.method, range(SHOWN), labels, seed=SEED_OF_EVALUATION)
-        yield Panel(f"{line.entry.label}, {steps(want.nfe)}", x.cpu())
+        yield panel_of(line.entry.label, load_trained(path), want.method, device)
 
 
 def _table(summary: Summary) -> str:

@@ -24,7 +24,12 @@ ALPHA, BETA = OneMinusPower(0.5), Cosine()  # Table 4's best
 
 @dataclass(frozen=True)
 class Bench:
-    """Where a study's runs are (``folder``/NAME), at which size, and their seed."""
+    """What the entries of a study are made with.
+
+    setting: the size of the study.
+    folder: of its runs, each in ``folder``/NAME.
+    seed: of all runs.
+    """
 
     setting: Setting
     folder: Path

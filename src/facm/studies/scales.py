@@ -25,10 +25,24 @@ TEACHER_EMA = 0.05
 class Setting:
     """Everything that the networks of a study share.
 
-    teacher_images, images, scratch_images: lengths of the runs: teachers, students, and from scratch. label_dropout: of
-    teachers, and of students from scratch. time: of the objectives that draw ArctanLogNormal times. teacher_nfe: steps
-    that the teachers are measured at beside 1 and 2. n: samples measured, against ``reference``, or the data where that
-    is None.
+    name: of the size.
+    network: of teachers and students, altered where an objective needs it.
+    data: what they are trained on.
+    condition: what they are conditioned on.
+    time: of the objectives that draw ArctanLogNormal times.
+    teacher_images: length of a teacher's run.
+    images: length of a student's run.
+    scratch_images: length of a student's run from scratch.
+    teacher_optimizer: of teachers.
+    optimizer: of students.
+    scratch_optimizer: of students from scratch.
+    every: how often runs log and save.
+    label_dropout: of teachers, and of students from scratch.
+    batch_size: of all runs.
+    teacher_nfe: steps that teachers are measured at, apart from 1 and 2.
+    n: samples measured for each number.
+    anchor: distance of FACM's anchor.
+    reference: what samples are measured against; None: the data.
     """
 
     name: str
@@ -130,7 +144,7 @@ def altered(network: NetworkConfig, **fields: Any) -> NetworkConfig:
 def digits(data: str | None = None) -> Setting:
     """Scikit-learn's 1,797 handwritten digits, 8 x 8: about two minutes a network on an idle core."""
     if data is not None:
-        raise ValueError(f"--data {data} with --at digits, which come with scikit-learn; expected no --data")
+        raise ValueError(f"data = {data!r} with digits, which come with scikit-learn; expected None")
     from facm.recipes.digits import CLASSES, NETWORK, Digits
 
     return Setting(
@@ -189,5 +203,5 @@ SETTINGS: dict[str, Callable[[str | None], Setting]] = {"digits": digits, "cifar
 def find_setting(name: str, data: str | None = None) -> Setting:
     """data: where the data set is. Raises ValueError for a name that is none of them."""
     if name not in SETTINGS:
-        raise ValueError(f"--at {name}, expected one of {', '.join(SETTINGS)}")
+        raise ValueError(f"name = {name!r}, expected one of {', '.join(SETTINGS)}")
     return SETTINGS[name](data)

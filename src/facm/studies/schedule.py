@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from facm.evaluation.evaluator import Judge
+from facm.evaluation.evaluator import Evaluator
 from facm.pretrained.trained import FromRun
 from facm.runs import log as logs
 from facm.studies.html import steps
@@ -28,7 +28,12 @@ INTERRUPTED = 130
 
 @dataclass(frozen=True)
 class Plan:
-    """The study for each seed, the folder with its runs, and how many samples are measured."""
+    """What is to be trained and measured.
+
+    home: the folder of the runs.
+    studies: seed -> study.
+    n: samples measured for each number.
+    """
 
     home: Path
     studies: dict[int, Study]
@@ -43,8 +48,8 @@ class Plan:
     def path(self, task: str) -> Path:
         return self.home / f"seed-{task}"
 
-    def done(self, task: str, judged: Judge) -> bool:
-        return finished(self.tasks[task], self.path(task), self.n, judged.extractor.identity)
+    def done(self, task: str, evaluator: Evaluator) -> bool:
+        return finished(self.tasks[task], self.path(task), self.n, evaluator.extractor.identity)
 
     def ready(self, task: str) -> bool:
         """Whether its teacher is there."""
@@ -64,16 +69,16 @@ class Plan:
         state = f"collapsed after {failed['images']} images" if failed else "is not trained to its end yet"
         return f"cannot train {task}: its teacher {source.path} {state}"
 
-    def do(self, task: str, judged: Judge) -> bool:
+    def do(self, task: str, evaluator: Evaluator) -> bool:
         """Train and measure one network; False if it was interrupted. Raises ValueError for a task that is none."""
         if task not in self.tasks:
-            raise ValueError(f"--only {task}, expected SEED/NAME, one of {', '.join(self.tasks)}")
+            raise ValueError(f"task = {task!r}, expected SEED/NAME, one of {', '.join(self.tasks)}")
         if not self.ready(task):
             raise ValueError(self.why_not(task))
         began = time.monotonic()
         if not trained_whole(self.path(task)):
             print(f"seed {task}: training begins or goes on, {self.tasks[task].run.images:,} images", flush=True)
-        outcome = fulfil(self.tasks[task], self.path(task), judged, self.n)
+        outcome = fulfil(self.tasks[task], self.path(task), evaluator, self.n)
         if outcome.finished:
             print(f"seed {task}: {_state(self.path(task))} ({time.monotonic() - began:.0f} s)", flush=True)
         return outcome.finished
@@ -87,18 +92,18 @@ def _state(path: Path) -> str:
     return ", ".join(f"{steps(nfe)}: {row['frechet_distance']:.3f}" for nfe, row in rows.items())
 
 
-def in_turn(plan: Plan, judged: Judge) -> bool:
+def in_turn(plan: Plan, evaluator: Evaluator) -> bool:
     """Everything that is left, in this process; False if it was interrupted."""
-    return all(plan.done(task, judged) or plan.do(task, judged) for task in plan.tasks)
+    return all(plan.done(task, evaluator) or plan.do(task, evaluator) for task in plan.tasks)
 
 
-def side_by_side(plan: Plan, judged: Judge, jobs: int, command: Sequence[str]) -> bool:
+def side_by_side(plan: Plan, evaluator: Evaluator, jobs: int, command: Sequence[str]) -> bool:
     """Everything that is left, ``jobs`` networks at a time, each by ``command`` with ``--only SEED/NAME``.
 
     A network waits for its teacher. False if it was interrupted; raises RuntimeError where one failed, ValueError for
     one whose teacher has collapsed.
     """
-    left = [task for task in plan.tasks if not plan.done(task, judged)]
+    left = [task for task in plan.tasks if not plan.done(task, evaluator)]
     running: dict[Future[int], str] = {}
     children = Children(command, jobs)
     with children.forwarding_signals(), ThreadPoolExecutor(jobs) as pool, children.stopped_by_errors():
@@ -114,7 +119,7 @@ def side_by_side(plan: Plan, judged: Judge, jobs: int, command: Sequence[str]) -
                 task = running.pop(future)
                 if future.result() not in (0, INTERRUPTED) and not children.stopping:
                     raise RuntimeError(f"seed {task} failed with status {future.result()}; its message is above")
-    if children.stopping or not all(plan.done(task, judged) for task in plan.tasks if task not in left):
+    if children.stopping or not all(plan.done(task, evaluator) for task in plan.tasks if task not in left):
         return False  # or a child alone was interrupted
     if left:
         raise ValueError(plan.why_not(left[0]))

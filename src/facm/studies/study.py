@@ -19,10 +19,14 @@ Freedom = Literal["teacher", "budget"]
 class Entry:
     """One trained network.
 
-    name: of its folder; the same name is the same run in every study. label: what the table calls it.
-    nfe: the numbers of steps it is measured at. at: clocks (images seen) at which it is measured beside its end; it
-    must keep EMA snapshots there. series, x: where it stands in the study's figure. published: number of steps -> FID
-    that the paper has for this row; on other data, for comparison of the order only.
+    name: of its folder; the same name is the same run in every study.
+    label: its name in the table.
+    run: how it is trained.
+    nfe: the numbers of steps it is measured at.
+    at: further clocks (images seen) at which it is measured, where its run must keep EMA snapshots.
+    series: its line in the study's figure.
+    x: its place on the figure's axis.
+    published: number of steps -> FID of this row in the paper; on other data, for comparison of the order only.
     """
 
     name: str
@@ -39,9 +43,13 @@ class Entry:
 class Study:
     """A question, the networks that answer it, and what they are allowed to differ in.
 
-    entries: what is compared; teachers: what they need first, measured as well. free: what the rows may differ in
-    beside the objective: "teacher" where the teacher is what is studied, "budget" where the images are.
+    title: of the table.
+    question: one sentence.
+    entries: what is compared.
+    teachers: what the entries need first; measured as well.
     source: the table or figure of the paper.
+    free: what the rows may differ in apart from the objective: "teacher" or "budget" (the number of images).
+    x_label: of the figure's axis; "" for a study without one.
     """
 
     title: str

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from facm.core.objective import as_objective
 from facm.pretrained.trained import FromRun
 from facm.runs import log as logs
 from facm.runs.folder import RunFolder, open_run
@@ -23,7 +24,10 @@ STEADY = 0.1
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of the table over the seeds: its values in their order, None where a run has collapsed."""
+    """One number of the table over the seeds.
+
+    values: in the order of the seeds, None where a run has collapsed.
+    """
 
     values: tuple[float | None, ...]
 
@@ -51,10 +55,16 @@ class Cell:
 class Line:
     """One entry over the seeds.
 
-    cells: (steps, clock) -> numbers; a clock of None is the end. accuracy: steps -> numbers at the end. cost: forward
-    passes an image. stable: seeds that ended, without a skipped step, better with the fewest steps than the network
-    that they started from. grad_norm: the largest of the logged means after warm-up, seed by seed; tangent_rms: at the
-    end; None where they are not finite.
+    entry: of the first seed.
+    teaches: whether it is a teacher.
+    cells: (steps, clock) -> distances; a clock of None is the end.
+    accuracy: steps -> class accuracies at the end.
+    cost: forward passes an image.
+    stable: number of seeds that ended, without a skipped step, better with the fewest steps than the network that they
+        started from.
+    collapsed_at: clock of each seed's collapse, or None.
+    grad_norm: the largest of the logged means after warm-up; None where it is not finite.
+    tangent_rms: at the end; None where it is not finite.
     """
 
     entry: Entry
@@ -75,8 +85,16 @@ class Line:
 
 @dataclass(frozen=True)
 class Summary:
-    """A study with its numbers. seeds: in the order of all values; n: samples a number; features: their identity;
-    floor: the distance of one half of the real data from the other."""
+    """A study with its numbers.
+
+    study: of the first seed.
+    seeds: in the order of all values.
+    n: samples behind each number.
+    features: identity of the feature network.
+    floor: the distance of one half of the real data from the other.
+    teachers: one line each.
+    lines: one for each entry.
+    """
 
     study: Study
     seeds: tuple[int, ...]
@@ -149,7 +167,8 @@ def _start(entry: Entry, nfe: int, n: int, features: str) -> float | None:
         return None
     path = Path(entry.run.initial.path)
     run = open_run(path)[1]
-    row = measured(path, Wanted(default_method(run.objective, nfe), nfe, None), run, n, features)
+    method = default_method(as_objective(run.objective).interface, nfe)
+    row = measured(path, Wanted(method, nfe, None), run, n, features)
     return None if row is None else row["frechet_distance"]
 
 

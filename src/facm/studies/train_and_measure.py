@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from facm.core.files import write_text
+from facm.core.objective import as_objective
 from facm.core.serialize import modernised, to_json
 from facm.evaluation.evaluate import evaluate
-from facm.evaluation.evaluator import Judge
+from facm.evaluation.evaluator import Evaluator
 from facm.evaluation.features import NonFiniteSamplesError
+from facm.evaluation.row import append_row
+from facm.evaluation.samples import Sampling
 from facm.flow.guidance import NO_GUIDANCE
 from facm.pretrained.trained import load_trained
 from facm.runs import log as logs
@@ -28,7 +31,12 @@ STOPPED = "stopped.json"
 
 @dataclass(frozen=True)
 class Wanted:
-    """One number of the table: a method, at a clock (None: the end of the run)."""
+    """One number of the table.
+
+    method: how the samples are made.
+    nfe: its network evaluations.
+    images: the clock; None: the end of the run.
+    """
 
     method: Method
     nfe: int
@@ -39,7 +47,7 @@ def wanted(entry: Entry) -> Iterator[Wanted]:
     """All that is measured of an entry, at its end first."""
     for images in (None, *entry.at):
         for nfe in entry.nfe:
-            yield Wanted(default_method(entry.run.objective, nfe), nfe, images)
+            yield Wanted(default_method(as_objective(entry.run.objective).interface, nfe), nfe, images)
 
 
 def measured(path: Path, want: Wanted, run: Run, n: int, features: str) -> dict[str, Any] | None:
@@ -91,7 +99,7 @@ def finished(entry: Entry, path: Path, n: int, features: str) -> bool:
     return trained_whole(path) and all(measured(path, want, entry.run, n, features) for want in wanted(entry))
 
 
-def fulfil(entry: Entry, path: Path, judged: Judge, n: int) -> Outcome:
+def fulfil(entry: Entry, path: Path, evaluator: Evaluator, n: int) -> Outcome:
     """Train and measure; what is there already is not done again.
 
     A run that meets too many non-finite gradients has collapsed, and so has one whose samples are not finite: that is
@@ -109,13 +117,14 @@ def fulfil(entry: Entry, path: Path, judged: Judge, n: int) -> Outcome:
     if stopped(path) or not outcome.finished:
         return outcome
     for want in wanted(entry):
-        if measured(path, want, run, n, judged.extractor.identity) is None:
+        if measured(path, want, run, n, evaluator.extractor.identity) is None:
             trained = load_trained(path, images=want.images)
             try:
-                evaluate(trained, want.method, judged, n=n, seed=SEED_OF_EVALUATION)
+                row = evaluate(trained, Sampling(want.method, n, SEED_OF_EVALUATION), evaluator)
             except NonFiniteSamplesError as error:
                 _stop(folder, error)
                 break
+            append_row(trained, row)
     return outcome
 
 
@@ -124,8 +133,8 @@ def _opened(path: Path, entry: Entry) -> tuple[RunFolder, Run]:
         return create_or_continue(path, entry.run)
     except RunFolderError as error:
         raise RunFolderError(
-            f"{path} holds another run than this study's {entry.name!r}: give the study a folder of its own, "
-            f"--out FOLDER, or its entry another name ({error})"
+            f"{path} holds another run than this study's {entry.name!r}: give the study another folder, or its entry "
+            f"another name ({error})"
         ) from error
 
 

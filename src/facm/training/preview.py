@@ -5,20 +5,20 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from facm.core.objective import as_objective
 from facm.distributed.collectives import any_of
 from facm.distributed.wrap import is_sharded
 from facm.flow.conditions import Labels, Unconditional
-from facm.flow.time_conditioning import ExpandedInterval
 from facm.latents.decode import Decoder
 from facm.runs.config import Run
 from facm.runs.ema import Weights
-from facm.sampling.generate import Source, balanced_labels, sample
+from facm.sampling.generate import sample_balanced
 from facm.sampling.images import is_image, save_grid
 from facm.sampling.methods import default_method
+from facm.sampling.source import Source
 from facm.training.state import State
 
 PREVIEW = 20
@@ -26,27 +26,25 @@ TEACHER_NFE = 8
 
 
 def draw_preview(state: State, run: Run, path: Path, decode: Decoder | None = None) -> None:
-    """Samples of the first EMA, from the same noise every time, latents decoded; nothing for data that are not images
-    and for which there is no ``decode``, an objective that does not say how its network is asked, or conditions that
-    cannot be made up."""
-    objective: Any = run.objective
-    condition = getattr(objective, "condition", None)
+    """Samples of the first EMA, from the same noise every time, latents decoded.
+
+    Nothing is drawn for data that are not images and for which there is no ``decode``, for an objective that does not
+    say its condition, or for conditions other than labels.
+    """
+    interface = as_objective(run.objective).interface
     shape = run.data.open().shape
     drawable = any_of(state.world, decode is not None) or is_image(shape)
-    if not isinstance(condition, Labels | Unconditional) or not drawable:
+    if not isinstance(interface.condition, Labels | Unconditional) or not drawable:
         return
     parameter = next(state.network.parameters())
     if not (state.world.first or is_sharded(parameter)):
         return  # who holds a shard takes part
     device = state.world.device if is_sharded(parameter) else parameter.device  # shards may be offloaded
-    task = getattr(objective, "task", None) or ExpandedInterval()
-    source = Source(state.network, task, condition, shape, device)
-    method = default_method(run.objective, 1)
-    if method.nfe == 1 and type(method).__name__ == "Euler":
-        method = default_method(run.objective, TEACHER_NFE)
-    indices = range(PREVIEW)
+    source = Source(state.network, interface, shape, device)
+    one_step = interface.learns_shortcut or interface.learns_jumps
+    method = default_method(interface, 1 if one_step else TEACHER_NFE)
     with _averaged(state.network, state.ema.averages[run.ema.sigma_rels[0]]):
-        x = sample(source, method, indices, balanced_labels(condition, indices))
+        x = sample_balanced(source, method, PREVIEW)
     if state.world.first:
         save_grid(path, x if decode is None else decode(x))
 
