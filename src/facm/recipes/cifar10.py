@@ -3,7 +3,7 @@ rivals with the same network. For one GPU.
 
 facm train cifar10-teacher
 facm train cifar10-student
-facm evaluate runs/cifar10-student --nfe 1 2 --n 50000
+facm evaluate runs/cifar10-student --num-steps 1 2 --num-samples 50000
 
 None of them has been run here; the FIDs are Table 1's. The network is EDM's DDPM++ of 55.7M parameters in the
 Simple-EDM parametrisation. What the paper says of its student (Table 5) all few-step recipes share, so that they differ
@@ -25,7 +25,7 @@ from facm.networks.adapters.simple_edm import SimpleEDM
 from facm.networks.ddpm_pp import DDPMpp
 from facm.objectives.discrete_cm import DiscreteCM
 from facm.objectives.discrete_schedules import DoublingSteps, ShrinkingGap, SignalToNoise
-from facm.objectives.facm import FACM
+from facm.objectives.facm weights import FACM
 from facm.objectives.flow_matching import FlowMatching
 from facm.objectives.imm import IMM
 from facm.objectives.mean_flow import MeanFlow
