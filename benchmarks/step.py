@@ -34,14 +34,14 @@ import torch
 from torch import Tensor, nn
 
 from facm.core.modules import blocks_of
+from facm.core.objective import Condition, Task
 from facm.core.tensors import expand
 from facm.core.types import Batch, losses
 from facm.derivative import Chain, Derivative, FiniteDifference, NoGraph, OpLevel, WholeNetwork
 from facm.distributed.block_transforms import prepare
-from facm.flow.conditions import Condition, Labels
+from facm.flow.conditions import Labels
 from facm.flow.guidance import Guidance, extrapolate
-from facm.flow.interpolant import Point
-from facm.flow.time_conditioning import Task
+from facm.flow.interpolant import Interpolant, Point
 from facm.flow.velocity import TeacherVelocity
 from facm.networks.lightning_dit import LightningDiT, lightning_dit
 from facm.objectives.facm import FACM
@@ -315,7 +315,7 @@ def equivalents(config: LightningDiT, strategies: tuple[Strategy, ...]) -> dict[
             network, teacher = config.build(), config.build().requires_grad_(False)
             prepare(list(blocks_of(network).values()), strategy.checkpointing, False)
             with Flops() as counted, sdpa_kernel(SDPBackend.MATH):
-                strategy.objective().evaluate(network, x, x, t, y, teacher).loss().total.backward()
+                strategy.objective().evaluate(network, Interpolant.between(x, x, t, y), teacher).loss().total.backward()
             out[strategy.name] = {
                 "forward_equivalents": counted.total / forward.total,
                 "flops_per_image": counted.total / 4,

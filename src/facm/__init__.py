@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from facm.core.objective import Objective
     from facm.core.types import Batch, Loss
     from facm.data import InMemory
     from facm.distributed.engine import Engine
@@ -43,6 +44,7 @@ _HOME = {
     "Labels": "flow.conditions",
     "Loss": "core.types",
     "MeanFlow": "objectives.mean_flow",
+    "Objective": "core.objective",
     "PowerEMA": "runs.ema",
     "Run": "runs.config",
     "SCM": "objectives.scm",
@@ -71,6 +73,7 @@ __all__ = [
     "Labels",
     "Loss",
     "MeanFlow",
+    "Objective",
     "PowerEMA",
     "Run",
     "ShortcutModel",

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from facm.latents.manifest import MANIFEST
 from tests.cli.cli_parts import command, refused
 
 
@@ -75,7 +76,7 @@ def test_a_dry_run_sees_what_is_there_already(place, capsys):
 def test_encoding_and_verifying(place, capsys):
     command(*ENCODE, "--batch-size", 2)
     assert "6 images of 2 classes as latents (4, 2, 2) in 2 files" in capsys.readouterr().out
-    assert json.loads((place / "latents" / "manifest.json").read_text())["seed"] == 0
+    assert json.loads((place / "latents" / MANIFEST).read_text())["seed"] == 0
     command("latents", "verify", "latents", "--grid", "grid.png")
     said = capsys.readouterr().out
     assert "latents: 6 latents (4, 2, 2) F32 in 2 files, whole, as its manifest says" in said

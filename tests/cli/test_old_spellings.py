@@ -56,7 +56,8 @@ def test_from_names_a_file(runs, tmp_path, capsys):
     command("sample", "--nfe", 1, "--n", 2, "--from", file, "--out", tmp_path / "x.png")
     command("sample", f"--from={file}", "--out", tmp_path / "y.png", "--n", 2)
     said = capsys.readouterr().out
-    assert said.count(f"EMA 0.05 of {file}") == 2
+    assert f"EMA 0.05 of {file}, facm, (1, 8, 8)" in said
+    assert said.count(f"EMA 0.05 of {file}\n") == 2
     with pytest.raises(SystemExit):
         command("evaluate", "--nfe", 1, 2, "--from", file)
     assert f"{file} has no data of its own to be measured against" in capsys.readouterr().err

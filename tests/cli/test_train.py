@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from facm.runs.folder import open_run
-from facm.training.loop import NonFiniteError
+from facm.training.trainer import NonFiniteError
 from tests.cli.cli_parts import OVERRIDES, RECIPES, command, refused
 from tests.training.run_parts import before_step, contents, signal_at
 

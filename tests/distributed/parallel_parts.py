@@ -170,7 +170,8 @@ def train_in(path: Path | str, run: Any, engine: Any = None, world: Any = None, 
     from facm.training.loop import train
 
     world = world or ALONE
-    by_first(world, lambda: create_or_continue(Path(path), run) and None)
+    recipe = ROOT / "tests" / "distributed" / "recipe_of_parts.py"
+    by_first(world, lambda: create_or_continue(Path(path), run, "recipe_of_parts.py:run", recipe) and None)
     train(run, RunFolder(Path(path)), engine=engine or Engine(), world=world, **options)
     return RunFolder(Path(path))
 
@@ -178,7 +179,7 @@ def train_in(path: Path | str, run: Any, engine: Any = None, world: Any = None, 
 def log_of(folder: Any) -> list[dict[str, Any]]:
     from facm.runs import log as logs
 
-    return [{k: v for k, v in record.items() if k != "images_per_s"} for record in logs.read(folder.log)]
+    return [{k: v for k, v in record.items() if k not in logs.TIMED} for record in logs.read(folder.log)]
 
 
 def contents(folder: Any) -> dict[str, Any]:

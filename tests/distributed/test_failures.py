@@ -339,17 +339,6 @@ def test_an_environment_that_torchrun_does_not_set_is_refused(monkeypatch, envir
         world.announced()
 
 
-def test_fewer_parts_than_declared_are_refused(tmp_path):
-    @dataclasses.dataclass(frozen=True)
-    class Short(Ignores):
-        parts = 2
-
-    globals()["Short"] = Short
-    Short.__qualname__ = "Short"
-    with pytest.raises(ValueError, match="gave 1 parts of its loss, expected parts = 2"):
-        train_in(tmp_path / "run", run_of(objective=Short()))
-
-
 def test_one_process_opens_no_group():
     with opened(Engine()) as here:
         assert here is world.ALONE

@@ -7,7 +7,7 @@ import torch
 
 from facm.flow.conditions import Labels, Unconditional
 from facm.flow.guidance import NO_GUIDANCE, Guidance, extrapolate, guided_velocity, velocity_field
-from facm.flow.interpolant import Point
+from facm.flow.interpolant import Interpolant
 from facm.flow.time_conditioning import AuxiliaryTime, ExpandedInterval, native
 from facm.flow.velocity import DataVelocity, TeacherVelocity
 from facm.networks.mlp import MLP
@@ -149,7 +149,7 @@ def test_a_field_is_not_guided_unless_asked_to():
 def ask(target, network=None, teacher=None, task=None, t=T, dropped=None):
     x_1, x_0 = 2 * torch.ones(4, 1), 0.5 * torch.ones(4, 1)
     cond = COND if dropped is None else torch.where(dropped, NULL, COND)
-    return target(network, teacher, Point(x_1, x_0, X, t, cond, dropped), LABELS, task or ExpandedInterval())
+    return target(network, teacher, Interpolant(x_0, x_1, t, X, cond, dropped), LABELS, task or ExpandedInterval())
 
 
 @pytest.mark.parametrize(

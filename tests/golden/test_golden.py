@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from facm.derivative import FiniteDifference, NoGraph, WholeNetwork
 from facm.flow.conditions import Labels
 from facm.flow.guidance import Guidance, velocity_field
+from facm.flow.interpolant import Interpolant
 from facm.flow.time_conditioning import ExpandedInterval, native
 from facm.flow.times import ArctanLogNormal, LogitNormal
 from facm.flow.velocity import DataVelocity, TeacherVelocity
@@ -114,7 +115,9 @@ def loss_case(name, derivative):
         target = DataVelocity(guidance, at_shortcut=True, extrapolate_outside=True)
         objective, teacher = FACM(Labels(1000), target, derivative=derivative, label_dropout=0.1), None
     student, shape = tiny(c["model"]).train(), shape_of(c["model"], 6)
-    terms = objective.evaluate(student, tensor("loss:images", shape), tensor("loss:noise", shape), T, Y, teacher)
+    terms = objective.evaluate(
+        student, Interpolant.between(tensor("loss:noise", shape), tensor("loss:images", shape), T, Y), teacher
+    )
     terms.loss().total.backward()
     return c, terms, student
 
@@ -162,7 +165,9 @@ def test_flow_matching_is_the_references_anchor_when_the_velocity_is_the_datas()
     """With w = 1 the anchor's prediction is that of the loss files; only the target differs."""
     student, shape = tiny("A"), shape_of("A", 6)
     terms = FlowMatching(Labels(1000)).evaluate(
-        student, tensor("loss:images", shape), tensor("loss:noise", shape), T, Y, torch.ones(6, dtype=torch.bool)
+        student,
+        Interpolant.between(tensor("loss:noise", shape), tensor("loss:images", shape), T, Y),
+        torch.ones(6, dtype=torch.bool),
     )
     close(terms.F.detach(), LOSSES["facm_A_distill/F_fm"])
     close(terms.x_t, LOSSES["facm_A_distill/x_t"])

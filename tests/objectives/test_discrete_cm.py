@@ -8,11 +8,13 @@ from itertools import pairwise
 import pytest
 import torch
 
+from facm.core.objective import Objective
 from facm.core.serialize import from_json, to_json
-from facm.core.types import Batch, Objective
+from facm.core.types import Batch
 from facm.flow.conditions import Labels, Unconditional
 from facm.flow.distances import L2, PseudoHuber
 from facm.flow.guidance import NO_GUIDANCE, Guidance
+from facm.flow.interpolant import Interpolant
 from facm.flow.time_conditioning import AuxiliaryTime, ExpandedInterval
 from facm.flow.velocity import DataVelocity, TeacherVelocity
 from facm.networks.mlp import MLP
@@ -198,7 +200,7 @@ def test_the_exact_networks_loss_falls_with_the_fourth_power_of_the_step():
     x_1, x_0, t = M + S * randn(64, DIM), randn(64, DIM, seed=1), torch.linspace(0.1, 0.9, 64, dtype=torch.float64)
     errors = []
     for h in (0.02, 0.01, 0.005):
-        terms = objective.evaluate(Exact(), x_1, x_0, t, t + h, None, instantaneous)
+        terms = objective.evaluate(Exact(), Interpolant.between(x_0, x_1, t), t + h, instantaneous)
         errors.append((terms.f_t - terms.f_s).square().mean().item())
     assert [math.log2(a / b) for a, b in pairwise(errors)] == pytest.approx([4, 4], abs=0.2)
 
@@ -262,7 +264,7 @@ def test_value_and_gradient_match_the_equation_written_slowly(
     dropped = DROPPED if velocity == "data" else torch.zeros(8, dtype=torch.bool)
     y = torch.where(dropped, CLASSES, LABELS)
     objective = DiscreteCM(Labels(CLASSES), ShrinkingGap(), target, task, distance, weight, 0.1)
-    terms = objective.evaluate(network, x_1, x_0, T, NEXT, y, teacher, dropped)
+    terms = objective.evaluate(network, Interpolant.between(x_0, x_1, T, y, dropped), NEXT, teacher)
     slow = slow_loss(task, velocity, slow_weight, slow_distance, network, teacher, x_1, x_0, y, dropped)
     torch.testing.assert_close(terms.L_CM, slow, rtol=1e-9, atol=0)
     loss = terms.loss()
@@ -287,17 +289,17 @@ def test_a_call_draws_noise_pairs_and_dropped_labels_from_the_generator():
     t, s = schedule.sample(64, rng)
     dropped = torch.rand(64, generator=rng) < 0.4
     cond = Labels(CLASSES).drop(batch.cond, dropped)
-    expected = objective.evaluate(network, batch.x_1, x_0, t, s, cond, None, dropped).loss().total
+    expected = objective.evaluate(network, Interpolant.between(x_0, batch.x_1, t, cond, dropped), s).loss().total
     assert torch.equal(objective(network, batch, generator(5)).total, expected)
     plain = dataclasses.replace(objective, velocity=DataVelocity(), label_dropout=0.0)
-    expected = plain.evaluate(network, batch.x_1, x_0, t, s, batch.cond).loss().total
+    expected = plain.evaluate(network, Interpolant.between(x_0, batch.x_1, t, batch.cond), s).loss().total
     assert torch.equal(plain(network, batch, generator(5)).total, expected)
 
 
 @pytest.mark.parametrize("sizes", [(8, 8), (4, 4, 4, 4), (1, 5, 10)])
 def test_the_mean_over_the_parts_of_a_batch_is_that_of_the_whole(sizes):
     objective = DiscreteCM(Labels(CLASSES), DoublingSteps(800), DataVelocity(Guidance()), label_dropout=0.4)
-    assert objective.global_draws
+    assert objective.draws_for_whole_step
     network, batch = mlp(1), Batch(2 * randn(16, DIM), torch.arange(16) % CLASSES)
     whole, parts, start = objective(network, batch, generator(5)), [], 0
     for n in sizes:
@@ -323,9 +325,11 @@ def test_both_answers_of_one_step_share_a_dropout_mask():
     network, x = mlp(1, dropout=0.3).train(), randn(8, DIM)
     objective = DiscreteCM(Labels(CLASSES), ShrinkingGap(), DataVelocity())
     t = torch.full((8,), 0.5, dtype=torch.float64)
-    terms = objective.evaluate(network, x, x, t, t + 1e-12, LABELS)
+    terms = objective.evaluate(network, Interpolant.between(x, x, t, LABELS), t + 1e-12)
     torch.testing.assert_close(terms.f_t, terms.f_s, rtol=1e-6, atol=1e-6)
-    assert not torch.allclose(terms.f_t, objective.evaluate(network, x, x, t, t + 1e-12, LABELS).f_t)
+    assert not torch.allclose(
+        terms.f_t, objective.evaluate(network, Interpolant.between(x, x, t, LABELS), t + 1e-12).f_t
+    )
 
 
 def test_half_precision_answers_are_lifted():
@@ -339,7 +343,7 @@ def test_half_precision_answers_are_lifted():
 
     objective = DiscreteCM(Labels(CLASSES), ShrinkingGap(), TeacherVelocity(NO_GUIDANCE))
     x = randn(8, DIM).float()
-    terms = objective.evaluate(Halved(), x, x.flip(0), T.float(), NEXT.float(), LABELS, Halved())
+    terms = objective.evaluate(Halved(), Interpolant.between(x.flip(0), x, T.float(), LABELS), NEXT.float(), Halved())
     assert all(value.dtype == torch.float32 for value in vars(terms).values())
 
 
@@ -366,7 +370,7 @@ def test_a_short_training_makes_the_data_in_one_step():
 def evaluate(s=NEXT, t=T, cond=LABELS, teacher=None, x_0=None, **fields):
     objective = DiscreteCM(Labels(CLASSES), ShrinkingGap(), **fields)
     x_0 = randn(8, DIM, seed=1) if x_0 is None else x_0
-    return objective.evaluate(mlp(1), randn(8, DIM), x_0, t, s, cond, teacher)
+    return objective.evaluate(mlp(1), Interpolant.between(x_0, randn(8, DIM), t, cond), s, teacher)
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,11 @@ import math
 import pytest
 import torch
 
+from facm.core.objective import Objective
 from facm.core.serialize import from_json, to_json
-from facm.core.types import Batch, Objective
+from facm.core.types import Batch
 from facm.flow.conditions import Labels, Unconditional
+from facm.flow.interpolant import Interpolant
 from facm.flow.time_conditioning import AuxiliaryTime
 from facm.flow.times import Uniform
 from facm.networks.mlp import MLP
@@ -131,10 +133,10 @@ class Exact(torch.nn.Module):
 def test_many_particles_tell_the_right_distribution_from_a_wrong_one():
     objective = IMM(Unconditional(), particles=1000, decrement=1.0, label_dropout=0.0)
     x_1, x_0, t, s = M + S * randn(1000, 2), randn(1000, 2, seed=1), full(0.3, 1000), full(0.9, 1000)
-    right = objective.evaluate(Exact(), x_1, x_0, t, s).L[0].item()
+    right = objective.evaluate(Exact(), Interpolant.between(x_0, x_1, t), s).L[0].item()
     one = IMM(Unconditional(), particles=1, decrement=1.0, label_dropout=0.0)
-    alone = one.evaluate(Exact(), x_1, x_0, t, s).L.mean().item()
-    wrong = objective.evaluate(Exact(1.1), x_1, x_0, t, s).L[0].item()
+    alone = one.evaluate(Exact(), Interpolant.between(x_0, x_1, t), s).L.mean().item()
+    wrong = objective.evaluate(Exact(1.1), Interpolant.between(x_0, x_1, t), s).L[0].item()
     assert 0 <= right < 0.02 * alone  # where one particle compares samples that need not agree
     assert wrong > 5 * right
 
@@ -198,7 +200,7 @@ def test_value_and_gradient_match_the_equations_written_slowly(particles, a, dec
     if particles == 1:
         t, s = T.repeat(2), FAR.repeat(2)
     objective = IMM(Labels(CLASSES), **o)
-    terms = objective.evaluate(network, x_1, x_0, t, s, LABELS)
+    terms = objective.evaluate(network, Interpolant.between(x_0, x_1, t, LABELS), s)
     slow = slow_loss(o, network, x_1, x_0, t, s, LABELS)
     torch.testing.assert_close(terms.L, slow.repeat_interleave(particles), rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(terms.loss().total, slow.mean(), rtol=1e-9, atol=1e-12)
@@ -221,8 +223,8 @@ def test_images_are_flattened():
 
     objective = IMM(Unconditional(), label_dropout=0.0)
     x_1, x_0, t, s = randn(8, 3, 2, 2), randn(8, 3, 2, 2, seed=1), full(0.3, 8), full(0.8, 8)
-    flat = objective.evaluate(Network(), x_1.flatten(1), x_0.flatten(1), t, s)
-    torch.testing.assert_close(objective.evaluate(Network(), x_1, x_0, t, s).L, flat.L)
+    flat = objective.evaluate(Network(), Interpolant.between(x_0.flatten(1), x_1.flatten(1), t), s)
+    torch.testing.assert_close(objective.evaluate(Network(), Interpolant.between(x_0, x_1, t), s).L, flat.L)
 
 
 # Draws
@@ -238,17 +240,17 @@ def test_a_call_draws_in_order_and_groups_share_their_times():
     dropped = torch.rand(64, generator=rng) < 0.4
     t, s = (x.repeat_interleave(4).double() for x in (t, s))
     cond = torch.where(dropped, CLASSES, batch.cond)
-    expected = objective.evaluate(network, batch.x_1, x_0, t, s, cond).loss()
+    expected = objective.evaluate(network, Interpolant.between(x_0, batch.x_1, t, cond), s).loss()
     assert torch.equal(objective(network, batch, generator(5)).total, expected.total)
     plain = IMM(Labels(CLASSES), Uniform(0.1, 0.9), label_dropout=0.0)
-    expected = plain.evaluate(network, batch.x_1, x_0, t, s, batch.cond).loss()
+    expected = plain.evaluate(network, Interpolant.between(x_0, batch.x_1, t, batch.cond), s).loss()
     assert torch.equal(plain(network, batch, generator(5)).total, expected.total)
 
 
 @pytest.mark.parametrize("sizes", [(8, 8), (4, 4, 4, 4), (4, 12)])
 def test_the_mean_over_the_parts_of_a_batch_is_that_of_the_whole(sizes):
     objective = IMM(Labels(CLASSES), label_dropout=0.4)
-    assert objective.global_draws
+    assert objective.draws_for_whole_step
     network, batch = mlp(1), Batch(2 * randn(16, DIM), torch.arange(16) % CLASSES)
     whole, parts, start = objective(network, batch, generator(5)), [], 0
     for n in sizes:
@@ -262,9 +264,9 @@ def test_the_mean_over_the_parts_of_a_batch_is_that_of_the_whole(sizes):
 def test_both_answers_of_one_step_share_a_dropout_mask():
     network, x = mlp(1, dropout=0.3).train(), randn(8, DIM)
     objective = IMM(Labels(CLASSES), decrement=0.0, gap=1e-12)
-    terms = objective.evaluate(network, x, x, full(0.5, 8), full(0.9, 8), LABELS[:8])
+    terms = objective.evaluate(network, Interpolant.between(x, x, full(0.5, 8), LABELS[:8]), full(0.9, 8))
     torch.testing.assert_close(terms.y_t, terms.y_r, rtol=1e-6, atol=1e-6)
-    again = objective.evaluate(network, x, x, full(0.5, 8), full(0.9, 8), LABELS[:8])
+    again = objective.evaluate(network, Interpolant.between(x, x, full(0.5, 8), LABELS[:8]), full(0.9, 8))
     assert not torch.allclose(terms.y_t, again.y_t)
 
 
@@ -281,7 +283,7 @@ def test_half_precision_answers_are_lifted():
 
     x = randn(8, DIM).float()
     t, s = full(0.3, 8).float(), full(0.9, 8).float()
-    terms = IMM(Labels(CLASSES)).evaluate(Halved(), x, x.flip(0), t, s, LABELS[:8])
+    terms = IMM(Labels(CLASSES)).evaluate(Halved(), Interpolant.between(x.flip(0), x, t, LABELS[:8]), s)
     assert all(value.dtype == torch.float32 for value in vars(terms).values())
 
 
@@ -310,15 +312,15 @@ TWO, THEIRS = T[:2].repeat_interleave(4), FAR[:2].repeat_interleave(4)
 
 def evaluate(t=TWO, s=THEIRS, cond=LABELS[:8], x_0=None, network=None):
     x_0 = randn(8, DIM, seed=1) if x_0 is None else x_0
-    return IMM(Labels(CLASSES)).evaluate(network or mlp(1), randn(8, DIM), x_0, t, s, cond)
+    return IMM(Labels(CLASSES)).evaluate(network or mlp(1), Interpolant.between(x_0, randn(8, DIM), t, cond), s)
 
 
 @pytest.mark.parametrize(
     ("call", "named"),
     [
         (lambda: evaluate(network=MLP(DIM, 8, 1, CLASSES).build()), "passes a second time r"),
-        (lambda: evaluate(t=T[:1]), r"t \(1,\), s \(8,\)"),
-        (lambda: evaluate(t=T[:4], s=FAR[:4]), r"s has shape \(4,\)"),
+        (lambda: evaluate(t=T[:1]), r"t has shape \(1,\), expected \(8,\)"),
+        (lambda: evaluate(s=FAR[:4]), r"t \(8,\), s \(4,\)"),
         (lambda: evaluate(s=full(1.5, 8)), "s runs over"),
         (lambda: evaluate(t=full(0.9, 8), s=full(0.3, 8)), "expected t < s"),
         (lambda: evaluate(t=T[[0] * 7 + [1]]), "expected one t and one s in each group"),
@@ -327,7 +329,7 @@ def evaluate(t=TWO, s=THEIRS, cond=LABELS[:8], x_0=None, network=None):
         (lambda: evaluate(x_0=randn(8, 1)), r"x_0 \(8, 1\)"),
         (
             lambda: IMM(Labels(3), particles=3).evaluate(
-                mlp(1), *[randn(8, DIM)] * 2, full(0, 8), full(1, 8), LABELS[:8]
+                mlp(1), Interpolant.between(randn(8, DIM), randn(8, DIM), full(0, 8), LABELS[:8]), full(1, 8)
             ),
             "8 samples",
         ),

@@ -13,6 +13,7 @@ from facm.core.types import Batch
 from facm.derivative import Chain, FiniteDifference, NoGraph, OpLevel, WholeNetwork
 from facm.flow.conditions import Labels, Unconditional
 from facm.flow.guidance import NO_GUIDANCE, Guidance
+from facm.flow.interpolant import Interpolant
 from facm.flow.time_conditioning import AuxiliaryTime
 from facm.flow.times import ArctanLogNormal, Uniform
 from facm.flow.velocity import DataVelocity, TeacherVelocity
@@ -20,7 +21,7 @@ from facm.networks.lightning_dit import from_reference_flags
 from facm.networks.mlp import MLP
 from facm.objectives.mean_flow import MeanFlow
 from facm.runs.config import Run
-from facm.training.loop import check
+from facm.training.checks import check
 from tests.golden.gold import fill, probe, tensor
 from tests.paths import GOLDEN
 
@@ -107,7 +108,7 @@ def test_exact_average_velocity_has_zero_loss_by_finite_differences():
     objective = MeanFlow(Unconditional(), TeacherVelocity(NO_GUIDANCE), derivative=FiniteDifference(1e-4))
     x_1, x_0 = M + S * randn(64, DIM), randn(64, DIM, seed=1)
     t = torch.linspace(0.01, 0.6, 64, dtype=torch.float64)
-    assert objective.evaluate(Exact(), x_1, x_0, t, t + 0.3, None, exact_teacher).error.max() < 1e-12
+    assert objective.evaluate(Exact(), Interpolant.between(x_0, x_1, t), t + 0.3, exact_teacher).error.max() < 1e-12
 
 
 @pytest.mark.parametrize("network", [Off(), Elsewhere()])
@@ -181,7 +182,9 @@ def test_value_and_gradient_match_the_equations_written_slowly(case, dropped, de
     network, teacher = mlp(1).train(), mlp(2, o.get("auxiliary_teacher", False))
     x_1, x_0 = 2 * randn(16, DIM, seed=3), randn(16, DIM, seed=4)
     y = LABELS if dropped is None else torch.where(dropped, CLASSES, LABELS)
-    terms = objective_of(o, derivative=derivative).evaluate(network, x_1, x_0, TIMES, ENDS, y, teacher, dropped)
+    terms = objective_of(o, derivative=derivative).evaluate(
+        network, Interpolant.between(x_0, x_1, TIMES, y, dropped), ENDS, teacher
+    )
     loss, slow = terms.loss().total, slow_loss(o, network, teacher, x_1, x_0, TIMES, ENDS, y, dropped)
     torch.testing.assert_close(loss, slow, rtol=1e-7, atol=0)
     parameters = list(network.parameters())
@@ -209,7 +212,7 @@ def test_golden_every_intermediate_and_every_gradient(derivative):
     (t, r), y = DRAWS.sort(0).values, torch.tensor([3, 207, 0, 999, 512, 88])
     close(t, "t", 0)
     close(r, "r", 0)
-    terms = objective.evaluate(student.train(), x_1, x_0, t, r, y, teacher.eval())
+    terms = objective.evaluate(student.train(), Interpolant.between(x_0, x_1, t, y), r, teacher.eval())
     stored = {"v": "v", "F": "F_avg", "dF": "F_avg_grad", "v_bar": "v_bar", "L_norm": "cm_per_sample_unweighted"}
     for ours, theirs in stored.items():
         close(getattr(terms, ours).detach(), theirs)
@@ -234,7 +237,9 @@ def test_golden_every_intermediate_and_every_gradient(derivative):
 def test_only_the_prediction_carries_a_graph(velocity, derivative):
     network, teacher = mlp(1), mlp(2, False)
     objective = MeanFlow(Labels(CLASSES), velocity, derivative=derivative, label_dropout=0.1)
-    terms = objective.evaluate(network, randn(16, DIM), randn(16, DIM, seed=1), TIMES, ENDS, LABELS, teacher)
+    terms = objective.evaluate(
+        network, Interpolant.between(randn(16, DIM, seed=1), randn(16, DIM), TIMES, LABELS), ENDS, teacher
+    )
     assert not any(x.requires_grad for x in (terms.x_t, terms.v, terms.dF, terms.v_bar))
     assert terms.F.requires_grad
     out = terms.loss()
@@ -247,7 +252,7 @@ def test_only_the_prediction_carries_a_graph(velocity, derivative):
 
 def test_terms_for_the_log():
     terms = MeanFlow(Labels(CLASSES)).evaluate(
-        mlp(1), 2 * randn(16, DIM), randn(16, DIM, seed=1), TIMES, ENDS, LABELS, TEACHER
+        mlp(1), Interpolant.between(randn(16, DIM, seed=1), 2 * randn(16, DIM), TIMES, LABELS), ENDS, TEACHER
     )
     loss = terms.loss()
     torch.testing.assert_close(loss.terms["error"], (terms.F - terms.v_bar).square().mean(1).detach())
@@ -267,7 +272,9 @@ def test_half_precision_answers_are_lifted_before_anything_is_computed_with_them
 
     x, y = randn(16, DIM).float(), randn(16, DIM, seed=1).float()
     network, teacher = Halved(mlp(1).float()), Halved(mlp(2, False).float())
-    terms = MeanFlow(Labels(CLASSES)).evaluate(network, x, y, TIMES.float(), ENDS.float(), LABELS, teacher)
+    terms = MeanFlow(Labels(CLASSES)).evaluate(
+        network, Interpolant.between(y, x, TIMES.float(), LABELS), ENDS.float(), teacher
+    )
     assert all(value.dtype == torch.float32 for value in vars(terms).values())
 
 
@@ -276,7 +283,7 @@ def test_guidance_and_prediction_of_one_step_see_one_dropout_mask():
     network, null = mlp(1, dropout=0.3).train(), torch.full((16,), CLASSES)
     objective = MeanFlow(Labels(CLASSES), DataVelocity(Guidance(2.0, 0.0, 1.0)), label_dropout=0.1)
     x_1, x_0 = randn(16, DIM), randn(16, DIM, seed=1)
-    terms = objective.evaluate(network, x_1, x_0, TIMES, TIMES, null)
+    terms = objective.evaluate(network, Interpolant.between(x_0, x_1, TIMES, null), TIMES)
     torch.testing.assert_close(terms.v, terms.F.detach() + 2.0 * (x_1 - x_0 - terms.F.detach()))
     assert torch.equal(terms.v, terms.v_bar)  # flow matching
 
@@ -299,7 +306,7 @@ def test_a_call_draws_everything_from_the_generator(equal):
         r = torch.where(same, t, r)
         assert 10 < same.sum() < 45
     cond = Labels(CLASSES).drop(batch.cond, dropped)
-    expected = objective.evaluate(network, batch.x_1, x_0, t, r, cond, None, dropped).loss()
+    expected = objective.evaluate(network, Interpolant.between(x_0, batch.x_1, t, cond, dropped), r).loss()
     assert torch.equal(objective(network, batch, generator(5)).total, expected.total)
 
 
@@ -334,8 +341,8 @@ def split(batch, sizes):
 @pytest.mark.parametrize("equal", [0.0, 0.5])
 def test_the_mean_over_the_parts_of_a_batch_is_that_of_the_whole(sizes, equal):
     network, batch = mlp(1), Batch(2 * randn(16, DIM), LABELS)
-    objective = MeanFlow(Labels(CLASSES), DataVelocity(Guidance()), equal=equal, label_dropout=0.4)
-    assert objective.global_draws
+    objective = MeanFlow(Labels(CLASSES), DataVelocity(Guidance()), data_proportion=equal, label_dropout=0.4)
+    assert objective.draws_for_whole_step
     parameters, whole = list(network.parameters()), objective(network, batch, generator(5))
     expected = torch.autograd.grad(whole.total, parameters)
     summed, errors = [0.0] * len(parameters), []
@@ -355,7 +362,7 @@ def test_defaults_and_what_it_says_about_itself():
     objective = MeanFlow(Labels(3))
     assert objective.velocity == TeacherVelocity(Guidance(1.75, 0.125, 1.0))
     assert objective.time == ArctanLogNormal(-0.8, 1.6)
-    assert (objective.equal, objective.p, objective.c, objective.label_dropout) == (0.0, 1.0, 1e-3, 0.0)
+    assert (objective.data_proportion, objective.p, objective.c, objective.label_dropout) == (0.0, 1.0, 1e-3, 0.0)
     assert objective.task == AuxiliaryTime()
     assert objective.learns_shortcut
     assert from_json(to_json(objective)) == objective
@@ -394,15 +401,16 @@ BAD = {
 def test_a_bad_argument_is_an_error_that_names_it(case):
     named, changed = BAD[case]
     arguments = {"x_0": randn(16, DIM, seed=1), "t": TIMES, "r": ENDS, "cond": LABELS, "teacher": TEACHER} | changed
+    r, teacher = arguments.pop("r"), arguments.pop("teacher")
     with pytest.raises(ValueError, match=named):
-        MeanFlow(Labels(CLASSES)).evaluate(mlp(1), randn(16, DIM), **arguments)
+        MeanFlow(Labels(CLASSES)).evaluate(mlp(1), Interpolant.between(x_1=randn(16, DIM), **arguments), r, teacher)
 
 
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"equal": 1.5}, "equal = 1.5"),
-        ({"equal": -0.1}, "equal = -0.1"),
+        ({"data_proportion": 1.5}, "data_proportion = 1.5"),
+        ({"data_proportion": -0.1}, "data_proportion = -0.1"),
         ({"p": -1.0}, r"MeanFlow: p = -1\.0"),
         ({"c": 0.0}, r"c = 0\.0, expected"),
         ({"label_dropout": 1.0}, "label_dropout = 1.0"),

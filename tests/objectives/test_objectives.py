@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from facm.core.types import Batch, losses
+from facm.core.types import Batch
 from facm.derivative import FiniteDifference, NoGraph, OpLevel, WholeNetwork
 from facm.flow.conditions import Labels, Unconditional
 from facm.flow.distances import L2, L2Cosine, NormL2
 from facm.flow.guidance import NO_GUIDANCE, Guidance
-from facm.flow.interpolant import draw
+from facm.flow.interpolant import Interpolant
 from facm.flow.time_conditioning import AuxiliaryTime, ExpandedInterval
 from facm.flow.times import ArctanLogNormal, Uniform
 from facm.flow.velocity import DataVelocity, TeacherVelocity
@@ -195,7 +195,7 @@ def compare(o, dropped=None):
     x_1, x_0 = 2 * randn(16, DIM, seed=3), randn(16, DIM, seed=4)
     y = LABELS if dropped is None else torch.where(dropped, CLASSES, LABELS)
     objective = (FACM if o.get("anchored", True) else ContinuousCM)(Labels(CLASSES), **components(o))
-    terms = objective.evaluate(network, x_1, x_0, TIMES, y, teacher, dropped)
+    terms = objective.evaluate(network, Interpolant.between(x_0, x_1, TIMES, y, dropped), teacher)
     loss, slow = terms.loss().total, slow_loss(o, network, teacher, x_1, x_0, TIMES, y, dropped)
     torch.testing.assert_close(loss, slow, rtol=1e-7, atol=0)
     parameters = dict(network.named_parameters())
@@ -273,7 +273,7 @@ def test_shortcut_target_on_a_hand_case():
 def test_distances_can_be_exchanged():
     network, teacher, x_1, x_0 = mlp(1), mlp(2), randn(16, DIM, seed=3), randn(16, DIM, seed=4)
     o = FACM(Labels(CLASSES), anchor=L2(), shortcut=NormL2(1.0, 0.1)).evaluate(
-        network, x_1, x_0, TIMES, LABELS, teacher
+        network, Interpolant.between(x_0, x_1, TIMES, LABELS), teacher
     )
     e = (o.F_CM - o.v_tar).square().mean(1)
     torch.testing.assert_close(o.L_norm, e / (e + 0.1))
@@ -290,7 +290,7 @@ def test_defaults_are_the_papers():
         assert (objective.clamp, objective.label_dropout) == (1.0, 0.0)
     assert FACM(Labels(3)).anchor == L2Cosine()
     flow = FlowMatching(Labels(3))
-    assert (flow.time, flow.distance, flow.mixed, flow.label_dropout) == (Uniform(), L2Cosine(), 0.5, 0.1)
+    assert (flow.time, flow.distance, flow.p_flow_condition, flow.label_dropout) == (Uniform(), L2Cosine(), 0.5, 0.1)
 
 
 # Stop-gradients
@@ -304,7 +304,7 @@ def test_defaults_are_the_papers():
 def test_only_the_predictions_carry_a_graph(objective, velocity, derivative):
     network, teacher = mlp(1), mlp(2)
     loss = objective(Labels(CLASSES), velocity, derivative=derivative, label_dropout=0.1)
-    terms = loss.evaluate(network, randn(16, DIM), randn(16, DIM, seed=1), TIMES, LABELS, teacher)
+    terms = loss.evaluate(network, Interpolant.between(randn(16, DIM, seed=1), randn(16, DIM), TIMES, LABELS), teacher)
     frozen = [terms.x_t, terms.v, terms.dF, terms.v_bar, terms.g, terms.v_tar]
     assert not any(tensor.requires_grad for tensor in frozen)
     assert terms.F_CM.requires_grad
@@ -330,22 +330,26 @@ def test_a_call_draws_noise_times_and_dropped_labels_from_the_generator(objectiv
     dropped = torch.rand(64, generator=rng) < 0.4
     cond = Labels(CLASSES).drop(batch.cond, dropped)
     assert 5 < dropped.sum() < 50
-    expected = loss.evaluate(network, batch.x_1, x_0, t, cond, None, dropped).loss()
+    expected = loss.evaluate(network, Interpolant.between(x_0, batch.x_1, t, cond, dropped)).loss()
     assert torch.equal(called.total, expected.total)
     undropped = objective(Labels(CLASSES), DataVelocity(), time=Uniform(0.1, 0.9))
-    expected = undropped.evaluate(network, batch.x_1, x_0, t, batch.cond).loss()
+    expected = undropped.evaluate(network, Interpolant.between(x_0, batch.x_1, t, batch.cond)).loss()
     assert torch.equal(undropped(network, batch, generator(5)).total, expected.total)
 
 
 def test_terms_for_the_log():
-    terms = FACM(Labels(CLASSES)).evaluate(mlp(1), 2 * randn(16, DIM), randn(16, DIM, seed=1), TIMES, LABELS, mlp(2))
+    terms = FACM(Labels(CLASSES)).evaluate(
+        mlp(1), Interpolant.between(randn(16, DIM, seed=1), 2 * randn(16, DIM), TIMES, LABELS), mlp(2)
+    )
     loss = terms.loss()
     torch.testing.assert_close(loss.total, (loss.terms["anchor"] + loss.terms["shortcut"]).mean())
     torch.testing.assert_close(loss.terms["anchor"], terms.L_FM.detach())
     torch.testing.assert_close(loss.terms["tangent_rms"], terms.dF.norm(dim=1) / math.sqrt(DIM))
     torch.testing.assert_close(loss.terms["clamped"], (terms.g.abs() > 1).float().mean(1))
     plain = ContinuousCM(Labels(CLASSES))
-    plain = plain.evaluate(mlp(1), 2 * randn(16, DIM), randn(16, DIM, seed=1), TIMES, LABELS, mlp(2)).loss()
+    plain = plain.evaluate(
+        mlp(1), Interpolant.between(randn(16, DIM, seed=1), 2 * randn(16, DIM), TIMES, LABELS), mlp(2)
+    ).loss()
     torch.testing.assert_close(plain.terms["shortcut"], loss.terms["shortcut"])
     torch.testing.assert_close(plain.terms["tangent_rms"], loss.terms["tangent_rms"])
     torch.testing.assert_close(plain.total, loss.terms["shortcut"].mean())
@@ -374,7 +378,7 @@ def test_a_part_draws_its_rows_of_what_the_whole_step_draws(sizes, label_dropout
     rng, whole = generator(5), []
     for part in (batch, *split(batch, sizes)):
         rng = generator(5)
-        d = draw(part, ArctanLogNormal(), Labels(CLASSES), label_dropout, rng)
+        d = Interpolant.draw(part, ArctanLogNormal(), Labels(CLASSES), label_dropout, rng)
         whole = whole or [d, rng.get_state()]
         assert torch.equal(rng.get_state(), whole[1])  # the step after this one draws the same, too
         rows = slice(part.start, part.start + len(part.x_1))
@@ -398,13 +402,13 @@ def gradients(network, total):
         FACM(Labels(CLASSES), TeacherVelocity(Guidance(1.75, 0.3, 0.8))),
         ContinuousCM(Labels(CLASSES), DataVelocity(Guidance(1.75, 0.3, 0.8)), label_dropout=0.4),
         ContinuousCM(Labels(CLASSES), TeacherVelocity(Guidance(1.75, 0.3, 0.8))),
-        FlowMatching(Labels(CLASSES), mixed=0.5, label_dropout=0.4),
-        FlowMatching(Labels(CLASSES), mixed=0.3, label_dropout=0.0),
+        FlowMatching(Labels(CLASSES), p_flow_condition=0.5, label_dropout=0.4),
+        FlowMatching(Labels(CLASSES), p_flow_condition=0.3, label_dropout=0.0),
     ],
     ids=lambda o: f"{type(o).__name__}-{o.label_dropout}",
 )
 def test_the_mean_over_the_parts_of_a_batch_is_that_of_the_whole(objective, sizes):
-    assert objective.global_draws
+    assert objective.draws_for_whole_step
     network, teacher, batch = mlp(1), mlp(2), Batch(2 * randn(16, DIM), LABELS)
     whole = objective(network, batch, generator(5), teacher)
     expected, total, summed = gradients(network, whole.total), 0.0, None
@@ -434,12 +438,14 @@ def test_the_parts_of_facms_loss_and_of_its_gradient_add_up_to_the_whole(derivat
     whole = objective(network, batch, generator(5), teacher)
     expected = gradients(network, whole.total)
     torch.manual_seed(7)
-    total, terms, parts = 0.0, {}, 0
-    for part in losses(objective, network, batch, generator(5), teacher):
+    total, terms = 0.0, {}
+    pending = objective.loss_terms(network, batch, generator(5), teacher)
+    assert len(pending) == 2
+    for term in pending:
+        part = term()
         part.total.backward()
         torch.rand(3)  # what else may draw in between
-        total, terms, parts = total + part.total.detach(), terms | part.terms, parts + 1
-    assert parts == FACM.parts == 2
+        total, terms = total + part.total.detach(), terms | part.terms
     torch.testing.assert_close(total, whole.total, **EXACT)
     torch.testing.assert_close(tuple(p.grad for p in network.parameters()), expected, **EXACT)
     torch.testing.assert_close(terms, dict(whole.terms), rtol=0, atol=0)
@@ -448,8 +454,8 @@ def test_the_parts_of_facms_loss_and_of_its_gradient_add_up_to_the_whole(derivat
 @pytest.mark.parametrize("objective", [ContinuousCM, FlowMatching])
 def test_the_loss_of_any_other_objective_is_one_part(objective):
     loss, network, batch = objective(Labels(CLASSES)), mlp(1), Batch(randn(16, DIM), LABELS)
-    (part,) = losses(loss, network, batch, generator(5), TEACHER)
-    assert torch.equal(part.total, loss(network, batch, generator(5), TEACHER).total)
+    (term,) = loss.loss_terms(network, batch, generator(5), TEACHER)
+    assert torch.equal(term().total, loss(network, batch, generator(5), TEACHER).total)
 
 
 def test_the_anchors_backward_pass_ends_before_the_shortcut_is_asked():
@@ -469,18 +475,17 @@ def test_the_anchors_backward_pass_ends_before_the_shortcut_is_asked():
     network.layers[0][0].register_forward_hook(keep)
     network.inward.weight.register_post_accumulate_grad_hook(lambda _: events.append("backward"))
     objective = FACM(Labels(CLASSES), TeacherVelocity())
-    parts = losses(objective, Recorded(), Batch(randn(16, DIM), LABELS), generator(5), TEACHER)
+    terms = objective.loss_terms(Recorded(), Batch(randn(16, DIM), LABELS), generator(5), TEACHER)
     assert events == []
-    anchor = next(parts)
+    anchor = terms[0]()
     assert events == ["anchor"]
     assert not any(activation.expired() for activation in activations)
     anchor.total.backward()
     assert events == ["anchor", "backward"]
-    shortcut = next(parts)
+    shortcut = terms[1]()
     assert events == ["anchor", "backward", "shortcut"]
     shortcut.total.backward()
     assert events[-1] == "backward"
-    assert next(parts, None) is None
     assert len(activations) == 1
 
 
@@ -504,7 +509,7 @@ def test_half_precision_answers_are_lifted_before_anything_is_computed_with_them
     network, teacher = Halved(mlp(1).float()), Halved(mlp(2).float())
     loss = objective(Labels(CLASSES), velocity, label_dropout=0.1)
     x_1, x_0, t = (x.float() for x in (randn(16, DIM), randn(16, DIM, seed=1), TIMES))
-    terms = loss.evaluate(network, x_1, x_0, t, LABELS, teacher)
+    terms = loss.evaluate(network, Interpolant.between(x_0, x_1, t, LABELS), teacher)
     assert all(value.dtype == torch.float32 for value in vars(terms).values())
     if isinstance(velocity, TeacherVelocity) and velocity.guidance.scale > 1:
         v_c, v_u = (teacher(terms.x_t, t, y).float() for y in (LABELS, torch.full_like(LABELS, CLASSES)))
@@ -514,7 +519,9 @@ def test_half_precision_answers_are_lifted_before_anything_is_computed_with_them
 
 def test_flow_matching_lifts_half_precision():
     x = randn(16, DIM).float()
-    terms = FlowMatching(Labels(CLASSES)).evaluate(Halved(mlp(1).float()), x, x.flip(0), TIMES.float(), LABELS)
+    terms = FlowMatching(Labels(CLASSES)).evaluate(
+        Halved(mlp(1).float()), Interpolant.between(x.flip(0), x, TIMES.float(), LABELS)
+    )
     assert terms.F.dtype == terms.L_FM.dtype == torch.float32
 
 
@@ -524,12 +531,14 @@ def test_anchor_shortcut_and_guidance_of_one_step_see_one_dropout_mask():
     null = torch.full((16,), CLASSES)
     loss = FACM(Labels(CLASSES), DataVelocity(Guidance(2.0)), label_dropout=0.1)
     x_1, x_0 = randn(16, DIM), randn(16, DIM, seed=1)
-    first = loss.evaluate(network, x_1, x_0, t, null)
+    first = loss.evaluate(network, Interpolant.between(x_0, x_1, t, null))
     assert torch.equal(first.F_FM, first.F_CM)
     torch.testing.assert_close(first.v, first.F_FM.detach() + 2.0 * (x_1 - x_0 - first.F_FM.detach()))
-    assert not torch.allclose(first.F_FM, loss.evaluate(network, x_1, x_0, t, null).F_FM)  # the next step has another
+    assert not torch.allclose(
+        first.F_FM, loss.evaluate(network, Interpolant.between(x_0, x_1, t, null)).F_FM
+    )  # the next step has another
     plain = ContinuousCM(Labels(CLASSES), DataVelocity(Guidance(2.0), at_shortcut=True), label_dropout=0.1)
-    terms = plain.evaluate(network, x_1, x_0, t, null)
+    terms = plain.evaluate(network, Interpolant.between(x_0, x_1, t, null))
     torch.testing.assert_close(terms.v, terms.F_CM.detach() + 2.0 * (x_1 - x_0 - terms.F_CM.detach()))
 
 
@@ -540,7 +549,9 @@ def test_anchor_shortcut_and_guidance_of_one_step_see_one_dropout_mask():
 def test_flow_matching_with_mixed_conditioning_matches_the_slow_loop(task):
     network, x_1, x_0 = mlp(1, task == AuxiliaryTime()), randn(16, DIM), randn(16, DIM, seed=1)
     anchored = torch.arange(16) % 3 == 0
-    terms = FlowMatching(Labels(CLASSES), task).evaluate(network, x_1, x_0, TIMES, LABELS, anchored)
+    terms = FlowMatching(Labels(CLASSES), task).evaluate(
+        network, Interpolant.between(x_0, x_1, TIMES, LABELS), anchored
+    )
     losses = []
     for i in range(16):
         s, v = TIMES[i].item(), x_1[i : i + 1] - x_0[i : i + 1]
@@ -557,7 +568,7 @@ def test_flow_matching_with_mixed_conditioning_matches_the_slow_loop(task):
 
 def test_flow_matching_without_a_mask_asks_at_the_plain_time():
     network, x_1, x_0 = mlp(1), randn(16, DIM), randn(16, DIM, seed=1)
-    plain = FlowMatching(Labels(CLASSES)).evaluate(network, x_1, x_0, TIMES, LABELS)
+    plain = FlowMatching(Labels(CLASSES)).evaluate(network, Interpolant.between(x_0, x_1, TIMES, LABELS))
     torch.testing.assert_close(plain.F, network(plain.x_t, TIMES, LABELS))
 
 
@@ -569,7 +580,7 @@ def test_flow_matching_mixes_and_drops_the_wanted_fractions(mixed, label_dropout
             return x
 
     network, n = Recorder(), 8000
-    loss = FlowMatching(Labels(CLASSES), mixed=mixed, label_dropout=label_dropout)
+    loss = FlowMatching(Labels(CLASSES), p_flow_condition=mixed, label_dropout=label_dropout)
     batch = Batch(torch.randn(n, 2, generator=generator()), torch.arange(n) % CLASSES)
     loss(network, batch, generator(1))
     assert (network.t > 1).float().mean().item() == pytest.approx(mixed, abs=0.02)
@@ -589,7 +600,8 @@ def test_flow_matching_mixes_and_drops_the_wanted_fractions(mixed, label_dropout
 def evaluate(objective=None, network=None, t=TIMES, cond=LABELS, teacher=None, x_0=None, **kwargs):
     objective = objective or FACM(Labels(CLASSES))
     x_0 = randn(16, DIM, seed=1) if x_0 is None else x_0
-    return objective.evaluate(network or mlp(1), randn(16, DIM), x_0, t, cond, teacher, **kwargs)
+    point = Interpolant.between(x_0, randn(16, DIM), t, cond, **kwargs)
+    return objective.evaluate(network or mlp(1), point, teacher)
 
 
 BAD = {
@@ -622,9 +634,9 @@ def test_a_task_the_network_cannot_be_told_is_an_error(objective):
 def test_flow_matching_checks_its_arguments():
     loss, x = FlowMatching(Labels(CLASSES)), randn(16, DIM)
     with pytest.raises(ValueError, match=r"labels run over \[0, 4\]"):
-        loss.evaluate(mlp(1), x, x, TIMES, LABELS * 2)
+        loss.evaluate(mlp(1), Interpolant.between(x, x, TIMES, LABELS * 2))
     with pytest.raises(ValueError, match=r"t has shape \(1,\)"):
-        loss.evaluate(mlp(1), x, x, TIMES[:1], LABELS)
+        loss.evaluate(mlp(1), Interpolant.between(x, x, TIMES[:1], LABELS))
 
 
 @pytest.mark.parametrize(
@@ -636,7 +648,7 @@ def test_flow_matching_checks_its_arguments():
         (lambda: ContinuousCM(Labels(3), label_dropout=-0.1), "label_dropout = -0.1"),
         (lambda: FACM(Labels(3), DataVelocity(Guidance(1.75))), "label_dropout = 0 with guidance scale 1.75"),
         (lambda: ContinuousCM(Labels(3), DataVelocity(Guidance(1.75))), "label_dropout = 0 with guidance scale 1.75"),
-        (lambda: FlowMatching(Labels(3), mixed=1.5), "mixed = 1.5"),
+        (lambda: FlowMatching(Labels(3), p_flow_condition=1.5), "p_flow_condition = 1.5"),
         (lambda: FlowMatching(Labels(3), label_dropout=-0.5), "label_dropout = -0.5"),
     ],
 )
@@ -648,8 +660,8 @@ def test_an_impossible_option_is_an_error_that_names_it(make, named):
 def test_options_at_their_bounds_are_accepted():
     FACM(Labels(3), TeacherVelocity(), label_dropout=0.0, clamp=None)
     FACM(Labels(3), DataVelocity(NO_GUIDANCE), label_dropout=0.0)
-    FlowMatching(Labels(3), mixed=0.0, label_dropout=1.0)
-    FlowMatching(Labels(3), mixed=1.0, label_dropout=0.0)
+    FlowMatching(Labels(3), p_flow_condition=0.0, label_dropout=1.0)
+    FlowMatching(Labels(3), p_flow_condition=1.0, label_dropout=0.0)
 
 
 @pytest.mark.parametrize("objective", [FACM, ContinuousCM])

@@ -17,6 +17,7 @@ from facm.distributed.engine import Engine
 from facm.distributed.process_group import opened
 from facm.flow.conditions import Labels, Unconditional
 from facm.flow.guidance import NO_GUIDANCE, Guidance
+from facm.flow.interpolant import Interpolant
 from facm.flow.time_conditioning import AuxiliaryTime, ExpandedInterval
 from facm.flow.times import ArctanLogNormal, Uniform
 from facm.flow.velocity import DataVelocity, TeacherVelocity
@@ -26,7 +27,7 @@ from facm.networks.mlp import MLP
 from facm.objectives.scm import SCM, log_weight
 from facm.runs.config import Intervals, Run
 from facm.runs.optim import AdamW
-from facm.training.loop import check
+from facm.training.checks import check
 from tests.distributed.parallel_parts import call, difference, log_of, train_in
 from tests.golden.gold import fill, probe, tensor, weight
 from tests.paths import GOLDEN
@@ -89,7 +90,9 @@ def exact_terms(network, ramp=1.0, task=TASKS[0], derivative=STRATEGIES[0], **op
     )
     t = torch.linspace(0.01, 0.95, 256, dtype=torch.float64)
     x_1, x_0 = M + S * randn(256, DIM), randn(256, DIM, seed=1)
-    return objective.evaluate(network, x_1, x_0, t, None, lambda x, t, cond: instantaneous(x, t), ramp=ramp)
+    return objective.evaluate(
+        network, Interpolant.between(x_0, x_1, t), lambda x, t, cond: instantaneous(x, t), ramp=ramp
+    )
 
 
 @pytest.mark.parametrize("derivative", STRATEGIES, ids=str)
@@ -185,7 +188,8 @@ def test_value_and_gradient_match_the_equations_written_slowly(case, dropped, ta
     y = LABELS if dropped is None else torch.where(dropped, CLASSES, LABELS)
     objective = SCM(Labels(CLASSES), velocity, task, label_dropout=0.1, **{k: o[k] for k in SWITCHES if k in o})
     ramp = {"ramp": o["ramp"]} if "ramp" in o else {}
-    loss = objective.evaluate(network, x_1, x_0, TIMES, y, teacher, dropped, **ramp).loss().total
+    point = Interpolant.between(x_0, x_1, TIMES, y, dropped)
+    loss = objective.evaluate(network, point, teacher, **ramp).loss().total
     slow = slow_loss(o, network, teacher, x_1, x_0, TIMES, y, dropped)
     torch.testing.assert_close(loss, slow, rtol=1e-7, atol=0)
     parameters = list(network.parameters())
@@ -201,13 +205,15 @@ def test_the_size_of_the_target_does_not_depend_on_the_dimension(dim):
 
     objective = SCM(Unconditional(), DataVelocity(), alpha=One(), adaptive=False)
     zero = torch.zeros(4, dim)
-    terms = objective.evaluate(Constant(), zero, zero, torch.full((4,), 0.5))
+    terms = objective.evaluate(Constant(), Interpolant.between(zero, zero, torch.full((4,), 0.5)))
     torch.testing.assert_close(terms.g, torch.full((4, dim), 3.0))
     torch.testing.assert_close(terms.v_tar, torch.full((4, dim), 3.0 - 3.0 / 3.1))
 
 
 def test_the_learned_weight_is_at_rest_where_it_is_one_over_the_error():
-    terms = SCM(Labels(CLASSES)).evaluate(mlp(1), randn(16, DIM), randn(16, DIM, seed=1), TIMES, LABELS, TEACHER)
+    terms = SCM(Labels(CLASSES)).evaluate(
+        mlp(1), Interpolant.between(randn(16, DIM, seed=1), randn(16, DIM), TIMES, LABELS), TEACHER
+    )
     (slope,) = torch.autograd.grad(terms.L_CM.sum(), terms.log_weight)
     torch.testing.assert_close(slope, (terms.log_weight.exp() * terms.error - 1).detach())
     assert slope.abs().max() > 0.1
@@ -239,7 +245,7 @@ def test_golden_every_intermediate_and_every_gradient(derivative):
     x_1, x_0 = (tensor(f"loss:{what}", (6, 4, 8, 8)) for what in ("images", "noise"))
     t, y = STORED["scm_A_distill_it2500/t"], torch.tensor([3, 207, 0, 999, 512, 88])
     ramp = dataclasses.replace(objective, warmup_images=10_000).ramp(SCALARS["iters"])
-    terms = objective.evaluate(student, x_1, x_0, t, y, teacher, ramp=ramp)
+    terms = objective.evaluate(student, Interpolant.between(x_0, x_1, t, y), teacher, ramp=ramp)
     stored = {"v": "v", "F_CM": "F_avg", "dF": "F_avg_grad", "v_bar": "v_bar", "v_tar": "cm_target"}
     for ours, theirs in (stored | {"error": "cm_per_sample_unweighted"}).items():
         close(getattr(terms, ours).detach(), theirs)
@@ -268,7 +274,9 @@ def test_golden_every_intermediate_and_every_gradient(derivative):
 def test_only_the_prediction_and_the_weight_carry_a_graph(velocity, derivative):
     network, teacher = mlp(1), mlp(2, weight_head=False)
     objective = SCM(Labels(CLASSES), velocity, derivative=derivative, label_dropout=0.1)
-    terms = objective.evaluate(network, randn(16, DIM), randn(16, DIM, seed=1), TIMES, LABELS, teacher)
+    terms = objective.evaluate(
+        network, Interpolant.between(randn(16, DIM, seed=1), randn(16, DIM), TIMES, LABELS), teacher
+    )
     assert not any(x.requires_grad for x in (terms.x_t, terms.v, terms.dF, terms.v_bar, terms.g, terms.v_tar))
     assert terms.F_CM.requires_grad
     out = terms.loss()
@@ -280,7 +288,8 @@ def test_only_the_prediction_and_the_weight_carry_a_graph(velocity, derivative):
 
 
 def test_terms_for_the_log():
-    arguments = (mlp(1), 2 * randn(16, DIM), randn(16, DIM, seed=1), TIMES, LABELS, TEACHER)
+    point = Interpolant.between(randn(16, DIM, seed=1), 2 * randn(16, DIM), TIMES, LABELS)
+    arguments = (mlp(1), point, TEACHER)
     terms = SCM(Labels(CLASSES)).evaluate(*arguments)
     loss = terms.loss()
     torch.testing.assert_close(loss.terms["log_weight"], arguments[0].log_weight(TIMES).detach())
@@ -307,7 +316,9 @@ def test_half_precision_answers_are_lifted_before_anything_is_computed_with_them
             return self.network.log_weight(t).bfloat16()
 
     x, y = randn(16, DIM).float(), randn(16, DIM, seed=1).float()
-    terms = SCM(Labels(CLASSES)).evaluate(Halved(mlp(1).float()), x, y, TIMES.float(), LABELS, Halved(mlp(2).float()))
+    terms = SCM(Labels(CLASSES)).evaluate(
+        Halved(mlp(1).float()), Interpolant.between(y, x, TIMES.float(), LABELS), Halved(mlp(2).float())
+    )
     assert all(value.dtype == torch.float32 for value in vars(terms).values())
 
 
@@ -315,7 +326,7 @@ def test_guidance_and_prediction_of_one_step_see_one_dropout_mask():
     network, null = mlp(1, dropout=0.3).train(), torch.full((16,), CLASSES)
     objective = SCM(Labels(CLASSES), DataVelocity(Guidance(2.0, 0.0), at_shortcut=True), label_dropout=0.1)
     x_1, x_0 = randn(16, DIM), randn(16, DIM, seed=1)
-    terms = objective.evaluate(network, x_1, x_0, TIMES, null)
+    terms = objective.evaluate(network, Interpolant.between(x_0, x_1, TIMES, null))
     torch.testing.assert_close(terms.v, terms.F_CM.detach() + 2.0 * (x_1 - x_0 - terms.F_CM.detach()))
 
 
@@ -331,7 +342,9 @@ def test_a_call_draws_everything_from_the_generator():
     dropped = torch.rand(64, generator=rng) < 0.3
     cond = Labels(CLASSES).drop(batch.cond, dropped)
     for ramp in (1.0, 0.2):
-        expected = objective.evaluate(network, batch.x_1, x_0, t, cond, None, dropped, ramp).loss().total
+        expected = (
+            objective.evaluate(network, Interpolant.between(x_0, batch.x_1, t, cond, dropped), ramp=ramp).loss().total
+        )
         assert torch.equal(objective(network, batch, generator(5), ramp=ramp).total, expected)
     assert torch.equal(objective.at(2_048_000)(network, batch, generator(5)).total, expected)
     whole = objective(network, batch, generator(5)).total
@@ -341,7 +354,7 @@ def test_a_call_draws_everything_from_the_generator():
 def test_the_mean_over_the_parts_of_a_batch_is_that_of_the_whole():
     network, batch = mlp(1), Batch(2 * randn(16, DIM), LABELS)
     objective = SCM(Labels(CLASSES), DataVelocity(Guidance(), at_shortcut=True), label_dropout=0.4)
-    assert objective.global_draws
+    assert objective.draws_for_whole_step
     parameters, whole = list(network.parameters()), objective(network, batch, generator(5))
     expected, summed = torch.autograd.grad(whole.total, parameters), [0.0] * len(parameters)
     for rows in (slice(0, 3), slice(3, 16)):
@@ -442,7 +455,7 @@ def test_the_weight_is_computed_inside_the_forward_of_the_network_and_of_its_wra
     assert entered == [("network", (16,))]
     assert torch.equal(log_weight(wrapper, TIMES), network.log_weight(TIMES))
     assert entered[1:] == [("network", (16,)), ("wrapper", (16,))]
-    SCM(Labels(CLASSES)).evaluate(wrapper, randn(16, DIM), randn(16, DIM), TIMES, LABELS, TEACHER)
+    SCM(Labels(CLASSES)).evaluate(wrapper, Interpolant.between(randn(16, DIM), randn(16, DIM), TIMES, LABELS), TEACHER)
     assert ("wrapper", (16,)) in entered[3:]
 
 
@@ -592,7 +605,9 @@ def test_a_weight_that_is_not_one_number_per_sample_is_an_error():
     network = mlp(1)
     network.log_weight = lambda t: torch.zeros(1, dtype=t.dtype)
     with pytest.raises(ValueError, match=r"log_weight\(t\) has shape \(1,\), expected \(16,\)"):
-        SCM(Labels(CLASSES)).evaluate(network, randn(16, DIM), randn(16, DIM), TIMES, LABELS, TEACHER)
+        SCM(Labels(CLASSES)).evaluate(
+            network, Interpolant.between(randn(16, DIM), randn(16, DIM), TIMES, LABELS), TEACHER
+        )
 
 
 BAD = {
@@ -609,8 +624,9 @@ BAD = {
 def test_a_bad_argument_is_an_error_that_names_it(case):
     named, changed = BAD[case]
     arguments = {"x_0": randn(16, DIM, seed=1), "t": TIMES, "cond": LABELS, "teacher": TEACHER} | changed
+    teacher = arguments.pop("teacher")
     with pytest.raises(ValueError, match=named):
-        SCM(Labels(CLASSES)).evaluate(mlp(1), randn(16, DIM), **arguments)
+        SCM(Labels(CLASSES)).evaluate(mlp(1), Interpolant.between(x_1=randn(16, DIM), **arguments), teacher)
 
 
 @pytest.mark.parametrize(

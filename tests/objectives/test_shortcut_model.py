@@ -6,11 +6,13 @@ import dataclasses
 import pytest
 import torch
 
+from facm.core.objective import Objective
 from facm.core.serialize import from_json, to_json
-from facm.core.types import Batch, Objective
+from facm.core.types import Batch
 from facm.flow.conditions import Labels, Unconditional
 from facm.flow.distances import L2
 from facm.flow.guidance import NO_GUIDANCE, Guidance
+from facm.flow.interpolant import Interpolant
 from facm.flow.time_conditioning import AuxiliaryTime
 from facm.flow.times import Uniform
 from facm.flow.velocity import DataVelocity, TeacherVelocity
@@ -59,18 +61,20 @@ def test_the_exact_flow_map_has_zero_loss_but_for_the_smallest_step():
     x_1, x_0 = M + S * randn(70, DIM), randn(70, DIM, seed=1)
     d = torch.tensor([0.0, 1 / 128, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4] * 10, dtype=torch.float64)
     t = torch.arange(70, dtype=torch.float64) % 2 / 2
-    terms = objective.evaluate(Exact(), x_1, x_0, t, d, None, Exact())
+    terms = objective.evaluate(Exact(), Interpolant.between(x_0, x_1, t), d, Exact())
     smallest = d == 1 / 128
     assert terms.L[~smallest].max() < 1e-25
     assert 1e-9 < terms.L[smallest].mean() < 1e-4  # two Euler steps of 1/128 there
-    whole = objective.evaluate(Exact(), x_1, x_0, torch.zeros_like(t), torch.full_like(d, 0.5), None, Exact())
+    whole = objective.evaluate(
+        Exact(), Interpolant.between(x_0, x_1, torch.zeros_like(t)), torch.full_like(d, 0.5), Exact()
+    )
     assert whole.L.max() < 1e-25
 
     class Off(Exact):
         def forward(self, x, t, cond=None, r=None):
             return super().forward(x, t, cond, r) * (1 + 0.1 * (r - t)[:, None])
 
-    assert objective.evaluate(Off(), x_1, x_0, t, d, None, Exact()).L[d > 1 / 64].min() > 1e-7
+    assert objective.evaluate(Off(), Interpolant.between(x_0, x_1, t), d, Exact()).L[d > 1 / 64].min() > 1e-7
 
 
 @pytest.mark.parametrize("n", [1, 2, 8, 64])
@@ -125,8 +129,8 @@ def test_value_and_gradient_match_the_equations_written_slowly(finest, distilled
     x_1, x_0 = 2 * randn(8, DIM, seed=3), randn(8, DIM, seed=4)
     y = torch.where(DROPPED, CLASSES, LABELS)
     velocity = TeacherVelocity(NO_GUIDANCE) if distilled else DataVelocity()
-    objective = ShortcutModel(Labels(CLASSES), velocity, Guidance(w, 0.3, 0.9), finest=finest)
-    terms = objective.evaluate(network, x_1, x_0, T, STEPS, y, teacher, DROPPED)
+    objective = ShortcutModel(Labels(CLASSES), velocity, Guidance(w, 0.3, 0.9), denoise_timesteps=finest)
+    terms = objective.evaluate(network, Interpolant.between(x_0, x_1, T, y, DROPPED), STEPS, teacher)
     slow = slow_loss(network, teacher, x_1, x_0, y, w, finest)
     torch.testing.assert_close(terms.L, slow, rtol=1e-9, atol=0)
     loss = terms.loss()
@@ -143,13 +147,15 @@ def test_the_flow_may_be_guided_instead():
     """Its target is then DataVelocity's, and the steps are not guided once more."""
     network, x_1, x_0 = mlp(1), randn(8, DIM, seed=3), randn(8, DIM, seed=4)
     y = torch.where(DROPPED, CLASSES, LABELS)
-    guided = ShortcutModel(Labels(CLASSES), DataVelocity(Guidance(2.0, 0.3, 0.9)), finest=16)
-    terms = guided.evaluate(network, x_1, x_0, T, STEPS, y, None, DROPPED)
-    plain = ShortcutModel(Labels(CLASSES), finest=16).evaluate(network, x_1, x_0, T, STEPS, y, None, DROPPED)
+    guided = ShortcutModel(Labels(CLASSES), DataVelocity(Guidance(2.0, 0.3, 0.9)), denoise_timesteps=16)
+    terms = guided.evaluate(network, Interpolant.between(x_0, x_1, T, y, DROPPED), STEPS)
+    plain = ShortcutModel(Labels(CLASSES), denoise_timesteps=16).evaluate(
+        network, Interpolant.between(x_0, x_1, T, y, DROPPED), STEPS
+    )
     inside = (STEPS == 0) & (T >= 0.3) & (T <= 0.9) & ~DROPPED
     assert inside.sum() == 0
     torch.testing.assert_close(terms.v_tar, plain.v_tar)
-    terms = guided.evaluate(network, x_1, x_0, T, STEPS, LABELS, None, torch.zeros(8, dtype=torch.bool))
+    terms = guided.evaluate(network, Interpolant.between(x_0, x_1, T, LABELS, torch.zeros(8, dtype=torch.bool)), STEPS)
     v, t = (x_1 - x_0)[:1], T[:1]
     null = network(terms.x_t[:1], t, torch.tensor([CLASSES]), t)
     torch.testing.assert_close(terms.v_tar[:1], null + 2 * (v - null))
@@ -176,7 +182,7 @@ def test_steps_are_powers_of_two_and_times_their_multiples():
 
 
 def test_a_call_draws_in_order_and_bootstraps_one_sample_of_every():
-    objective = ShortcutModel(Labels(CLASSES), time=Uniform(0.1, 0.9), every=4, label_dropout=0.4)
+    objective = ShortcutModel(Labels(CLASSES), time=Uniform(0.1, 0.9), bootstrap_every=4, label_dropout=0.4)
     network, batch = mlp(1), Batch(randn(64, DIM), torch.arange(64) % CLASSES)
     rng = generator(5)
     x_0 = torch.randn(64, DIM, generator=rng, dtype=torch.float64)
@@ -188,20 +194,20 @@ def test_a_call_draws_in_order_and_bootstraps_one_sample_of_every():
     dropped &= ~bootstrapped
     cond = torch.where(dropped, CLASSES, batch.cond)
     t, d = torch.where(bootstrapped, t_boot, t), torch.where(bootstrapped, d, 0)
-    expected = objective.evaluate(network, batch.x_1, x_0, t, d, cond, None, dropped).loss()
+    expected = objective.evaluate(network, Interpolant.between(x_0, batch.x_1, t, cond, dropped), d).loss()
     found = objective(network, batch, generator(5))
     assert torch.equal(found.total, expected.total)
     assert len(found.terms["self_consistency"]) == 16
     assert len(found.terms["flow"]) == 48
     plain = dataclasses.replace(objective, label_dropout=0.0)
-    expected = plain.evaluate(network, batch.x_1, x_0, t, d, batch.cond).loss()
+    expected = plain.evaluate(network, Interpolant.between(x_0, batch.x_1, t, batch.cond), d).loss()
     assert torch.equal(plain(network, batch, generator(5)).total, expected.total)
 
 
 @pytest.mark.parametrize("sizes", [(8, 8), (4, 4, 4, 4), (5, 6, 5)])
 def test_the_mean_over_the_parts_of_a_batch_is_that_of_the_whole(sizes):
     objective = ShortcutModel(Labels(CLASSES), guidance=Guidance(1.5), label_dropout=0.4)
-    assert objective.global_draws
+    assert objective.draws_for_whole_step
     network, batch = mlp(1), Batch(2 * randn(16, DIM), torch.arange(16) % CLASSES)
     whole, total, start = objective(network, batch, generator(5)), 0.0, 0
     terms = {name: [] for name in whole.terms}
@@ -220,11 +226,11 @@ def test_the_mean_over_the_parts_of_a_batch_is_that_of_the_whole(sizes):
 def test_all_answers_of_one_step_share_a_dropout_mask():
     """At a step of almost no length every question is the same one."""
     network, x = mlp(1, dropout=0.3).train(), randn(8, DIM)
-    objective = ShortcutModel(Labels(CLASSES), finest=2**30)
+    objective = ShortcutModel(Labels(CLASSES), denoise_timesteps=2**30)
     d = torch.full((8,), 2.0**-30, dtype=torch.float64)
-    terms = objective.evaluate(network, x, x, T, d, LABELS)
+    terms = objective.evaluate(network, Interpolant.between(x, x, T, LABELS), d)
     torch.testing.assert_close(terms.F, terms.v_tar, rtol=1e-6, atol=1e-6)
-    assert not torch.allclose(terms.F, objective.evaluate(network, x, x, T, d, LABELS).F)
+    assert not torch.allclose(terms.F, objective.evaluate(network, Interpolant.between(x, x, T, LABELS), d).F)
 
 
 def test_half_precision_answers_are_lifted():
@@ -239,8 +245,8 @@ def test_half_precision_answers_are_lifted():
             return self.network(x, t, cond, r).bfloat16()
 
     x = randn(8, DIM).float()
-    objective = ShortcutModel(Labels(CLASSES), guidance=Guidance(1.5, 0.0), finest=16)
-    terms = objective.evaluate(Halved(), x, x.flip(0), T.float(), STEPS.float(), LABELS)
+    objective = ShortcutModel(Labels(CLASSES), guidance=Guidance(1.5, 0.0), denoise_timesteps=16)
+    terms = objective.evaluate(Halved(), Interpolant.between(x.flip(0), x, T.float(), LABELS), STEPS.float())
     assert terms.F.dtype == terms.v_tar.dtype == terms.L.dtype == torch.float32
 
 
@@ -248,7 +254,7 @@ def test_a_short_training_makes_the_data_in_one_and_in_four_jumps():
     torch.manual_seed(0)
     network = MLP(2, 64, 2, auxiliary_time=True).build()
     optimizer, rng = torch.optim.Adam(network.parameters(), 2e-3), generator(0)
-    objective = ShortcutModel(Unconditional(), label_dropout=0.0, finest=16)
+    objective = ShortcutModel(Unconditional(), label_dropout=0.0, denoise_timesteps=16)
     for _ in range(500):
         x_1 = M + S * torch.randn(256, 2, generator=rng)
         optimizer.zero_grad()
@@ -265,9 +271,9 @@ def test_a_short_training_makes_the_data_in_one_and_in_four_jumps():
 
 
 def evaluate(t=T, d=STEPS, cond=LABELS, x_0=None, network=None, **fields):
-    objective = ShortcutModel(Labels(CLASSES), finest=16, **fields)
+    objective = ShortcutModel(Labels(CLASSES), denoise_timesteps=16, **fields)
     x_0 = randn(8, DIM, seed=1) if x_0 is None else x_0
-    return objective.evaluate(network or mlp(1), randn(8, DIM), x_0, t, d, cond)
+    return objective.evaluate(network or mlp(1), Interpolant.between(x_0, randn(8, DIM), t, cond), d)
 
 
 @pytest.mark.parametrize(
@@ -282,9 +288,9 @@ def evaluate(t=T, d=STEPS, cond=LABELS, x_0=None, network=None, **fields):
         (lambda: evaluate(d=STEPS + 0.25), r"t \+ 2 d reaches 1\.5"),
         (lambda: evaluate(cond=LABELS + 2), r"labels run over \[2, 4\]"),
         (lambda: evaluate(x_0=randn(8, 1)), r"x_0 \(8, 1\)"),
-        (lambda: ShortcutModel(Labels(3), finest=100), "finest = 100, expected a power of two"),
-        (lambda: ShortcutModel(Labels(3), finest=1), "finest = 1, expected a power of two"),
-        (lambda: ShortcutModel(Labels(3), every=1), "every = 1"),
+        (lambda: ShortcutModel(Labels(3), denoise_timesteps=100), "denoise_timesteps = 100, expected a power of two"),
+        (lambda: ShortcutModel(Labels(3), denoise_timesteps=1), "denoise_timesteps = 1, expected a power of two"),
+        (lambda: ShortcutModel(Labels(3), bootstrap_every=1), "bootstrap_every = 1"),
         (lambda: ShortcutModel(Labels(3), label_dropout=1.0), "label_dropout = 1.0"),
         (
             lambda: ShortcutModel(Labels(3), guidance=Guidance(1.5), label_dropout=0.0),
@@ -298,7 +304,7 @@ def evaluate(t=T, d=STEPS, cond=LABELS, x_0=None, network=None, **fields):
         (lambda: ShortcutModel(Labels(3), TeacherVelocity(), Guidance(1.5)), "expected one of them guided"),
         (
             lambda: ShortcutModel(Labels(CLASSES))(mlp(1), Batch(randn(3, DIM), LABELS[:3]), generator()),
-            "3 samples at once and every = 4",
+            "3 samples at once and bootstrap_every = 4",
         ),
         (lambda: ShortcutModel(Labels(3)).check_nfe(3), "nfe = 3 jumps, expected a power of two up to 64"),
         (lambda: ShortcutModel(Labels(3)).check_nfe(0), "nfe = 0 jumps"),
@@ -313,16 +319,16 @@ def test_an_impossible_request_is_an_error_that_names_it(call, named):
 def test_what_may_be_asked_for():
     for n in (1, 2, 64):
         ShortcutModel(Labels(3)).check_nfe(n)
-    ShortcutModel(Labels(3), every=2, finest=2, label_dropout=0.0)
+    ShortcutModel(Labels(3), bootstrap_every=2, denoise_timesteps=2, label_dropout=0.0)
     objective = ShortcutModel(Labels(3), guidance=Guidance(1.5))
     assert isinstance(objective, Objective)
     assert from_json(to_json(objective)) == objective
     assert (objective.task, objective.learns_jumps) == (AuxiliaryTime(), True)
-    assert not hasattr(objective, "learns_shortcut")
+    assert (objective.learns_shortcut, objective.learns_flow, objective.group_size) == (False, True, 4)
 
 
 def test_defaults_are_the_papers():
     objective = ShortcutModel(Labels(3))
     assert (objective.velocity, objective.guidance, objective.distance) == (DataVelocity(), NO_GUIDANCE, L2())
-    assert (objective.every, objective.finest, objective.label_dropout) == (4, 128, 0.1)
+    assert (objective.bootstrap_every, objective.denoise_timesteps, objective.label_dropout) == (4, 128, 0.1)
     assert objective.time == Uniform()

@@ -21,7 +21,8 @@ from facm.pretrained.trained import FromRun, export, load_trained
 from facm.runs.folder import create
 from facm.sampling.generate import sample_balanced
 from facm.sampling.methods import Consistency, Euler, Jumps
-from facm.training.loop import check, train
+from facm.training.checks import check
+from facm.training.loop import train
 
 NAMES = [name for name in recipes() if name.startswith("cifar10-")]
 TEACHERS = ("cifar10-teacher", "cifar10-cond-teacher", "cifar10-scm-teacher")
@@ -195,11 +196,11 @@ def test_schedules_are_as_long_as_their_runs(cifar):
 
 def test_rivals_are_configured_as_their_papers_say(cifar):
     mean_flow, scm = (recipe(f"cifar10-{name}", path=cifar).objective for name in ("mean-flow", "scm"))
-    assert mean_flow.equal == 0.75
+    assert mean_flow.data_proportion == 0.75
     assert scm.warmup_images == 10_000 * 128
     assert scm.adaptive
-    assert recipe("cifar10-scm-teacher", path=cifar).objective.mixed == 0.0
-    assert recipe("cifar10-teacher", path=cifar).objective.mixed == 0.5
+    assert recipe("cifar10-scm-teacher", path=cifar).objective.p_flow_condition == 0.0
+    assert recipe("cifar10-teacher", path=cifar).objective.p_flow_condition == 0.5
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,7 +35,8 @@ from facm.runs.environment import environment
 from facm.runs.folder import RunFolder, RunFolderError, create, locked, open_run
 from facm.runs.optim import AdamW, CosineDecay
 from facm.runs.recipe_file import load_module
-from facm.training.loop import check, train
+from facm.training.checks import check
+from facm.training.loop import train
 from tests.paths import ROOT
 from tests.training.run_parts import EVERY, IMAGES, Crash, before_step, crash_at, facm_run, flow_run, trained, weights
 

@@ -515,7 +515,7 @@ def test_what_an_objective_has_not_trained_is_not_sampled():
         (ict, Consistency(4)),
         (FACM(Labels(3)), Consistency(9)),
         (FACM(Labels(3)), Heun(9, "anchor")),
-        (MeanFlow(Labels(3), equal=0.5), Euler(8)),
+        (MeanFlow(Labels(3), data_proportion=0.5), Euler(8)),
     ):
         method.check(as_objective(objective).interface)
     for objective, method, named in (

@@ -34,7 +34,7 @@ from facm.studies.cost import forward_passes
 from facm.studies.rows import Bench
 from facm.studies.scales import altered, cifar10, digits, find_setting
 from facm.studies.study import Entry, check_study
-from facm.training.loop import check
+from facm.training.checks import check
 from tests.paths import ROOT
 from tests.studies.study_parts import Few, Products, bench, pair, setting
 
@@ -205,7 +205,7 @@ def test_only_what_a_method_needs_is_changed_in_its_network():
     assert runs["scm"].initial.path == str(HOME / "teacher-pixel-norm")
     assert runs["scm-without"].initial.path == str(HOME / "teacher")
     assert inner_config(made("stability").teachers[1].run.network).pixel_norm
-    assert runs["mean-flow-scratch"].objective.equal == 0.75
+    assert runs["mean-flow-scratch"].objective.data_proportion == 0.75
     for name in ("facm-scratch", "mean-flow-scratch"):
         assert isinstance(runs[name].objective.velocity, DataVelocity)
         assert runs[name].objective.label_dropout == 0.1
@@ -315,7 +315,7 @@ def test_the_anchor_study_varies_weight_and_teacher():
     without = [entry for entry in study.entries if entry.x is None]
     assert [entry.run.initial.path for entry in without] == [str(HOME / name) for name in teachers.values()]
     assert {entry.run.objective for entry in without} == {objectives("stability")["plain-cm"]}
-    assert [teacher.run.objective.mixed for teacher in study.teachers] == [0.5, 0.0]
+    assert [teacher.run.objective.p_flow_condition for teacher in study.teachers] == [0.5, 0.0]
 
 
 def test_the_teacher_study_has_three_lengths_for_each_of_two_methods():
@@ -501,7 +501,7 @@ def with_teacher(study, teacher, path=None):
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"objective": FlowMatching(Labels(10), mixed=0.0)}, "objective"),
+        ({"objective": FlowMatching(Labels(10), p_flow_condition=0.0)}, "objective"),
         ({"images": 32}, "images"),
         ({"seed": 4}, "seed"),
         ({"batch_size": 8, "images": 32}, "images, batch_size"),

@@ -150,7 +150,7 @@ def trained(path: Path, run: Run) -> RunFolder:
 
 def log_of(folder: RunFolder) -> list[dict[str, Any]]:
     """The log without what depends on the clock on the wall."""
-    return [{k: v for k, v in record.items() if k != "images_per_s"} for record in logs.read(folder.log)]
+    return [{k: v for k, v in record.items() if k not in logs.TIMED} for record in logs.read(folder.log)]
 
 
 def contents(folder: RunFolder) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from facm import FACM, FlowMatching, FromRun, Guidance, Labels, Run, TeacherVelo
 from facm.data import Digits, Ring
 from facm.networks.mlp import MLP
 from facm.runs.folder import create
-from facm.training.loop import check, train
+from facm.training.checks import check
+from facm.training.loop import train
 
 NETWORK, DATA, CONDITION = MLP(width=16, depth=1, num_classes=8), Ring(n=64), Labels(8)
 

@@ -12,7 +12,9 @@ from facm.runs import log as logs
 from facm.runs.checkpoint import load
 from facm.runs.config import Intervals
 from facm.runs.folder import create
-from facm.training.loop import NonFiniteError, State, resolved_precision, train
+from facm.training.loop import train
+from facm.training.precision import resolved_precision
+from facm.training.trainer import LOOK_EVERY, NonFiniteError, Trainer
 from tests.training.run_parts import (
     BATCH,
     EVERY,
@@ -68,6 +70,19 @@ def test_a_gradient_alone_that_is_not_finite_is_named(tmp_path):
     run = failing(0, 16, how="gradient", max_nonfinite=2)
     with pytest.raises(NonFiniteError, match="none, only the gradient"):
         train(run, create(tmp_path / "run", run))
+
+
+def test_between_two_looks_nothing_is_lost(tmp_path):
+    """Whether a gradient is finite stays on the device: a streak is noticed at the next look, whatever came after it,
+    and before anything is saved; until then no step changes a weight."""
+    run = failing(16, 32, 48, max_nonfinite=3, images=320, every=replace(EVERY, log=320, checkpoint=96))
+    folder = create(tmp_path / "run", run)
+    with pytest.raises(
+        NonFiniteError, match=r"3 steps in a row .* the last at 64 images; non-finite terms: loss, flow"
+    ):
+        train(run, folder)
+    assert not folder.checkpoints()
+    assert LOOK_EVERY > 96 // BATCH
 
 
 def test_a_good_step_resets_the_count(tmp_path):
@@ -171,7 +186,11 @@ def test_precision_resolves_by_device():
         assert resolved_precision(flow_run(precision=precision), torch.device("cpu")) == precision
 
 
-def test_the_callback_sees_the_state_at_every_checkpoint(tmp_path):
+def test_the_callback_sees_the_trainer_at_every_checkpoint(tmp_path):
     run, seen = flow_run(), []
-    train(run, create(tmp_path / "run", run), on_checkpoint=lambda state: seen.append((type(state), state.images)))
-    assert seen == [(State, 80), (State, 160), (State, 240), (State, 320)]
+    train(
+        run,
+        create(tmp_path / "run", run),
+        on_checkpoint=lambda trainer: seen.append((type(trainer), trainer.state.images)),
+    )
+    assert seen == [(Trainer, 80), (Trainer, 160), (Trainer, 240), (Trainer, 320)]

@@ -113,7 +113,9 @@ def test_many_crashes_change_nothing(whole, tmp_path):
 @pytest.mark.slow
 def test_resuming_in_another_process_changes_nothing(whole, tmp_path):
     run, expected = whole["global draws"]
-    folder = create(tmp_path / "run", run)
+    recipe = tmp_path / "recipe.py"  # without one, the other process would not know the objective
+    recipe.write_text("from tests.training.run_parts import DrawsGlobally\n")
+    folder = create(tmp_path / "run", run, "recipe.py:run", recipe)
     interrupt(run, folder, 144)
     folders = (str(Path(facm.__file__).parents[1]), str(ROOT))  # this package, in that process too
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders), "OMP_NUM_THREADS": "1"}
@@ -197,14 +199,14 @@ def test_a_signal_saves_and_resuming_changes_nothing(whole, tmp_path, number, cl
 def test_a_signal_before_the_first_step_saves_too(whole, tmp_path, monkeypatch):
     run, expected = whole["flow"]
     folder = create(tmp_path / "run", run)
-    original = facm.training.loop.check
+    original = facm.training.loop.build
 
-    def check(run):
+    def build(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
-        return original(run)
+        return original(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr("facm.training.loop.check", check)
+        patched.setattr("facm.training.loop.build", build)
         assert train(run, folder).images == 0
     train(run, folder)
     assert contents(folder) == expected
@@ -281,10 +283,10 @@ MOMENTS = {
     # The 4th file saved is the second checkpoint: 64 (two EMAs), 80, ...
     "before writing": ("safetensors.torch.save_file", kill_before),
     "half-written": ("safetensors.torch.save_file", kill_halfway),
-    "before the rename": ("facm.runs.checkpoint.os.replace", kill_before),
-    "after the rename": ("facm.runs.checkpoint.os.replace", kill_after),
-    "before the sync": ("facm.runs.checkpoint.os.fsync", kill_before),
-    "in the log": ("facm.training.loop.logs.append", kill_in_line),
+    "before the rename": ("facm.core.files.os.replace", kill_before),
+    "after the rename": ("facm.core.files.os.replace", kill_after),
+    "before the sync": ("facm.core.files.os.fsync", kill_before),
+    "in the log": ("facm.training.loop.log.append", kill_in_line),
 }
 
 
@@ -312,25 +314,31 @@ def test_a_kill_while_saving_changes_nothing(whole, tmp_path, monkeypatch, momen
 def monkeypatch_target(dotted):
     module, _, name = dotted.rpartition(".")
     return getattr(
-        {"facm.runs.checkpoint.os": os, "facm.training.loop.logs": logs}.get(module, sys.modules.get(module)), name
+        {"facm.core.files.os": os, "facm.training.loop.log": logs}.get(module, sys.modules.get(module)), name
     )
 
 
-def test_kills_at_random_moments_change_nothing(whole, tmp_path):
+def test_kills_at_random_steps_change_nothing(whole, tmp_path):
+    """Each session is killed before one of its first eight steps; there are five from one checkpoint to the next."""
     run, expected = whole["student"]
     folder = create(tmp_path / "run", run)
-    moments = random.Random(0)
+    steps = random.Random(0)
     kills = 0
     for _ in range(8):
-        child = os.fork()
-        if child == 0:
-            with before_step(lambda images: time.sleep(0.004)):
+        left = [steps.randint(1, 8)]
+
+        def act(images, left=left):
+            left[0] -= 1
+            if not left[0]:
+                killed()
+
+        def session(act=act):
+            with before_step(act):
                 train(run, folder)
-            os._exit(0)
-        time.sleep(moments.uniform(0.01, 0.25))
-        os.kill(child, signal.SIGKILL)
-        kills += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    assert kills >= 2
+
+        kills += in_child(session) == -signal.SIGKILL
+    assert kills == 8 or folder.checkpoint(run.images).exists()
+    assert kills >= 4
     train(run, folder)
     assert contents(folder) == expected
 
@@ -363,13 +371,13 @@ def test_a_terminated_command_ends_well_and_is_resumed_by_another(tmp_path):
         "from facm import FlowMatching, Labels, Run\n"
         "from facm.data import Moons\n"
         "from facm.networks.mlp import MLP\n"
-        "from facm.runs.config import Every\n"
+        "from facm import Intervals\n"
         "def run(images: int = 8_000):\n"
         "    return Run(MLP(width=16, num_classes=2), Moons(n=99), FlowMatching(Labels(2)), images, 16,\n"
         "               every=Intervals(log=160, checkpoint=100_000, ema_snapshots=0))\n"
     )
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "facm.cli", "train", f"{recipe}:run", "--out", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "facm", "train", f"{recipe}:run", "--out", str(tmp_path / "run")]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "run" / "log.jsonl").exists():
         assert process.poll() is None, process.stderr.read()

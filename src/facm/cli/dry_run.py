@@ -9,37 +9,38 @@ from facm.cli.terminal import say
 from facm.distributed.engine import Engine
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from facm.distributed.process_group import World
     from facm.runs.config import Run
+    from facm.training.checks import CheckedRun
 
 
-def dry_run(run: Run, out: Path, resume: bool, engine: Engine, world: World) -> None:
-    """Print the parts of ``run`` and what it would write into ``out``.
+def dry_run(checked: CheckedRun, out: Path, resume: bool, engine: Engine, world: World) -> None:
+    """Print the parts of the run and what it would write into ``out``.
 
-    Raises ValueError for a folder in use, and where the teacher or the first weights cannot be loaded or do not fit.
+    Raises ValueError for a folder in use, and where the teacher, the first weights or the newest checkpoint cannot be
+    loaded or do not fit.
     """
     from facm.cli.train import extent
     from facm.distributed.process_group import ALONE
     from facm.runs.folder import RunFolder
-    from facm.training.loop import build
+    from facm.training.build import build
 
-    target = _target(run, out, resume)
-    dataset = run.data.open()
-    network = build(run, RunFolder(out), Engine(), ALONE)  # with its first weights
+    run, dataset, target = checked.run, checked.dataset, _target(checked.run, out, resume)
+    trainer = build(checked, RunFolder(out), Engine(), ALONE, world.device)
     say(f"data: {type(run.data).__name__}, {len(dataset)} samples of shape {tuple(dataset.shape)}")
-    say(f"network: {type(run.network).__name__}, {_parameters(network)}; initial weights: {run.initial or 'random'}")
+    initial = "random" if run.initial is None else run.initial
+    say(f"network: {type(run.network).__name__}, {_parameters(trainer.state.network)}; initial weights: {initial}")
     say(f"objective: {type(run.objective).__name__}")
-    if run.teacher is not None:
-        say(f"teacher: {run.teacher}, {_parameters(run.teacher.load())}")
+    if trainer.teacher is not None:
+        say(f"teacher: {run.teacher}, {_parameters(trainer.teacher)}")
     say(f"run: {extent(run, world)}, engine {engine.kind(world.ranks)}")
     say(f"{target}: {_files(run)}")
     say("dry run: nothing was written")
 
 
-def _parameters(network: object) -> str:
-    from torch import nn
-
-    assert isinstance(network, nn.Module)
+def _parameters(network: nn.Module) -> str:
     return f"{sum(p.numel() for p in network.parameters()):,} parameters"
 
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from facm.latents.decode import Decoder
     from facm.runs.config import Run
     from facm.runs.folder import RunFolder
-    from facm.training.state import State
+    from facm.training.checks import CheckedRun
+    from facm.training.trainer import Trainer
 
 RecipeName = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")]
 RunPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -98,24 +99,22 @@ def _train(recipe: Recipe, options: TrainOptions, run: Run, engine: Engine) -> N
     from facm.distributed.collectives import by_first
     from facm.distributed.process_group import opened, restarts
     from facm.runs.folder import LockedError, RunFolder, create, create_or_continue, discard
-    from facm.training.loop import check, check_engine
+    from facm.training.checks import check
 
     out = options.out or Path("runs") / recipe.name
     make: Any = create_or_continue if options.resume or restarts() else create
     with opened(engine) as ranks:
         world = placed(ranks, options.device)
-        check(run)  # before there is a folder
-        engine.check(run.batch_size, world.ranks)
-        check_engine(run, engine)
+        checked = check(run, engine, world.ranks)  # before there is a folder
         if options.dry_run:
-            by_first(world, lambda: dry_run(run, out, make is create_or_continue, engine, world))
+            by_first(world, lambda: dry_run(checked, out, make is create_or_continue, engine, world))
             return
         by_first(world, lambda: make(out, run, recipe.spec, recipe.file) and None)
         folder = RunFolder(out)
         if world.first and not options.quiet:
             say(f"training {recipe.spec} in {out}: {extent(run, world)}")
         try:
-            _run_to_end(run, folder, options.quiet, engine, world)
+            _run_to_end(checked, folder, options.quiet, engine, world)
         except LockedError:  # the folder is another's
             raise
         except Exception:
@@ -151,29 +150,30 @@ def resume(
     """
     from facm.distributed.process_group import opened
     from facm.runs.folder import open_run
+    from facm.training.checks import check
 
     with opened(engine) as world:
         folder, configured = open_run(run)
-        _run_to_end(configured, folder, quiet, engine, placed(world, device))
+        _run_to_end(check(configured, engine, world.ranks), folder, quiet, engine, placed(world, device))
 
 
 def extent(run: Run, world: World) -> str:
     """How long the run is, and what it is computed on."""
-    from facm.training.loop import resolved_precision
+    from facm.training.precision import resolved_precision
 
     precision = resolved_precision(run, world.device)
     ranks = "" if world.ranks == 1 else f"{world.ranks} x "
     return f"{run.images} images in steps of {run.batch_size}, on {ranks}{world.device} in {precision}"
 
 
-def _run_to_end(run: Run, folder: RunFolder, quiet: bool, engine: Engine, world: World) -> None:
+def _run_to_end(checked: CheckedRun, folder: RunFolder, quiet: bool, engine: Engine, world: World) -> None:
     """Train with progress and sample grids, and print how it ended."""
     from facm.training.loop import train as train_run
     from facm.training.progress import progress
 
-    draw = _previews(run, folder, world)
+    run, draw = checked.run, _previews(checked, folder, world)
     with progress(run, plain(folder.path.name), quiet or not world.first) as report:
-        outcome = train_run(run, folder, report=report, on_checkpoint=draw, engine=engine, world=world)
+        outcome = train_run(checked, folder, report=report, on_checkpoint=draw, engine=engine, world=world)
     if not world.first:
         return
     if not outcome.finished:
@@ -184,26 +184,26 @@ def _run_to_end(run: Run, folder: RunFolder, quiet: bool, engine: Engine, world:
         say(f"done: {spent}: {folder.path}")
 
 
-def _previews(run: Run, folder: RunFolder, world: World) -> Callable[[State], None]:
+def _previews(checked: CheckedRun, folder: RunFolder, world: World) -> Callable[[Trainer], None]:
     """Draws a small grid of the first EMA's samples, from the same noise at every checkpoint."""
     from facm.training.preview import draw_preview
 
-    decode = _decoder(run, world)
+    decode = _decoder(checked, world)
 
-    def draw(state: State) -> None:
-        draw_preview(state, run, folder.samples / f"{state.images:012d}.png", decode)
+    def draw(trainer: Trainer) -> None:
+        draw_preview(trainer, folder.samples / f"{trainer.state.images:012d}.png", decode)
 
     return draw
 
 
-def _decoder(run: Run, world: World) -> Decoder | None:
+def _decoder(checked: CheckedRun, world: World) -> Decoder | None:
     """What makes images of the run's latents, on the first rank. One that the recipe names must be there; without the
     one that only the latents' manifest names, a run has no previews, and prints why."""
     from facm.latents.decode import decoder_of
 
     if not world.first:
         return None
-    dataset = run.data.open()
+    dataset = checked.dataset
     try:
         return decoder_of(dataset, world.device)
     except ValueError as error:

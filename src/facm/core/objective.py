@@ -67,6 +67,16 @@ class VelocityTarget:
         raise NotImplementedError(f"{type(self).__name__} does not say what the velocity is")
 
 
+def guidance_scale(velocity: Any) -> float:
+    """w of a velocity target; 1 for a user's own that is no :class:`VelocityTarget`, or none at all."""
+    return velocity.guidance_scale if isinstance(velocity, VelocityTarget) else 1.0
+
+
+def needs_teacher(velocity: Any) -> bool:
+    """Whether a velocity target asks a teacher; False for a user's own that is no :class:`VelocityTarget`."""
+    return isinstance(velocity, VelocityTarget) and velocity.needs_teacher
+
+
 @dataclass(frozen=True)
 class NetworkInterface:
     """How a trained network is called, and what it has learned: all that sampling needs to know of an objective.

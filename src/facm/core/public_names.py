@@ -86,7 +86,11 @@ VERSION_0_1: dict[str, tuple[str, ...]] = {
 RENAMED_CLASSES = {"Every": "Intervals"}
 """Class names of version 0.1 that are others now."""
 
-RENAMED_FIELDS: dict[str, dict[str, str]] = {}
+RENAMED_FIELDS: dict[str, dict[str, str]] = {
+    "facm:FlowMatching": {"mixed": "p_flow_condition"},
+    "facm:MeanFlow": {"equal": "data_proportion"},
+    "facm:ShortcutModel": {"every": "bootstrap_every", "finest": "denoise_timesteps"},
+}
 """Public name -> field of version 0.1 -> field now."""
 
 REMOVED = {

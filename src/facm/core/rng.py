@@ -19,7 +19,7 @@ def derive(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _global_random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
+def global_random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The global generators: this package draws from none of them, but a user's network or data may."""
     version, internal, gauss = random.getstate()
     name, keys, position, has_gauss, cached = cast(tuple[str, np.ndarray, int, int, float], np.random.get_state())
@@ -33,13 +33,13 @@ def _global_random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
 @contextlib.contextmanager
 def borrowed_generators(seed: int | None = None) -> Iterator[None]:
     """Borrow the global generators, seeded if asked for; afterwards they are as they were before."""
-    before = _global_random_state()
+    before = global_random_state()
     try:
         if seed is not None:
             seed_generators(seed)
         yield
     finally:
-        _set_global_random_state(*before)
+        set_global_random_state(*before)
 
 
 def seed_generators(seed: int) -> None:
@@ -49,7 +49,7 @@ def seed_generators(seed: int) -> None:
     random.seed(seed)
 
 
-def _set_global_random_state(tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+def set_global_random_state(tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
     torch.set_rng_state(tensors["torch"])
     version, gauss = meta["python"]
     random.setstate((version, tuple(tensors["python"].tolist()), gauss))

@@ -11,6 +11,7 @@ import enum
 import hashlib
 import importlib
 import json
+import sys
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
@@ -127,18 +128,13 @@ def find(name: str, recipe: ModuleType | None = None) -> type:
 
 
 def _in_recipe(recipe: ModuleType, module: str, qualified: str) -> Any:
-    """What the recipe file defines, or has imported, under this name; None if it has not."""
-    names = vars(recipe)
+    """What the recipe file defines under this name, or a module that it has imported something from; else None."""
     if module == recipe.__name__:
         return _attribute(recipe, qualified)
-    for value in names.values():
-        if isinstance(value, type) and f"{value.__module__}:{value.__qualname__}" == f"{module}:{qualified}":
-            return value
-        if isinstance(value, ModuleType) and (value.__name__ == module or module.startswith(f"{value.__name__}.")):
-            inner = _attribute(value, module[len(value.__name__) + 1 :])
-            found = None if inner is None else _attribute(inner, qualified)
-            if found is not None:
-                return found
+    for value in vars(recipe).values():
+        home = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+        if isinstance(home, str) and (module == home or module.startswith(f"{home}.")) and module in sys.modules:
+            return _attribute(sys.modules[module], qualified)
     return None
 
 

@@ -6,9 +6,9 @@ t = 1 is data; ``x_t = (1 - t) x_0 + t x_1``; the velocity is ``v = x_1 - x_0``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -61,28 +61,6 @@ class NetworkConfig(Protocol):
     """A network's configuration: frozen, and built into an ``nn.Module`` satisfying :class:`Network`."""
 
     def build(self) -> torch.nn.Module: ...
-
-
-@runtime_checkable
-class Objective(Protocol):
-    """A training objective: draws its noise and times from ``rng`` and nothing else."""
-
-    def __call__(self, network: Any, batch: Batch, rng: torch.Generator, teacher: Any | None = None) -> Loss: ...
-
-
-def losses(
-    objective: Objective, network: Any, batch: Batch, rng: torch.Generator, teacher: Any | None = None
-) -> Iterator[Loss]:
-    """The parts of an objective's loss, one after the other: their totals add up to the whole.
-
-    An objective that offers ``losses`` computes each part only when it is asked for, so that the backward pass of one
-    can free its graph before the next begins: the peak of one instead of the sum of both.
-    """
-    parts = getattr(objective, "losses", None)
-    if parts is None:
-        yield objective(network, batch, rng, teacher)
-    else:
-        yield from parts(network, batch, rng, teacher)
 
 
 class Dataset(Protocol):

@@ -21,8 +21,8 @@ class OpLevel:
 
     Where the network's blocks are compiled and it offers its chain, each block's pair is compiled, too; compiled blocks
     of another network run eagerly in this pass.
-    attention: "auto" chooses the tangent's kernel (see :mod:`facm.derivative.attention.dispatch`), "plain" is the formula, "kernel"
-    insists on the fused one.
+    attention: "auto" chooses the tangent's kernel (see :mod:`facm.derivative.attention.dispatch`), "plain" is the
+    formula, "kernel" insists on the fused one.
     """
 
     attention: Kernel = "auto"

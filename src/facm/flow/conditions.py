@@ -3,25 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-
-@runtime_checkable
-class Condition(Protocol):
-    def null(self, cond: Tensor | None) -> Tensor | None:
-        """The null condition for as many samples as ``cond``."""
-        ...
-
-    def check(self, cond: Tensor | None, n: int) -> None:
-        """Raise ValueError unless ``cond`` fits n samples."""
-        ...
-
-    def drop(self, cond: Tensor | None, dropped: Tensor) -> Tensor | None:
-        """``cond`` with the null where ``dropped`` (B,) bool is true."""
-        ...
+from facm.core.objective import Condition
 
 
 @dataclass(frozen=True)
@@ -29,6 +15,7 @@ class Labels:
     """Class labels 0 .. classes - 1 as (B,) int64; the null label is ``classes``."""
 
     classes: int
+    """Number of classes."""
 
     def __post_init__(self) -> None:
         if self.classes < 1:

@@ -15,6 +15,8 @@ MIN_CHANNELS_FOR_COSINE = 4  # below, the cosine at one position says little: wi
 
 @runtime_checkable
 class Distance(Protocol):
+    """A distance of prediction and target, (B, ...) twice -> (B,)."""
+
     def __call__(self, prediction: Tensor, target: Tensor) -> Tensor: ...
 
 
@@ -44,13 +46,10 @@ class L2:
 
 @dataclass(frozen=True)
 class L2Cosine:
-    """mean square + (1 - cos), the anchor's distance (Eq. 10).
-
-    flat: cosine over the whole sample (the paper's Eq. 10) instead of over the channels at each position (what the
-    published weights used). None: per position from 4 channels on, flat below.
-    """
+    """mean square + (1 - cos), the anchor's distance (Eq. 10)."""
 
     flat: bool | None = None
+    """Cosine over the whole sample (Eq. 10); False: over the channels at each position; None: False from 4 channels."""
 
     def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
         flat = target.shape[1] < MIN_CHANNELS_FOR_COSINE if self.flat is None else self.flat
@@ -61,11 +60,13 @@ class L2Cosine:
 class NormL2:
     """e / sg((e + c)^p), e = mean square (Eq. 18 with p = 0.5): bounded gradients for outliers.
 
-    The weight is under stop-gradient; p = 1 is MeanFlow's, p = 0 the plain mean square.
+    The weight is under stop-gradient.
     """
 
     p: float = 0.5
+    """Exponent of the weight; 0 is the plain mean square, 1 is MeanFlow's."""
     c: float = 1e-3
+    """Constant of the weight, above 0, in units of the mean square."""
 
     def __post_init__(self) -> None:
         if self.p < 0 or not self.c > 0:
@@ -84,6 +85,7 @@ class PseudoHuber:
     """
 
     c: float = 0.00054
+    """Where the square becomes the norm, above 0, in units of the root mean square."""
 
     def __post_init__(self) -> None:
         if not self.c > 0:
@@ -95,10 +97,12 @@ class PseudoHuber:
 
 @dataclass(frozen=True)
 class Scaled:
-    """``weight`` times another distance: FACM(anchor=Scaled(L2Cosine(), 0.1)) is Eq. 8 with the anchor weighted 0.1."""
+    """Another distance times a weight: FACM(anchor=Scaled(L2Cosine(), 0.1)) is Eq. 8 with the anchor weighted 0.1."""
 
     distance: Distance
+    """The distance that is scaled."""
     weight: float
+    """Its factor, above 0."""
 
     def __post_init__(self) -> None:
         if not self.weight > 0:

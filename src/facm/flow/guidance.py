@@ -1,4 +1,4 @@
-"""Where the velocity target v comes from, and classifier-free guidance with an interval (Eq. 9).
+"""Classifier-free guidance with an interval (Eq. 9).
 
     v = v_u + w (v_c - v_u)   for t in [low, high],   v = v_c elsewhere
 
@@ -15,19 +15,21 @@ import torch
 from torch import Tensor
 
 from facm.core.modules import has_compiled_parts, is_compiled
+from facm.core.objective import Condition, Times
 from facm.core.tensors import at_least_float32, expand
 from facm.core.types import VelocityField
-from facm.flow.conditions import Condition
-from facm.flow.time_conditioning import Times
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """Guidance of strength ``scale`` (w >= 1), acting for low <= t <= high, both inclusive (Table 5: 1.75, 0.125)."""
+    """Guidance of strength w for low <= t <= high, both inclusive (Table 5: 1.75, 0.125)."""
 
     scale: float = 1.75
+    """Guidance scale w >= 1; 1 is no guidance."""
     low: float = 0.125
+    """Earliest time t in [0, 1] at which guidance is active."""
     high: float = 1.0
+    """Latest time t in [0, 1] at which guidance is active."""
 
     def __post_init__(self) -> None:
         if not self.scale >= 1:
@@ -48,7 +50,9 @@ def extrapolate(v_c: Tensor, v_u: Tensor, scale: float) -> Tensor:
     return v_u + scale * (v_c - v_u)
 
 
-def _both(network: Any, x_t: Tensor, times: Times, cond: Tensor | None, null: Tensor | None) -> tuple[Tensor, Tensor]:
+def both_velocities(
+    network: Any, x_t: Tensor, times: Times, cond: Tensor | None, null: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Predictions under the condition and under the null, in one pass of 2B samples."""
     assert cond is not None
     assert null is not None
@@ -66,16 +70,18 @@ def guided_velocity(
     condition: Condition,
     guidance: Guidance,
 ) -> Tensor:
-    """The network's velocity at (x_t, t), guided where ``guidance`` is active. ``at`` maps t to the time condition.
+    """The network's velocity at (x_t, t), guided where ``guidance`` is active.
 
-    One pass: the batch under its condition, and, of the samples where guidance is active, under the null. A compiled
-    network is asked for the null of all, in one shape: another shape would compile it again.
+    One forward pass over the conditional batch plus the unconditional branch for samples inside the guidance interval;
+    under torch.compile the whole batch, to keep shapes static.
+
+    at: maps t (B,) to the network's time arguments.
     """
     if guidance.scale == 1:
         return at_least_float32(network(x_t, cond=cond, **at(t)))
     null, active = condition.null(cond), guidance.active(t)
     if t.is_meta or torch.compiler.is_compiling() or is_compiled(network) or has_compiled_parts(network):
-        v_c, v_u = _both(network, x_t, at(t), cond, null)
+        v_c, v_u = both_velocities(network, x_t, at(t), cond, null)
         return torch.where(expand(active, v_c), extrapolate(v_c, v_u, guidance.scale), v_c)
     assert cond is not None
     assert null is not None

@@ -13,23 +13,12 @@ the time condition comes out as 1 for t and 0 for r.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Times = dict[str, Tensor]
-
-
-@runtime_checkable
-class Task(Protocol):
-    def shortcut(self, t: Tensor) -> Times:
-        """c_CM: ask for the average velocity from t to 1."""
-        ...
-
-    def anchor(self, t: Tensor) -> Times:
-        """c_FM: ask for the instantaneous velocity at t."""
-        ...
+from facm.core.objective import Task, Times
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from torch import Tensor
 
 @runtime_checkable
 class TimeDistribution(Protocol):
+    """A distribution of the training time t."""
+
     def sample(self, n: int, rng: torch.Generator) -> Tensor:
         """n times (n,) float32 in [0, 1], drawn from ``rng``."""
         ...
@@ -35,7 +37,9 @@ class Uniform:
     """t ~ U[low, high]."""
 
     low: float = 0.0
+    """Earliest time, at least 0."""
     high: float = 1.0
+    """Latest time, at most 1."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.low < self.high <= 1:
@@ -47,11 +51,12 @@ class Uniform:
 
 @dataclass(frozen=True)
 class LogitNormal:
-    """t = sigmoid(mean - std z), z ~ N(0, 1): a positive mean leans towards data, and as in Eq. 20 a positive z
-    towards noise."""
+    """t = sigmoid(mean - std z), z ~ N(0, 1); a positive z leads towards noise, as in Eq. 20."""
 
     mean: float = 0.0
+    """Mean of the logit of t; a positive one leans towards data."""
     std: float = 1.0
+    """Standard deviation of the logit of t, above 0."""
 
     def __post_init__(self) -> None:
         _check_std("LogitNormal", self.std)
@@ -71,7 +76,9 @@ class ArctanLogNormal:
     """
 
     mean: float = -0.8
+    """Mean of ln sigma, P_mean in Table 5; a smaller one leans towards data."""
     std: float = 1.6
+    """Standard deviation of ln sigma, P_std in Table 5, above 0."""
 
     def __post_init__(self) -> None:
         _check_std("ArctanLogNormal", self.std)

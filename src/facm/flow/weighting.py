@@ -15,6 +15,8 @@ from torch import Tensor
 
 @runtime_checkable
 class Weight(Protocol):
+    """A weighting function of time, t (B,) -> (B,)."""
+
     def __call__(self, t: Tensor) -> Tensor: ...
 
 
@@ -31,6 +33,7 @@ class OneMinusPower:
     """1 - t^p. alpha(t) = 1 - t^0.5 is the paper's best (Table 4)."""
 
     p: float = 0.5
+    """Exponent p, above 0."""
 
     def __post_init__(self) -> None:
         if not self.p > 0:

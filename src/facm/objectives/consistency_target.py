@@ -1,17 +1,25 @@
-"""The relaxed consistency target, shared by every objective that learns the shortcut (Eq. 11-13)."""
+"""What the objectives share: the relaxed consistency target (Eq. 11-13), and the checks before an evaluation."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
+from facm.core.objective import Objective
 from facm.core.tensors import expand
+from facm.derivative import same_dropout
+from facm.flow.interpolant import Interpolant
+from facm.flow.time_conditioning import check_task
 
 
 @dataclass(frozen=True)
 class ShortcutTarget:
-    """v_bar, g and v_tar, all (B, ...) and without graph."""
+    """The target of one relaxation step; nothing in it has a graph.
+
+    v_bar, g, v_tar: (B, ...).
+    """
 
     v_bar: Tensor
     g: Tensor
@@ -33,5 +41,19 @@ def shortcut_target(
 
 
 def check_clamp(clamp: float | None) -> None:
+    """Raise ValueError unless ``clamp`` is a positive bound or None."""
     if clamp is not None and not clamp > 0:
         raise ValueError(f"clamp = {clamp}, expected a positive bound, or None for no clamp")
+
+
+def checked_network(objective: Objective, network: Any, point: Interpolant) -> Any:
+    """``network``, with one dropout mask for all its calls in one evaluation.
+
+    Raises ValueError for a network that lacks what the objective needs, and for a condition that does not fit.
+    """
+    if objective.task is not None:
+        check_task(objective.task, network)
+    objective.check_network(network)
+    if objective.condition is not None:
+        objective.condition.check(point.cond, len(point))
+    return same_dropout(network)

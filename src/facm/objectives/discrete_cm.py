@@ -15,21 +15,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from facm.core.objective import Condition, Objective, Task, VelocityTarget
 from facm.core.tensors import check_time, expand
 from facm.core.types import Batch, Loss
-from facm.derivative import Prediction, same_dropout
-from facm.flow.conditions import Condition
+from facm.derivative import Prediction
 from facm.flow.distances import Distance, PseudoHuber
-from facm.flow.interpolant import Point, chosen, noise, rows, size
-from facm.flow.paths import interpolate, x_1_from_velocity
-from facm.flow.time_conditioning import ExpandedInterval, Task, check_task
-from facm.flow.velocity import TeacherVelocity, VelocityTarget, check_guidance
+from facm.flow.interpolant import Interpolant, draw_noise, drop_labels, rows, step_size
+from facm.flow.paths import x_1_from_velocity
+from facm.flow.time_conditioning import ExpandedInterval
+from facm.flow.velocity import TeacherVelocity, check_guidance
+from facm.objectives.consistency_target import checked_network
 from facm.objectives.discrete_schedules import OverStep, PairSchedule, PairWeight
 
 
 @dataclass(frozen=True)
 class DiscreteTerms:
-    """x_t, v, x_s, the prediction f_t and its target f_s (B, ...); the weighted loss L_CM (B,)."""
+    """Every intermediate of one evaluation.
+
+    x_t, v, x_s: (B, ...).
+    f_t: (B, ...), the prediction.
+    f_s: (B, ...), its target.
+    L_CM: (B,), the weighted loss of each sample.
+    """
 
     x_t: Tensor
     v: Tensor
@@ -43,24 +50,30 @@ class DiscreteTerms:
 
 
 @dataclass(frozen=True)
-class DiscreteCM:
-    """iCT: DiscreteCM(condition, DoublingSteps(images), DataVelocity()); ECT: DiscreteCM(condition, ShrinkingGap(),
-    DataVelocity(), weight=SignalToNoise()); distillation: velocity = TeacherVelocity().
+class DiscreteCM(Objective):
+    """Discrete-time consistency.
 
-    condition, velocity, task, label_dropout: as in :class:`facm.objectives.facm.FACM`. schedule: the pairs of times;
-    weight: w(t, s).
+    iCT: DiscreteCM(condition, DoublingSteps(images), DataVelocity()); ECT: DiscreteCM(condition, ShrinkingGap(),
+    DataVelocity(), weight=SignalToNoise()); distillation: velocity = TeacherVelocity().
     """
 
     condition: Condition
+    """What the network is conditioned on, and its null: Labels(10), Unconditional()."""
     schedule: PairSchedule
+    """Which pairs of times are compared: DoublingSteps(images) or ShrinkingGap()."""
     velocity: VelocityTarget = TeacherVelocity()
+    """Where the velocity v comes from: TeacherVelocity() for distillation, DataVelocity() for training."""
     task: Task = ExpandedInterval()
+    """How the network is told which velocity to predict: ExpandedInterval() or AuxiliaryTime() (Sec. 3.2.2)."""
     distance: Distance = PseudoHuber()
+    """Distance d of the two answers."""
     weight: PairWeight = OverStep()
+    """Weight w(t, s) of a pair."""
     label_dropout: float = 0.0
+    """Fraction of samples trained at the null condition."""
     learns_shortcut = True
     learns_flow = False
-    global_draws = True
+    draws_for_whole_step = True
 
     def __post_init__(self) -> None:
         check_guidance(self.condition, self.velocity, self.label_dropout)
@@ -75,43 +88,28 @@ class DiscreteCM:
         if most is not None and nfe > most:
             raise ValueError(f"nfe = {nfe}, and {self.schedule} ends with {most} steps: expected at most {most}")
 
-    def evaluate(
-        self,
-        network: Any,
-        x_1: Tensor,
-        x_0: Tensor,
-        t: Tensor,
-        s: Tensor,
-        cond: Tensor | None = None,
-        teacher: Any | None = None,
-        dropped: Tensor | None = None,
-    ) -> DiscreteTerms:
-        """One evaluation on given draws: x_1, x_0 (B, ...), 0 < t < s <= 1 (B,), cond (B,), dropped (B,) bool.
+    def evaluate(self, network: Any, point: Interpolant, s: Tensor, teacher: Any | None = None) -> DiscreteTerms:
+        """One evaluation at given draws; s (B,), t < s <= 1, is the time closer to data.
 
-        Raises ValueError on wrong shapes, times or labels, a missing teacher, or a network without the second time
+        Raises ValueError for times or labels that do not fit, a missing teacher, or a network without the second time
         that the task needs.
         """
-        check_task(self.task, network)
-        self.condition.check(cond, len(x_1))
-        check_time(s, x_1, "s")
-        x_t = interpolate(x_0, x_1, t)
+        x_t, t = point.x_t, point.t
+        check_time(s, point.x_1, "s")
         if s.device.type == "cpu" and not bool((t < s).all()):
             raise ValueError("expected t < s: s is the time closer to data")
-        network = same_dropout(network)
-        v = self.velocity(network, teacher, Point(x_1, x_0, x_t, t, cond, dropped), self.condition, self.task)
+        network = checked_network(self, network, point)
+        v = self.velocity(network, teacher, point, self.condition, self.task)
         x_s = x_t + expand(s - t, x_t) * v
-        F = Prediction(network, self.task.shortcut, cond)
+        F = Prediction(network, self.task.shortcut, point.cond)
         with torch.no_grad():
             f_s = x_1_from_velocity(x_s, F(x_s, s), s)
         f_t = x_1_from_velocity(x_t, F(x_t, t), t)
         return DiscreteTerms(x_t, v, x_s, f_t, f_s, self.weight(t, s) * self.distance(f_t, f_s))
 
     def __call__(self, network: Any, batch: Batch, rng: torch.Generator, teacher: Any | None = None) -> Loss:
-        x_0 = noise(batch, rng)
-        t, s = (rows(time, batch).to(x_0.dtype) for time in self.schedule.sample(size(batch), rng))
+        x_0 = draw_noise(batch, rng)
+        t, s = (rows(time, batch).to(x_0.dtype) for time in self.schedule.sample(step_size(batch), rng))
         s = torch.maximum(s, torch.nextafter(t, torch.ones_like(t)))  # a late gap may be below the precision
-        cond, dropped = batch.cond, None
-        if self.label_dropout:
-            dropped = chosen(batch, self.label_dropout, rng)
-            cond = self.condition.drop(cond, dropped)
-        return self.evaluate(network, batch.x_1, x_0, t, s, cond, teacher, dropped).loss()
+        cond, dropped = drop_labels(batch, self.condition, self.label_dropout, rng)
+        return self.evaluate(network, Interpolant.between(x_0, batch.x_1, t, cond, dropped), s, teacher).loss()

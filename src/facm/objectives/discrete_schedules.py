@@ -26,12 +26,16 @@ def time_at(sigma: Tensor) -> Tensor:
 
 @runtime_checkable
 class PairSchedule(Protocol):
-    """Times t < s. ``most_steps``: how many sampling steps the trained network knows, or None for any number."""
+    """A distribution of pairs of times t < s that changes during training."""
 
     @property
-    def most_steps(self) -> int | None: ...
+    def most_steps(self) -> int | None:
+        """Most sampling steps that the trained network supports; None for any number."""
+        ...
 
-    def at(self, images_seen: int) -> PairSchedule: ...
+    def at(self, images_seen: int) -> PairSchedule:
+        """The schedule at the training clock ``images_seen``."""
+        ...
 
     def sample(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """t, s (n,) float64 with 0 < t < s <= 1, drawn from ``rng``."""
@@ -49,21 +53,30 @@ class DoublingSteps:
 
     N = min(first * 2^floor(seen/K'), last) steps with K' = floor(images/(log2 floor(last/first) + 1)); N + 1 levels
     sigma_i = (sigma_min^(1/rho) + i/N (sigma_max^(1/rho) - sigma_min^(1/rho)))^rho; step i is drawn with the mass that
-    ln sigma ~ N(mean, std^2) has between its ends. images: length of the training run.
+    ln sigma ~ N(mean, std^2) has between its ends.
 
     sigma_min is subtracted from every level, so that the last is data itself: there f is the identity in this package,
     at sigma_min in the paper. The noisiest time is 1/(1 + sigma_max) = 0.012; a sampler asks at 0.
     """
 
     images: int
+    """Length of the training run in images seen."""
     first: int = 10
+    """Number of steps at the start of training."""
     last: int = 1280
+    """Largest number of steps."""
     sigma_min: float = 0.002
+    """Lowest noise level, above 0."""
     sigma_max: float = 80.0
+    """Highest noise level."""
     rho: float = 7.0
+    """Exponent of the spacing between noise levels."""
     mean: float = -1.1
+    """Mean of ln sigma."""
     std: float = 2.0
+    """Standard deviation of ln sigma."""
     seen: int = 0
+    """Images seen so far; training sets it."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.first <= self.last:
@@ -127,13 +140,21 @@ class ShrinkingGap:
     """
 
     stage: int = 3_200_000
+    """Images between two increases of the exponent a."""
     stages: int = 8
+    """Largest exponent a."""
     q: float = 2.0
+    """Base of the shrinking gap, above 1."""
     k: float = 8.0
+    """Factor of the sigmoid in n(sigma); 0 or more."""
     b: float = 1.0
+    """Slope of the sigmoid in n(sigma)."""
     mean: float = -1.1
+    """Mean of ln sigma."""
     std: float = 2.0
+    """Standard deviation of ln sigma."""
     seen: int = 0
+    """Images seen so far; training sets it."""
 
     def __post_init__(self) -> None:
         if self.stage < 1 or self.stages < 1:
@@ -168,6 +189,8 @@ class ShrinkingGap:
 
 @runtime_checkable
 class PairWeight(Protocol):
+    """The weight of a pair of times, (B,) twice -> (B,)."""
+
     def __call__(self, t: Tensor, s: Tensor) -> Tensor: ...
 
 
@@ -181,9 +204,10 @@ class OverStep:
 
 @dataclass(frozen=True)
 class SignalToNoise:
-    """1/sigma_t^2 + 1/sigma_data^2: ECT's. sigma_data: the data's standard deviation."""
+    """1/sigma_t^2 + 1/sigma_data^2: ECT's."""
 
     sigma_data: float = 0.5
+    """Standard deviation of the data."""
 
     def __post_init__(self) -> None:
         if not self.sigma_data > 0:

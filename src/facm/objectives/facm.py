@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from facm.core.objective import Condition, Objective, Task, VelocityTarget
 from facm.core.types import Batch, Loss
-from facm.derivative import Derivative, OpLevel, Prediction, same_dropout
-from facm.flow.conditions import Condition
+from facm.derivative import Derivative, OpLevel, Prediction
 from facm.flow.distances import Distance, L2Cosine, NormL2
-from facm.flow.interpolant import Point, draw
-from facm.flow.paths import interpolate
-from facm.flow.time_conditioning import ExpandedInterval, Task, check_task
+from facm.flow.interpolant import Interpolant
+from facm.flow.time_conditioning import ExpandedInterval
 from facm.flow.times import ArctanLogNormal, TimeDistribution
-from facm.flow.velocity import TeacherVelocity, VelocityTarget, check_guidance
+from facm.flow.velocity import TeacherVelocity, check_guidance
 from facm.flow.weighting import Cosine, OneMinusPower, Weight
-from facm.objectives.consistency_target import check_clamp, shortcut_target
+from facm.objectives.consistency_target import check_clamp, checked_network, shortcut_target
+
+if TYPE_CHECKING:
+    from facm.objectives.continuous_cm import ContinuousCM
 
 
 @dataclass(frozen=True)
 class AnchorTerms:
-    """The anchor's half of an evaluation: tensors (B, ...) and the per-sample loss L_FM (B,)."""
+    """The anchor's half of Algorithm 1.
+
+    x_t, v, F_FM: (B, ...).
+    L_FM: (B,), the loss of each sample.
+    """
 
     x_t: Tensor
     v: Tensor
@@ -37,8 +43,13 @@ class AnchorTerms:
 
 @dataclass(frozen=True)
 class ShortcutTerms:
-    """The shortcut's half. L_CM is the weighted loss beta(t) L_norm, L_norm the unweighted one (B,); g is the residual
-    before the clamp."""
+    """The shortcut's half of Algorithm 1.
+
+    F_CM, dF, v_bar, v_tar: (B, ...).
+    g: (B, ...), the residual before the clamp.
+    L_norm: (B,), the loss of each sample before its weight.
+    L_CM: (B,), beta(t) L_norm.
+    """
 
     F_CM: Tensor
     dF: Tensor
@@ -67,89 +78,80 @@ class FACMTerms(AnchorTerms, ShortcutTerms):
 
 
 @dataclass(frozen=True)
-class FACM:
-    """The FACM objective; a component and its configuration in one.
-
-    condition: what the network is conditioned on, and its null: Labels(10), Unconditional().
-    velocity: TeacherVelocity() for distillation, DataVelocity() from scratch; both carry the guidance.
-    label_dropout: fraction of samples trained at the null condition. From scratch with guidance it must be positive
-        (0.1), or the null condition is never learnt; in distillation guidance is baked in and 0 is right.
-    """
+class FACM(Objective):
+    """The FACM objective (Algorithm 1, Eq. 8-14)."""
 
     condition: Condition
+    """What the network is conditioned on, and its null: Labels(10), Unconditional()."""
     velocity: VelocityTarget = TeacherVelocity()
+    """Where the velocity v comes from: TeacherVelocity() for distillation, DataVelocity() from scratch."""
     task: Task = ExpandedInterval()
-    time: TimeDistribution = ArctanLogNormal(-0.8, 1.6)  # Table 5
-    anchor: Distance = L2Cosine()  # d_1
-    shortcut: Distance = NormL2()  # d_2
-    alpha: Weight = OneMinusPower(0.5)  # Table 4
-    beta: Weight = Cosine()  # Table 4
+    """How the network tells the two tasks apart: ExpandedInterval() or AuxiliaryTime() (Sec. 3.2.2)."""
+    time: TimeDistribution = ArctanLogNormal(-0.8, 1.6)
+    """Distribution of the training time t (Eq. 20, Table 5)."""
+    anchor: Distance = L2Cosine()
+    """Distance d_1 of the anchor's loss (Eq. 10)."""
+    shortcut: Distance = NormL2()
+    """Distance d_2 of the shortcut's loss (Eq. 18)."""
+    alpha: Weight = OneMinusPower(0.5)
+    """Step alpha(t) from the prediction towards its target (Eq. 12, Table 4)."""
+    beta: Weight = Cosine()
+    """Weight beta(t) of the shortcut's loss (Eq. 14, Table 4)."""
     clamp: float | None = 1.0
+    """Bound of each element of the residual g; None for no bound."""
     label_dropout: float = 0.0
+    """Fraction of samples trained at the null condition: 0.1 from scratch with guidance, 0 in distillation."""
     derivative: Derivative = OpLevel()
+    """How the total derivative dF/dt is computed (Eq. 16)."""
     learns_shortcut = True
-    global_draws = True
-    parts = 2
+    draws_for_whole_step = True
 
     def __post_init__(self) -> None:
         check_clamp(self.clamp)
         check_guidance(self.condition, self.velocity, self.label_dropout)
 
-    def evaluate(
-        self,
-        network: Any,
-        x_1: Tensor,
-        x_0: Tensor,
-        t: Tensor,
-        cond: Tensor | None = None,
-        teacher: Any | None = None,
-        dropped: Tensor | None = None,
-    ) -> FACMTerms:
-        """One evaluation on given draws: x_1, x_0 (B, ...), t (B,) in [0, 1], cond (B,), dropped (B,) bool.
+    def evaluate(self, network: Any, point: Interpolant, teacher: Any | None = None) -> FACMTerms:
+        """One evaluation at given draws.
 
-        Raises ValueError on wrong shapes, times or labels, a missing teacher, or a network without the second time
-        that the task needs.
+        Raises ValueError for labels that do not fit, a missing teacher, or a network without the second time that the
+        task needs.
         """
-        anchor, shortcut = self._parts(network, x_1, x_0, t, cond, teacher, dropped)
-        return FACMTerms(**vars(anchor), **vars(shortcut))
+        anchor, shortcut = self._terms(network, point, teacher)
+        return FACMTerms(**vars(anchor()), **vars(shortcut()))
 
-    def _parts(
-        self,
-        network: Any,
-        x_1: Tensor,
-        x_0: Tensor,
-        t: Tensor,
-        cond: Tensor | None,
-        teacher: Any | None,
-        dropped: Tensor | None,
-    ) -> Iterator[Any]:
-        """The anchor's terms, then the shortcut's, each computed when it is asked for."""
-        check_task(self.task, network)
-        self.condition.check(cond, len(x_1))
-        network = same_dropout(network)
-        F_anchor = Prediction(network, self.task.anchor, cond)
-        F_shortcut = Prediction(network, self.task.shortcut, cond)
+    def _terms(
+        self, network: Any, point: Interpolant, teacher: Any | None
+    ) -> tuple[Callable[[], AnchorTerms], Callable[[], ShortcutTerms]]:
+        network = checked_network(self, network, point)
+        x_t, t = point.x_t, point.t  # line 3
+        v = self.velocity(network, teacher, point, self.condition, self.task)  # line 4
 
-        x_t = interpolate(x_0, x_1, t)  # line 3
-        v = self.velocity(network, teacher, Point(x_1, x_0, x_t, t, cond, dropped), self.condition, self.task)  # line 4
-        F_FM = F_anchor(x_t, t)  # line 5
-        L_FM = self.anchor(F_FM, v)  # Eq. 10
-        yield AnchorTerms(x_t, v, F_FM, L_FM)
+        def anchor() -> AnchorTerms:
+            F_FM = Prediction(network, self.task.anchor, point.cond)(x_t, t)  # line 5
+            return AnchorTerms(x_t, v, F_FM, self.anchor(F_FM, v))  # Eq. 10
 
-        F_CM, dF = self.derivative(F_shortcut, (x_t, t), (v, torch.ones_like(t)))  # line 6, Eq. 16
-        target = shortcut_target(F_CM, dF, v, t, self.alpha(t), self.clamp)  # lines 7-8, Eq. 11-13
-        L_norm = self.shortcut(F_CM, target.v_tar)  # Eq. 18
-        L_CM = self.beta(t) * L_norm  # Eq. 14
-        yield ShortcutTerms(F_CM, dF, target.v_bar, target.g, target.v_tar, L_norm, L_CM)
+        return anchor, lambda: shortcut_terms(self, network, point, v)  # lines 6-8
 
-    def losses(self, network: Any, batch: Batch, rng: torch.Generator, teacher: Any | None = None) -> Iterator[Loss]:
-        """As a call, in two parts: the anchor's graph can be freed by its backward pass before the shortcut's begins
-        (the same gradient, at the peak of one)."""
-        d = draw(batch, self.time, self.condition, self.label_dropout, rng)
-        for part in self._parts(network, batch.x_1, d.x_0, d.t, d.cond, teacher, d.dropped):
-            yield part.loss()
+    def loss_terms(
+        self, network: Any, batch: Batch, rng: torch.Generator, teacher: Any | None = None
+    ) -> tuple[Callable[[], Loss], ...]:
+        """The anchor's loss and the shortcut's, on the same draws."""
+        point = Interpolant.draw(batch, self.time, self.condition, self.label_dropout, rng)  # lines 1-2
+        anchor, shortcut = self._terms(network, point, teacher)
+        return lambda: anchor().loss(), lambda: shortcut().loss()
 
     def __call__(self, network: Any, batch: Batch, rng: torch.Generator, teacher: Any | None = None) -> Loss:
-        """Draw x_0, t and the dropped labels from ``rng`` (lines 1-2) and evaluate."""
-        d = draw(batch, self.time, self.condition, self.label_dropout, rng)
-        return self.evaluate(network, batch.x_1, d.x_0, d.t, d.cond, teacher, d.dropped).loss()  # line 9
+        """L_FM + L_CM on noise, times and dropped labels from ``rng``."""
+        point = Interpolant.draw(batch, self.time, self.condition, self.label_dropout, rng)  # lines 1-2
+        return self.evaluate(network, point, teacher).loss()  # line 9
+
+
+def shortcut_terms(objective: FACM | ContinuousCM, network: Any, point: Interpolant, v: Tensor) -> ShortcutTerms:
+    """Algorithm 1, lines 6-8: the shortcut's loss at ``point``, where the velocity is v (B, ...)."""
+    x_t, t = point.x_t, point.t
+    F = Prediction(network, objective.task.shortcut, point.cond)
+    F_CM, dF = objective.derivative(F, (x_t, t), (v, torch.ones_like(t)))  # line 6, Eq. 16
+    target = shortcut_target(F_CM, dF, v, t, objective.alpha(t), objective.clamp)  # lines 7-8, Eq. 11-13
+    L_norm = objective.shortcut(F_CM, target.v_tar)  # Eq. 18
+    L_CM = objective.beta(t) * L_norm  # Eq. 14
+    return ShortcutTerms(F_CM, dF, target.v_bar, target.g, target.v_tar, L_norm, L_CM)

@@ -8,19 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from facm.core.objective import Condition, Objective, Task
 from facm.core.tensors import at_least_float32
 from facm.core.types import Batch, Loss
-from facm.flow.conditions import Condition, check_label_dropout
+from facm.flow.conditions import check_label_dropout
 from facm.flow.distances import Distance, L2Cosine
-from facm.flow.interpolant import chosen, noise, rows, size
-from facm.flow.paths import interpolate, velocity
-from facm.flow.time_conditioning import ExpandedInterval, Task, check_task
+from facm.flow.interpolant import Interpolant, draw_noise, draw_subset, drop_labels, rows, step_size
+from facm.flow.time_conditioning import ExpandedInterval
 from facm.flow.times import TimeDistribution, Uniform
+from facm.objectives.consistency_target import checked_network
 
 
 @dataclass(frozen=True)
 class FlowMatchingTerms:
-    """x_t, v and the prediction F (B, ...), and the per-sample loss L_FM (B,)."""
+    """Every intermediate of one evaluation.
+
+    x_t, v: (B, ...).
+    F: (B, ...), the prediction.
+    L_FM: (B,), the loss of each sample.
+    """
 
     x_t: Tensor
     v: Tensor
@@ -32,53 +38,45 @@ class FlowMatchingTerms:
 
 
 @dataclass(frozen=True)
-class FlowMatching:
-    """L = E d(F(x_t, c), x_1 - x_0).
-
-    mixed: fraction of samples conditioned on c_FM, the others on c_CM (which is the plain t for the expanded interval):
-        with 0.5 the teacher already answers at c_FM when distillation starts, with 0 it is an ordinary one.
-    label_dropout: fraction trained at the null condition, without which the teacher cannot be guided.
-    """
+class FlowMatching(Objective):
+    """L = E d(F(x_t, c), x_1 - x_0)."""
 
     condition: Condition
+    """What the network is conditioned on, and its null: Labels(10), Unconditional()."""
     task: Task = ExpandedInterval()
+    """How the network tells the two tasks of distillation apart: ExpandedInterval() or AuxiliaryTime() (Sec. 3.2.2)."""
     time: TimeDistribution = Uniform()
+    """Distribution of the training time t."""
     distance: Distance = L2Cosine()
-    mixed: float = 0.5
+    """Distance d of prediction and velocity."""
+    p_flow_condition: float = 0.5
+    """Fraction of samples conditioned on c_FM, the others on c_CM; 0.5 prepares a teacher for distillation."""
     label_dropout: float = 0.1
-    global_draws = True
+    """Fraction of samples trained at the null condition, without which the teacher cannot be guided."""
+    draws_for_whole_step = True
 
     def __post_init__(self) -> None:
-        for name in ("mixed", "label_dropout"):
+        for name in ("p_flow_condition", "label_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} = {getattr(self, name)}, expected a fraction in [0, 1]")
         check_label_dropout(self.condition, self.label_dropout)
 
-    def evaluate(
-        self,
-        network: Any,
-        x_1: Tensor,
-        x_0: Tensor,
-        t: Tensor,
-        cond: Tensor | None = None,
-        anchored: Tensor | None = None,
-    ) -> FlowMatchingTerms:
-        """One evaluation on given draws: x_1, x_0 (B, ...), t (B,), cond (B,), anchored (B,) bool: which samples are
-        conditioned on c_FM (none if not given). Raises ValueError on wrong shapes, times or labels."""
-        check_task(self.task, network)
-        self.condition.check(cond, len(x_1))
-        x_t, v = interpolate(x_0, x_1, t), velocity(x_0, x_1)
-        c = self.task.shortcut(t)
+    def evaluate(self, network: Any, point: Interpolant, anchored: Tensor | None = None) -> FlowMatchingTerms:
+        """One evaluation at given draws; anchored (B,) bool: the samples that are conditioned on c_FM, None for none.
+
+        Raises ValueError for labels that do not fit.
+        """
+        network_time = self.task.shortcut(point.t)
+        checked_network(self, network, point)
         if anchored is not None:
-            c = {name: torch.where(anchored, c_FM, c[name]) for name, c_FM in self.task.anchor(t).items()}
-        F = at_least_float32(network(x_t, cond=cond, **c))
-        return FlowMatchingTerms(x_t, v, F, self.distance(F, v))
+            c_FM = self.task.anchor(point.t)
+            network_time = {name: torch.where(anchored, c_FM[name], c) for name, c in network_time.items()}
+        F = at_least_float32(network(point.x_t, cond=point.cond, **network_time))
+        return FlowMatchingTerms(point.x_t, point.v, F, self.distance(F, point.v))
 
     def __call__(self, network: Any, batch: Batch, rng: torch.Generator, teacher: Any | None = None) -> Loss:
-        x_0 = noise(batch, rng)
-        t = rows(self.time.sample(size(batch), rng), batch).to(x_0.dtype)
-        anchored = chosen(batch, self.mixed, rng)
-        cond = batch.cond
-        if self.label_dropout:
-            cond = self.condition.drop(cond, chosen(batch, self.label_dropout, rng))
-        return self.evaluate(network, batch.x_1, x_0, t, cond, anchored).loss()
+        x_0 = draw_noise(batch, rng)
+        t = rows(self.time.sample(step_size(batch), rng), batch).to(x_0.dtype)
+        anchored = draw_subset(batch, self.p_flow_condition, rng)
+        cond, dropped = drop_labels(batch, self.condition, self.label_dropout, rng)
+        return self.evaluate(network, Interpolant.between(x_0, batch.x_1, t, cond, dropped), anchored).loss()

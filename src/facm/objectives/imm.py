@@ -23,14 +23,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from facm.core.objective import Condition, Objective
 from facm.core.tensors import at_least_float32, check_same_shape, check_time, expand
 from facm.core.types import Batch, Loss
-from facm.derivative import same_dropout
-from facm.flow.conditions import Condition, check_label_dropout
-from facm.flow.interpolant import chosen, noise, rows, size
+from facm.flow.conditions import check_label_dropout
+from facm.flow.interpolant import Interpolant, draw_noise, drop_labels, rows, step_size
 from facm.flow.paths import interpolate
-from facm.flow.time_conditioning import AuxiliaryTime, check_task
+from facm.flow.time_conditioning import AuxiliaryTime
 from facm.flow.times import TimeDistribution, Uniform
+from facm.objectives.consistency_target import checked_network
 
 
 def laplace(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
@@ -42,7 +43,12 @@ def laplace(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class IMMTerms:
-    """The jumps y_t and y_r (B, ...), r (B,), and the loss of each sample's group (B,)."""
+    """Every intermediate of one evaluation.
+
+    r: (B,), the time of the frozen jump.
+    y_t, y_r: (B, ...), the samples jumped to s from t and from r.
+    L: (B,), the loss of each sample's group.
+    """
 
     r: Tensor
     y_t: Tensor
@@ -54,26 +60,35 @@ class IMMTerms:
 
 
 @dataclass(frozen=True)
-class IMM:
-    """particles: M, neighbours in the batch. decrement: of eta, eta_max/2^k with the paper's 160 and k = 12.
-
-    gap: the least r - t. a, b: of the weight. time: of t; the paper's stops at 0.006 (its T = 0.994), Uniform() goes
-    on to 0, where the sampler starts. label_dropout: what guidance while sampling needs; in training there is none.
-    """
+class IMM(Objective):
+    """The objective of inductive moment matching, for a network with ``auxiliary_time = True``."""
 
     condition: Condition
+    """What the network is conditioned on, and its null: Labels(10), Unconditional()."""
     time: TimeDistribution = Uniform(0.006, 1.0)
+    """Distribution of t; the paper's stops at 0.006 (its T = 0.994), Uniform() reaches 0, where the sampler starts."""
     particles: int = 4
+    """Number M of particles in a group, which are neighbours in the batch."""
     decrement: float = 160 / 2**12
+    """Amount by which eta = (1 - t)/t falls from t to r: eta_max/2^k with the paper's 160 and k = 12."""
     gap: float = 1e-4
+    """Smallest r - t."""
     a: float = 1.0
+    """Exponent a of the weight w(t); at least 1."""
     b: float = 5.0
+    """Bias b of the weight w(t)."""
     label_dropout: float = 0.1
+    """Fraction of samples trained at the null condition, which guidance in sampling needs."""
     task = AuxiliaryTime()
     learns_shortcut = True
     learns_flow = False
     learns_jumps = True
-    global_draws = True
+    draws_for_whole_step = True
+
+    @property
+    def group_size(self) -> int:  # type: ignore[override]
+        """Particles in a group."""
+        return self.particles
 
     def __post_init__(self) -> None:
         if self.particles < 1:
@@ -96,22 +111,19 @@ class IMM:
         c = math.exp(self.b) * (1 - t)
         return c * t ** (self.a - 1) / ((c * (1 - t) + t**2) * (t**2 + (1 - t) ** 2))
 
-    def evaluate(
-        self, network: Any, x_1: Tensor, x_0: Tensor, t: Tensor, s: Tensor, cond: Tensor | None = None
-    ) -> IMMTerms:
-        """One evaluation on given draws: x_1, x_0 (B, ...), t < s (B,), equal within each group of ``particles``
-        neighbours, cond (B,).
+    def evaluate(self, network: Any, point: Interpolant, s: Tensor) -> IMMTerms:
+        """One evaluation at given draws; s (B,) is the time jumped to, t < s. Both times are equal within each group of
+        ``particles`` neighbours.
 
-        Raises ValueError on wrong shapes, times, groups or labels, or a network without a second time.
+        Raises ValueError for times, groups or labels that do not fit, or a network without a second time.
         """
-        check_task(self.task, network)
-        self.condition.check(cond, len(x_1))
+        x_0, x_1, t, cond = point.x_0, point.x_1, point.t, point.cond
         check_same_shape(t=t, s=s)
         check_time(s, x_1, "s")
         self._check_groups(len(x_1))
         if s.device.type == "cpu":
             self._check_times(t, s)
-        network, r = same_dropout(network), self.ahead(t, s)
+        network, r = checked_network(self, network, point), self.ahead(t, s)
 
         def jump(start: Tensor) -> Tensor:
             x = interpolate(x_0, x_1, start)
@@ -141,12 +153,10 @@ class IMM:
 
     def __call__(self, network: Any, batch: Batch, rng: torch.Generator, teacher: Any | None = None) -> Loss:
         self._check_groups(len(batch.x_1), batch.start)
-        x_0 = noise(batch, rng)
-        groups = -(-size(batch) // self.particles)
+        x_0 = draw_noise(batch, rng)
+        groups = -(-step_size(batch) // self.particles)
         t = self.time.sample(groups, rng)
         s = t + (1 - t) * torch.rand(groups, generator=rng, device=rng.device)
         t, s = (rows(c.repeat_interleave(self.particles), batch).to(x_0.dtype) for c in (t, s))
-        cond = batch.cond
-        if self.label_dropout:
-            cond = self.condition.drop(cond, chosen(batch, self.label_dropout, rng))
-        return self.evaluate(network, batch.x_1, x_0, t, s, cond).loss()
+        cond, dropped = drop_labels(batch, self.condition, self.label_dropout, rng)
+        return self.evaluate(network, Interpolant.between(x_0, batch.x_1, t, cond, dropped), s).loss()

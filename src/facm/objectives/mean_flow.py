@@ -13,21 +13,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from facm.core.objective import Condition, Objective, VelocityTarget
 from facm.core.tensors import check_time, expand
 from facm.core.types import Batch, Loss
-from facm.derivative import Derivative, OpLevel, Prediction, same_dropout
-from facm.flow.conditions import Condition
+from facm.derivative import Derivative, OpLevel, Prediction
 from facm.flow.distances import NormL2, mean_square
-from facm.flow.interpolant import Point, chosen, draw, rows, size
-from facm.flow.paths import interpolate
-from facm.flow.time_conditioning import AuxiliaryTime, check_task
+from facm.flow.interpolant import Interpolant, draw_subset, rows, step_size
+from facm.flow.time_conditioning import AuxiliaryTime
 from facm.flow.times import ArctanLogNormal, TimeDistribution
-from facm.flow.velocity import TeacherVelocity, VelocityTarget, check_guidance
+from facm.flow.velocity import TeacherVelocity, check_guidance
+from facm.objectives.consistency_target import checked_network
 
 
 @dataclass(frozen=True)
 class MeanFlowTerms:
-    """Every intermediate: tensors (B, ...); error, the mean square of F - v_bar, and L_norm, the loss, (B,)."""
+    """Every intermediate of one evaluation.
+
+    x_t, v, F, dF, v_bar: (B, ...).
+    error: (B,), the mean square of F - v_bar.
+    L_norm: (B,), the loss of each sample.
+    """
 
     x_t: Tensor
     v: Tensor
@@ -48,74 +53,62 @@ class MeanFlowTerms:
 
 
 @dataclass(frozen=True)
-class MeanFlow:
+class MeanFlow(Objective):
     """The MeanFlow objective, for a network with ``auxiliary_time = True``.
 
-    velocity: TeacherVelocity() for distillation; DataVelocity() from scratch, guided against the network's own velocity
-        at r = t. Guidance is in the target, so the network is sampled with scale 1.
-    time: of both times, which are two draws in order.
-    equal: fraction of samples with r = t, the earlier of the two (plain flow matching): 0.75 from scratch; 0 in
-        distillation, where the paper on FACM found it not to converge (App. A.3 c).
-    p, c: the weight 1 / sg(e + c)^p of each sample's mean square e.
-    label_dropout: as in :class:`facm.objectives.facm.FACM`.
+    Guidance is in the target, so the network is sampled with guidance scale 1.
     """
 
     condition: Condition
+    """What the network is conditioned on, and its null: Labels(10), Unconditional()."""
     velocity: VelocityTarget = TeacherVelocity()
+    """Where v comes from: TeacherVelocity(), or DataVelocity(), guided against the network's own velocity at r = t."""
     time: TimeDistribution = ArctanLogNormal(-0.8, 1.6)
-    equal: float = 0.0
+    """Distribution of both times, which are two draws in order."""
+    data_proportion: float = 0.0
+    """Fraction of samples with r = t, which is flow matching: 0.75 from scratch, 0 in distillation (App. A.3 c)."""
     p: float = 1.0
+    """Exponent of the weight 1 / sg(e + c)^p of each sample's mean square e."""
     c: float = 1e-3
+    """Constant of the weight 1 / sg(e + c)^p."""
     label_dropout: float = 0.0
+    """Fraction of samples trained at the null condition: 0.1 from scratch with guidance, 0 in distillation."""
     derivative: Derivative = OpLevel()
+    """How the total derivative du/dt is computed."""
     task = AuxiliaryTime()
     learns_shortcut = True
     learns_jumps = True
-    global_draws = True
+    draws_for_whole_step = True
 
     @property
-    def learns_flow(self) -> bool:
+    def learns_flow(self) -> bool:  # type: ignore[override]
         """Whether samples with r = t train the velocity itself."""
-        return self.equal > 0
+        return self.data_proportion > 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.equal <= 1:
-            raise ValueError(f"equal = {self.equal}, expected a fraction in [0, 1]")
+        if not 0 <= self.data_proportion <= 1:
+            raise ValueError(f"data_proportion = {self.data_proportion}, expected a fraction in [0, 1]")
         if self.p < 0 or not self.c > 0:
             raise ValueError(f"MeanFlow: p = {self.p}, c = {self.c}, expected p >= 0 and c > 0")
         check_guidance(self.condition, self.velocity, self.label_dropout)
 
-    def evaluate(
-        self,
-        network: Any,
-        x_1: Tensor,
-        x_0: Tensor,
-        t: Tensor,
-        r: Tensor,
-        cond: Tensor | None = None,
-        teacher: Any | None = None,
-        dropped: Tensor | None = None,
-    ) -> MeanFlowTerms:
-        """One evaluation on given draws: x_1, x_0 (B, ...), t and r (B,) in [0, 1], cond (B,), dropped (B,) bool.
+    def evaluate(self, network: Any, point: Interpolant, r: Tensor, teacher: Any | None = None) -> MeanFlowTerms:
+        """One evaluation at given draws; r (B,) in [0, 1] is the later time.
 
-        Raises ValueError on wrong shapes, times or labels, a missing teacher, or a network that takes no r.
+        Raises ValueError for times or labels that do not fit, a missing teacher, or a network that takes no r.
         """
-        check_task(self.task, network)
-        check_time(r, x_1, "r")
-        self.condition.check(cond, len(x_1))
-        network = same_dropout(network)
-        x_t = interpolate(x_0, x_1, t)
-        v = self.velocity(network, teacher, Point(x_1, x_0, x_t, t, cond, dropped), self.condition, self.task)
-        to_r = Prediction(network, lambda t: {"t": t, "r": r}, cond)
-        F, dF = self.derivative(to_r, (x_t, t), (v, torch.ones_like(t)))
-        v_bar = v + expand(r - t, v) * dF
-        return MeanFlowTerms(x_t, v, F, dF, v_bar, mean_square(F, v_bar), NormL2(self.p, self.c)(F, v_bar))
+        check_time(r, point.x_1, "r")
+        network = checked_network(self, network, point)
+        v = self.velocity(network, teacher, point, self.condition, self.task)
+        to_r = Prediction(network, lambda t: {"t": t, "r": r}, point.cond)
+        F, dF = self.derivative(to_r, (point.x_t, point.t), (v, torch.ones_like(point.t)))
+        v_bar = v + expand(r - point.t, v) * dF
+        return MeanFlowTerms(point.x_t, v, F, dF, v_bar, mean_square(F, v_bar), NormL2(self.p, self.c)(F, v_bar))
 
     def __call__(self, network: Any, batch: Batch, rng: torch.Generator, teacher: Any | None = None) -> Loss:
-        """Draw x_0, two times and what is dropped or made equal from ``rng``, and evaluate."""
-        d = draw(batch, self.time, self.condition, self.label_dropout, rng)
-        other = rows(self.time.sample(size(batch), rng), batch).to(d.t.dtype)
+        d = Interpolant.draw(batch, self.time, self.condition, self.label_dropout, rng)
+        other = rows(self.time.sample(step_size(batch), rng), batch).to(d.t.dtype)
         t, r = torch.minimum(d.t, other), torch.maximum(d.t, other)
-        if self.equal:
-            r = torch.where(chosen(batch, self.equal, rng), t, r)
-        return self.evaluate(network, batch.x_1, d.x_0, t, r, d.cond, teacher, d.dropped).loss()
+        if self.data_proportion:
+            r = torch.where(draw_subset(batch, self.data_proportion, rng), t, r)
+        return self.evaluate(network, Interpolant.between(d.x_0, d.x_1, t, d.cond, d.dropped), r, teacher).loss()

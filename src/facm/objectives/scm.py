@@ -2,7 +2,7 @@
 
     g = alpha(t) (F - v - ramp (1 - t) dF/dt)      the tangent, its derivative warmed up
     target = sg(F) - g / (rms(g) + 0.1)            normalised, by a norm that does not depend on the dimension
-    L = exp(w(t)) e - w(t)                         e = mean((F - target)^2), w learnt along with the network
+    L = exp(w(t)) e - w(t)                         e = mean((F - target)^2), w learned with the network
 
 The network's own part, pixel norm on its modulation, is LightningDiT(pixel_norm=True); without it this is the row that
 collapses in Table 3 of the paper on FACM.
@@ -11,32 +11,36 @@ collapses in Table 3 of the paper on FACM.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from facm.core.modules import unwrapped
+from facm.core.objective import Condition, Objective, Task, VelocityTarget
 from facm.core.tensors import at_least_float32, expand
-from facm.core.types import Batch, Loss, Objective
-from facm.derivative import Derivative, OpLevel, Prediction, same_dropout
+from facm.core.types import Batch, Loss
+from facm.derivative import Derivative, OpLevel, Prediction
 from facm.derivative.inside_forward import redirected
-from facm.flow.conditions import Condition
 from facm.flow.distances import mean_square
-from facm.flow.interpolant import Point, draw
-from facm.flow.paths import interpolate
-from facm.flow.time_conditioning import ExpandedInterval, Task, check_task
+from facm.flow.interpolant import Interpolant
+from facm.flow.time_conditioning import ExpandedInterval
 from facm.flow.times import ArctanLogNormal, TimeDistribution
-from facm.flow.velocity import TeacherVelocity, VelocityTarget, check_guidance
+from facm.flow.velocity import TeacherVelocity, check_guidance
 from facm.flow.weighting import Cosine, Weight
-from facm.objectives.consistency_target import check_clamp
+from facm.objectives.consistency_target import check_clamp, checked_network
 
 
 @dataclass(frozen=True)
 class SCMTerms:
-    """Every intermediate: tensors (B, ...), g before it is normalised; error, log_weight (None where it is not learnt)
-    and the loss L_CM (B,)."""
+    """Every intermediate of one evaluation.
+
+    x_t, v, F_CM, dF, v_bar, v_tar: (B, ...).
+    g: (B, ...), the tangent before it is normalised.
+    error: (B,), the mean square of F_CM - v_tar.
+    log_weight: (B,), w(t); None where it is not learned.
+    L_CM: (B,), the loss of each sample.
+    """
 
     x_t: Tensor
     v: Tensor
@@ -62,32 +66,37 @@ class SCMTerms:
 
 
 @dataclass(frozen=True)
-class SCM:
-    """The sCM objective; what it shares with FACM is as in :class:`facm.objectives.facm.FACM`.
+class SCM(Objective):
+    """The sCM objective.
 
-    From scratch with guidance: DataVelocity(guidance, at_shortcut=True), for c_FM is never trained here.
-    warmup_images: the tangent's derivative counts in full from here on, and before in proportion to the images seen;
-        the default is the paper's 10,000 steps, at FACM's batch of 1024. 0: from the start.
-    alpha: weight of the tangent before it is normalised.
-    normalise: the constant beside the norm; None for no normalisation.
-    clamp: the paper's alternative to normalising, a bound on each element; None for none.
-    adaptive: learn w(t), with the head of a network that was built with ``weight_head=True``. False: w = 0.
+    From scratch with guidance take DataVelocity(guidance, at_shortcut=True): c_FM is never trained here.
     """
 
     condition: Condition
+    """What the network is conditioned on, and its null: Labels(10), Unconditional()."""
     velocity: VelocityTarget = TeacherVelocity()
+    """Where the velocity v comes from: TeacherVelocity() for distillation, DataVelocity() from scratch."""
     task: Task = ExpandedInterval()
+    """How the network is told which velocity to predict: ExpandedInterval() or AuxiliaryTime() (Sec. 3.2.2)."""
     time: TimeDistribution = ArctanLogNormal(-0.8, 1.6)
+    """Distribution of the training time t."""
     warmup_images: int = 10_240_000
+    """Images over which dF/dt is ramped up linearly; the default is 10,000 steps at FACM's batch of 1024."""
     alpha: Weight = Cosine()
+    """Weight alpha(t) of the tangent before it is normalised."""
     normalise: float | None = 0.1
+    """Constant added to the norm that the tangent is divided by; None for no normalisation."""
     clamp: float | None = None
+    """Bound of each element of the tangent, the alternative to normalising; None for no bound."""
     adaptive: bool = True
+    """Learn the weight w(t), with the head of a network built with weight_head=True; False: w = 0."""
     label_dropout: float = 0.0
+    """Fraction of samples trained at the null condition."""
     derivative: Derivative = OpLevel()
+    """How the total derivative dF/dt is computed."""
     learns_shortcut = True
     learns_flow = False
-    global_draws = True
+    draws_for_whole_step = True
 
     def __post_init__(self) -> None:
         if self.warmup_images < 0:
@@ -112,32 +121,23 @@ class SCM:
             )
 
     def at(self, images_seen: int) -> Objective:
-        """This objective at the training clock ``images_seen``: training asks for it before each step."""
-        return partial(self, ramp=self.ramp(images_seen))
+        """This objective at the training clock ``images_seen``: with as much of the tangent as is warmed up by then."""
+        return _Ramped(self, self.ramp(images_seen))
 
     def ramp(self, images_seen: int) -> float:
         """How much of the tangent's derivative counts, from 0 to 1."""
         return min(1.0, images_seen / self.warmup_images) if self.warmup_images else 1.0
 
-    def evaluate(
-        self,
-        network: Any,
-        x_1: Tensor,
-        x_0: Tensor,
-        t: Tensor,
-        cond: Tensor | None = None,
-        teacher: Any | None = None,
-        dropped: Tensor | None = None,
-        ramp: float = 1.0,
-    ) -> SCMTerms:
-        """One evaluation on given draws; arguments and errors as in FACM.evaluate, ramp in [0, 1]."""
-        check_task(self.task, network)
-        self.check_network(network)
-        self.condition.check(cond, len(x_1))
-        bare, network = network, same_dropout(network)
-        x_t = interpolate(x_0, x_1, t)
-        v = self.velocity(network, teacher, Point(x_1, x_0, x_t, t, cond, dropped), self.condition, self.task)
-        F = Prediction(network, self.task.shortcut, cond)
+    def evaluate(self, network: Any, point: Interpolant, teacher: Any | None = None, ramp: float = 1.0) -> SCMTerms:
+        """One evaluation at given draws, ``ramp`` in [0, 1] of the tangent's derivative.
+
+        Raises ValueError for labels that do not fit, a missing teacher, or a network without the second time or the
+        head that is needed.
+        """
+        bare, network = network, checked_network(self, network, point)
+        x_t, t = point.x_t, point.t
+        v = self.velocity(network, teacher, point, self.condition, self.task)
+        F = Prediction(network, self.task.shortcut, point.cond)
         F_CM, dF = self.derivative(F, (x_t, t), (v, torch.ones_like(t)))
         v_bar = v + ramp * (1 - expand(t, v)) * dF
         g = expand(self.alpha(t), v) * (F_CM.detach() - v_bar)
@@ -155,8 +155,25 @@ class SCM:
     def __call__(
         self, network: Any, batch: Batch, rng: torch.Generator, teacher: Any | None = None, ramp: float = 1.0
     ) -> Loss:
-        d = draw(batch, self.time, self.condition, self.label_dropout, rng)
-        return self.evaluate(network, batch.x_1, d.x_0, d.t, d.cond, teacher, d.dropped, ramp).loss()
+        point = Interpolant.draw(batch, self.time, self.condition, self.label_dropout, rng)
+        return self.evaluate(network, point, teacher, ramp).loss()
+
+
+class _Ramped(Objective):
+    """sCM with ``ramp`` of the tangent's derivative; all else is the objective's."""
+
+    def __init__(self, scm: SCM, ramp: float) -> None:
+        self.scm, self.ramp = scm, ramp
+        self.condition, self.velocity, self.task, self.derivative = (
+            scm.condition,
+            scm.velocity,
+            scm.task,
+            scm.derivative,
+        )
+        self.draws_for_whole_step = scm.draws_for_whole_step
+
+    def __call__(self, network: Any, batch: Batch, rng: torch.Generator, teacher: Any | None = None) -> Loss:
+        return self.scm(network, batch, rng, teacher, self.ramp)
 
 
 def log_weight(network: Any, t: Tensor) -> Tensor:

@@ -18,22 +18,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from facm.core.objective import Condition, Objective, VelocityTarget, guidance_scale
 from facm.core.tensors import at_least_float32, check_time, expand
 from facm.core.types import Batch, Loss
-from facm.derivative import same_dropout
-from facm.flow.conditions import Condition
 from facm.flow.distances import L2, Distance
 from facm.flow.guidance import NO_GUIDANCE, Guidance, extrapolate
-from facm.flow.interpolant import Point, chosen, noise, rows, size
-from facm.flow.paths import interpolate
-from facm.flow.time_conditioning import AuxiliaryTime, check_task
+from facm.flow.interpolant import Interpolant, draw_noise, draw_subset, rows, step_size
+from facm.flow.time_conditioning import AuxiliaryTime
 from facm.flow.times import TimeDistribution, Uniform
-from facm.flow.velocity import DataVelocity, VelocityTarget, check_guidance
+from facm.flow.velocity import DataVelocity, check_guidance
+from facm.objectives.consistency_target import checked_network
 
 
 @dataclass(frozen=True)
 class ShortcutModelTerms:
-    """x_t, the target v_tar and the prediction F (B, ...), the loss (B,), and which samples were bootstrapped (B,)."""
+    """Every intermediate of one evaluation.
+
+    x_t: (B, ...).
+    v_tar: (B, ...), the target.
+    F: (B, ...), the prediction.
+    L: (B,), the loss of each sample.
+    bootstrapped: (B,) bool, the samples whose target is the network's own two steps.
+    """
 
     x_t: Tensor
     v_tar: Tensor
@@ -47,69 +53,70 @@ class ShortcutModelTerms:
 
 
 @dataclass(frozen=True)
-class ShortcutModel:
-    """One of ``every`` samples is bootstrapped, the others learn the flow; the network needs a second time.
+class ShortcutModel(Objective):
+    """The objective of shortcut models, for a network with ``auxiliary_time = True``.
 
-    finest: the number of steps that counts as the flow itself, a power of two. velocity: the flow's target, the
-    teacher's for distillation. guidance: of the smallest bootstrapped step; a network trained with it is sampled with
-    guidance at d = 0 only. label_dropout: of the flow's samples; bootstrapped ones keep their labels.
+    A network trained with guidance is sampled with guidance at d = 0 only.
     """
 
     condition: Condition
+    """What the network is conditioned on, and its null: Labels(10), Unconditional()."""
     velocity: VelocityTarget = DataVelocity()
+    """Target of the flow: DataVelocity(), or TeacherVelocity() for distillation."""
     guidance: Guidance = NO_GUIDANCE
+    """Classifier-free guidance of the smallest bootstrapped step."""
     time: TimeDistribution = Uniform()
+    """Distribution of the flow's times."""
     distance: Distance = L2()
-    every: int = 4
-    finest: int = 128
+    """Distance d of prediction and target."""
+    bootstrap_every: int = 4
+    """One of so many samples is bootstrapped, the others learn the flow; at least 2."""
+    denoise_timesteps: int = 128
+    """Number of steps that counts as the flow itself; a power of two."""
     label_dropout: float = 0.1
+    """Fraction of the flow's samples trained at the null condition; bootstrapped ones keep their labels."""
     task = AuxiliaryTime()
     learns_jumps = True
-    global_draws = True
+    draws_for_whole_step = True
+
+    @property
+    def group_size(self) -> int:  # type: ignore[override]
+        """Samples of which one is bootstrapped."""
+        return self.bootstrap_every
 
     def __post_init__(self) -> None:
         check_guidance(self.condition, self.velocity, self.label_dropout)
         check_guidance(self.condition, DataVelocity(self.guidance), self.label_dropout)
-        if self.guidance.scale > 1 and getattr(self.velocity, "guidance", NO_GUIDANCE).scale > 1:
+        if self.guidance.scale > 1 and guidance_scale(self.velocity) > 1:
             raise ValueError(f"guidance = {self.guidance} and velocity = {self.velocity}: expected one of them guided")
-        if self.finest < 2 or self.finest & (self.finest - 1):
-            raise ValueError(f"finest = {self.finest}, expected a power of two from 2 on")
-        if self.every < 2:
-            raise ValueError(f"every = {self.every}, expected at least 2: the flow anchors the steps")
+        if self.denoise_timesteps < 2 or self.denoise_timesteps & (self.denoise_timesteps - 1):
+            raise ValueError(f"denoise_timesteps = {self.denoise_timesteps}, expected a power of two from 2 on")
+        if self.bootstrap_every < 2:
+            raise ValueError(
+                f"bootstrap_every = {self.bootstrap_every}, expected at least 2: the flow anchors the steps"
+            )
 
     def check_nfe(self, nfe: int) -> None:
         """Raise ValueError unless jumps of 1/nfe were trained."""
-        if nfe < 1 or nfe & (nfe - 1) or nfe >= self.finest:
+        if nfe < 1 or nfe & (nfe - 1) or nfe >= self.denoise_timesteps:
             raise ValueError(
-                f"nfe = {nfe} jumps, expected a power of two up to {self.finest // 2}, the steps that were trained; "
-                f"{self.finest} and more are Euler's, which asks for the flow"
+                f"nfe = {nfe} jumps, expected a power of two up to {self.denoise_timesteps // 2}, the steps that were "
+                f"trained; {self.denoise_timesteps} and more are Euler's, which asks for the flow"
             )
 
-    def evaluate(
-        self,
-        network: Any,
-        x_1: Tensor,
-        x_0: Tensor,
-        t: Tensor,
-        d: Tensor,
-        cond: Tensor | None = None,
-        teacher: Any | None = None,
-        dropped: Tensor | None = None,
-    ) -> ShortcutModelTerms:
-        """One evaluation on given draws: x_1, x_0 (B, ...), t (B,), d (B,) the single step of a bootstrapped sample
-        and 0 of the flow's, t + 2d <= 1, cond (B,) after dropout, dropped (B,) bool.
+    def evaluate(self, network: Any, point: Interpolant, d: Tensor, teacher: Any | None = None) -> ShortcutModelTerms:
+        """One evaluation at given draws; d (B,) is the single step of a bootstrapped sample and 0 of the flow's,
+        t + 2d <= 1.
 
-        Raises ValueError on wrong shapes, times or labels, a missing teacher, or a network without a second time.
+        Raises ValueError for times or labels that do not fit, a missing teacher, or a network without a second time.
         """
-        check_task(self.task, network)
-        self.condition.check(cond, len(x_1))
-        check_time(d, x_1, "d")
-        x_t = interpolate(x_0, x_1, t)
+        x_t, t, cond = point.x_t, point.t, point.cond
+        check_time(d, point.x_1, "d")
         if d.device.type == "cpu" and not bool((t + 2 * d <= 1).all()):
             raise ValueError(f"t + 2 d reaches {float((t + 2 * d).max()):g}, expected at most 1")
-        network = same_dropout(network)
+        network = checked_network(self, network, point)
         bootstrapped = d > 0
-        v_tar = self.velocity(network, teacher, Point(x_1, x_0, x_t, t, cond, dropped), self.condition, self.task)
+        v_tar = self.velocity(network, teacher, point, self.condition, self.task)
         which = bootstrapped.nonzero().squeeze(1)
         if len(which):
             label = None if cond is None else cond[which]
@@ -124,7 +131,7 @@ class ShortcutModel:
         return (first + self._step(network, x + expand(d, x) * first, t + d, d, cond)) / 2
 
     def _step(self, network: Any, x: Tensor, t: Tensor, d: Tensor, cond: Tensor | None) -> Tensor:
-        smallest = d * self.finest <= 1
+        smallest = d * self.denoise_timesteps <= 1
         r = torch.where(smallest, t, t + d)
         v_c = at_least_float32(network(x, cond=cond, t=t, r=r))
         if self.guidance.scale == 1:
@@ -135,22 +142,25 @@ class ShortcutModel:
 
     def steps_from(self, u: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         """u, w (n,) uniform in [0, 1) -> the single step d and its time t, a multiple of 2d."""
-        sizes = int(math.log2(self.finest))
+        sizes = int(math.log2(self.denoise_timesteps))
         double = 2.0 ** (-(u * sizes).floor())  # 1, 1/2, ... 2/finest
         return double / 2, (w / double).floor() * double
 
     def __call__(self, network: Any, batch: Batch, rng: torch.Generator, teacher: Any | None = None) -> Loss:
-        n, B = size(batch), len(batch.x_1)
-        if self.every > B:
-            raise ValueError(f"{B} samples at once and every = {self.every}, expected at least one bootstrapped sample")
-        x_0 = noise(batch, rng)
+        n, B = step_size(batch), len(batch.x_1)
+        if self.bootstrap_every > B:
+            raise ValueError(
+                f"{B} samples at once and bootstrap_every = {self.bootstrap_every}, expected at least one bootstrapped "
+                "sample"
+            )
+        x_0 = draw_noise(batch, rng)
         t = rows(self.time.sample(n, rng), batch).to(x_0.dtype)
         u, w = (rows(torch.rand(n, generator=rng, device=rng.device), batch).to(x_0.dtype) for _ in range(2))
-        bootstrapped = (torch.arange(B, device=t.device) + batch.start) % self.every == 0
+        bootstrapped = (torch.arange(B, device=t.device) + batch.start) % self.bootstrap_every == 0
         d, t_boot = self.steps_from(u, w)
         t, d = torch.where(bootstrapped, t_boot, t), torch.where(bootstrapped, d, 0)
         cond, dropped = batch.cond, None
         if self.label_dropout:
-            dropped = chosen(batch, self.label_dropout, rng) & ~bootstrapped
+            dropped = draw_subset(batch, self.label_dropout, rng) & ~bootstrapped
             cond = self.condition.drop(cond, dropped)
-        return self.evaluate(network, batch.x_1, x_0, t, d, cond, teacher, dropped).loss()
+        return self.evaluate(network, Interpolant.between(x_0, batch.x_1, t, cond, dropped), d, teacher).loss()

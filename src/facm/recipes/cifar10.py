@@ -25,7 +25,7 @@ from facm.networks.adapters.simple_edm import SimpleEDM
 from facm.networks.ddpm_pp import DDPMpp
 from facm.objectives.discrete_cm import DiscreteCM
 from facm.objectives.discrete_schedules import DoublingSteps, ShrinkingGap, SignalToNoise
-from facm.objectives.facm weights import FACM
+from facm.objectives.facm import FACM
 from facm.objectives.flow_matching import FlowMatching
 from facm.objectives.imm import IMM
 from facm.objectives.mean_flow import MeanFlow
@@ -127,7 +127,7 @@ def cifar10_mean_flow(path: str = "data/cifar10", images: int = LONG, seed: int 
         seed: of everything random in the run.
     """
     # FID 2.92 with one step.
-    objective = MeanFlow(Unconditional(), DataVelocity(), time=TIME, equal=0.75)  # App. A.3 c
+    objective = MeanFlow(Unconditional(), DataVelocity(), time=TIME, data_proportion=0.75)  # App. A.3 c
     return _few_steps(_network(auxiliary_time=True), objective, path, images, seed)
 
 
@@ -139,7 +139,7 @@ def cifar10_scm_teacher(path: str = "data/cifar10", images: int = LONG, seed: in
         images: length of the run in images seen.
         seed: of everything random in the run.
     """
-    objective = FlowMatching(Unconditional(), label_dropout=0.0, mixed=0.0)  # sCM never asks at c_FM
+    objective = FlowMatching(Unconditional(), label_dropout=0.0, p_flow_condition=0.0)  # sCM never asks at c_FM
     return _teacher(_network(dropout=0.13, pixel_norm=True), objective, path, images, seed)
 
 

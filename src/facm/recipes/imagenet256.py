@@ -18,7 +18,7 @@ from facm.flow.velocity import DataVelocity, TeacherVelocity
 from facm.latents import Latents
 from facm.networks.lightning_dit import lightning_dit
 from facm.networks.presets import dit, repa, sit
-from facm.objectives.facm weights import FACM
+from facm.objectives.facm import FACM
 from facm.objectives.flow_matching import FlowMatching
 from facm.pretrained.from_file import pretrained
 from facm.runs.config import Intervals, Run
@@ -38,7 +38,7 @@ def imagenet256_lightningdit_xl_pretrain(
     """Stage 1: a LightningDiT-XL/1 teacher, half of its samples conditioned on c_FM (App. A.3 a).
 
     Args:
-        latents: folder that facm latents encode wrote, or the reference's.
+        latents: folder that facm prepare wrote, or the reference's.
         images: length of the run in images seen.
         classes: of the data set.
         seed: of everything random in the run.
@@ -67,7 +67,7 @@ def imagenet256_lightningdit_xl(
     """Stage 2: the one- and two-step student of Table 1, distilled from stage 1.
 
     Args:
-        latents: folder that facm latents encode wrote, or the reference's.
+        latents: folder that facm prepare wrote, or the reference's.
         teacher: run folder of stage 1, or a file such as 800ep-stg1.pt.
         images: length of the run in images seen.
         classes: of the data set.
@@ -90,7 +90,7 @@ def imagenet256_lightningdit_xl_scratch(
     """FACM without a teacher: the velocity comes from the data.
 
     Args:
-        latents: folder that facm latents encode wrote, or the reference's.
+        latents: folder that facm prepare wrote, or the reference's.
         images: length of the run in images seen.
         classes: of the data set.
         guidance_scale: guidance w, through the network's own null condition.
@@ -125,7 +125,7 @@ def imagenet256_sit_xl(
     """Table 2: a student of SiT-XL/2.
 
     Args:
-        latents: folder that facm latents encode wrote with Stable Diffusion's autoencoder.
+        latents: folder that facm prepare wrote with Stable Diffusion's autoencoder.
         teacher: the published file, or a run folder.
         images: length of the run in images seen.
         classes: of the data set.
@@ -147,7 +147,7 @@ def imagenet256_repa_xl(
     """Table 2: a student of REPA's SiT-XL/2, whose time runs the other way.
 
     Args:
-        latents: folder that facm latents encode wrote with Stable Diffusion's autoencoder.
+        latents: folder that facm prepare wrote with Stable Diffusion's autoencoder.
         teacher: the published file, or a run folder.
         images: length of the run in images seen.
         classes: of the data set.
@@ -169,7 +169,7 @@ def imagenet256_dit_xl(
     """Table 2: a student of DiT-XL/2, which predicts the noise of another path.
 
     Args:
-        latents: folder that facm latents encode wrote with Stable Diffusion's autoencoder.
+        latents: folder that facm prepare wrote with Stable Diffusion's autoencoder.
         teacher: the published file, or a run folder.
         images: length of the run in images seen.
         classes: of the data set.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 
-from facm.core.types import Data, NetworkConfig, Objective
+from facm.core.objective import as_objective
+from facm.core.types import Data, NetworkConfig
 from facm.runs.ema import PowerEMA
 from facm.runs.optim import AdamW
 
@@ -47,7 +48,7 @@ class Run:
     """Configuration of the network that is trained."""
     data: Data
     """Data set that it is trained on."""
-    objective: Objective
+    objective: Any
     """Loss, with what the network is conditioned on."""
     images: int
     """Length of the run in images seen, at least 1."""
@@ -81,7 +82,8 @@ class Run:
             raise ValueError(f"seed = {self.seed}, expected 0 or more")
         if self.precision not in ("auto", "fp32", "bf16"):
             raise ValueError(f"precision = {self.precision!r}, expected 'auto', 'fp32' or 'bf16'")
-        for name, protocol in (("network", NetworkConfig), ("data", Data), ("objective", Objective)):
+        as_objective(self.objective)
+        for name, protocol in (("network", NetworkConfig), ("data", Data)):
             if not isinstance(getattr(self, name), protocol):
                 raise TypeError(f"{name} = {getattr(self, name)!r} is not a {protocol.__name__}: {protocol.__doc__}")
         for name in ("teacher", "initial"):

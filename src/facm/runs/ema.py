@@ -18,9 +18,10 @@ Weights = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class PowerEMA:
-    """Which EMAs a run tracks, by sigma_rel: the profile's standard deviation relative to the clock (Table 5: 0.2)."""
+    """Averages of the weights that a run tracks."""
 
     sigma_rels: tuple[float, ...] = (0.05, 0.2)
+    """EMA lengths sigma_rel in (0, 0.28]: width of each averaging profile relative to the run; the first is sampled."""
 
     def __post_init__(self) -> None:
         if not self.sigma_rels:
@@ -74,7 +75,12 @@ class EMA:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """An EMA's weights at one moment; ``load`` is called once, so that a synthesis never holds more than one."""
+    """An EMA's weights at one moment.
+
+    images_seen: the clock.
+    sigma_rel: the EMA's length.
+    load: reads the weights; called once, so that a synthesis never holds more than one snapshot.
+    """
 
     images_seen: int
     sigma_rel: float

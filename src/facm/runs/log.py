@@ -10,6 +10,9 @@ from typing import Any
 
 from facm.core.files import write_text
 
+TIMED = frozenset({"images_per_s", "data_wait", "memory_gb", "peak_memory_gb"})
+"""Keys whose values depend on the machine and the moment; all others are the same whenever the run is repeated."""
+
 
 def append(path: Path, record: dict[str, Any]) -> None:
     with path.open("a+b") as file:

@@ -11,6 +11,8 @@ import torch
 
 @runtime_checkable
 class Decay(Protocol):
+    """A schedule of the learning rate."""
+
     def __call__(self, progress: float) -> float:
         """Factor on the learning rate at ``progress`` in [0, 1] of the run."""
         ...
@@ -18,15 +20,18 @@ class Decay(Protocol):
 
 @dataclass(frozen=True)
 class Constant:
+    """The same learning rate over the whole run."""
+
     def __call__(self, progress: float) -> float:
         return 1.0
 
 
 @dataclass(frozen=True)
 class CosineDecay:
-    """From 1 down to ``final`` along half a cosine."""
+    """From 1 to ``final`` along half a cosine."""
 
     final: float = 0.0
+    """Factor on the learning rate at the end of the run."""
 
     def __call__(self, progress: float) -> float:
         return self.final + (1 - self.final) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
@@ -34,15 +39,22 @@ class CosineDecay:
 
 @dataclass(frozen=True)
 class AdamW:
-    """AdamW as in Table 5. warmup_images: linear warm-up over so many images; clip: bound of the gradient's norm."""
+    """AdamW as in Table 5."""
 
     lr: float = 1e-4
+    """Learning rate after the warm-up."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of the first and second moments."""
     weight_decay: float = 0.0
+    """Decoupled weight decay."""
     eps: float = 1e-8
+    """Constant added to the root of the second moment."""
     warmup_images: int = 0
+    """Images over which the learning rate rises linearly from 0."""
     decay: Decay = Constant()
+    """Decay of the learning rate over the run: Constant() or CosineDecay(final)."""
     clip: float = 1.0
+    """Bound of the gradient's norm; inf for no clipping."""
 
     def __post_init__(self) -> None:
         if not 0 < self.lr < math.inf:

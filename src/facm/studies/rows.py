@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from facm.core.types import Objective
+from facm.core.objective import Objective
 from facm.flow.distances import Scaled
 from facm.flow.guidance import Guidance
 from facm.flow.time_conditioning import AuxiliaryTime
@@ -136,7 +136,11 @@ class Bench:
         """Three quarters of the samples with r = t (App. A.3 c)."""
         setting = self.setting
         objective = MeanFlow(
-            setting.condition, DataVelocity(), time=setting.time, equal=0.75, label_dropout=setting.label_dropout
+            setting.condition,
+            DataVelocity(),
+            time=setting.time,
+            data_proportion=0.75,
+            label_dropout=setting.label_dropout,
         )
         run = setting.scratch(objective, self.seed, network=setting.altered(auxiliary_time=True))
         return Entry("mean-flow-scratch", "MeanFlow, from scratch", run)

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from facm.core.types import Data, NetworkConfig, Objective
-from facm.flow.conditions import Condition, Labels, Unconditional
+from facm.core.objective import Condition, Objective
+from facm.core.types import Data, NetworkConfig
+from facm.flow.conditions import Labels, Unconditional
 from facm.flow.distances import Distance, L2Cosine
 from facm.flow.times import ArctanLogNormal, TimeDistribution
 from facm.objectives.flow_matching import FlowMatching
@@ -80,7 +81,7 @@ class Setting:
         return Run(
             network=network or self.network,
             data=self.data,
-            objective=FlowMatching(self.condition, mixed=mixed, label_dropout=self.label_dropout),
+            objective=FlowMatching(self.condition, p_flow_condition=mixed, label_dropout=self.label_dropout),
             images=images or self.teacher_images,
             batch_size=self.batch_size,
             optimizer=self.teacher_optimizer,

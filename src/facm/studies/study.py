@@ -10,7 +10,7 @@ from typing import Literal
 from facm.pretrained.trained import FromRun
 from facm.runs.config import Run
 from facm.runs.folder import open_run
-from facm.training.loop import check_network
+from facm.training.checks import check_network
 
 Freedom = Literal["teacher", "budget"]
 

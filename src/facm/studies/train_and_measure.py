@@ -23,7 +23,9 @@ from facm.runs.config import Run
 from facm.runs.folder import RunFolder, RunFolderError, create_or_continue, open_run
 from facm.sampling.methods import Method, default_method
 from facm.studies.study import Entry
-from facm.training.loop import NonFiniteError, Outcome, check, train
+from facm.training.checks import check
+from facm.training.loop import Outcome, train
+from facm.training.trainer import NonFiniteError
 
 SEED_OF_EVALUATION = 1
 STOPPED = "stopped.json"
@@ -106,12 +108,12 @@ def fulfil(entry: Entry, path: Path, evaluator: Evaluator, n: int) -> Outcome:
     written down, and it is not measured.
     Raises RunFolderError where ``path`` holds another run, ValueError where the run cannot work.
     """
-    check(entry.run)
+    checked = check(entry.run)
     folder, run = _opened(path, entry)
     outcome = Outcome(run.images, True)
     if stopped(path) is None and not trained_whole(path):
         try:
-            outcome = train(run, folder)
+            outcome = train(checked, folder)
         except NonFiniteError as error:
             _stop(folder, error)
     if stopped(path) or not outcome.finished:

@@ -8,31 +8,28 @@ from pathlib import Path
 
 import torch
 
-from facm.core.objective import as_objective
 from facm.distributed.collectives import any_of
 from facm.distributed.wrap import is_sharded
 from facm.flow.conditions import Labels, Unconditional
 from facm.latents.decode import Decoder
-from facm.runs.config import Run
 from facm.runs.ema import Weights
 from facm.sampling.generate import sample_balanced
 from facm.sampling.images import is_image, save_grid
 from facm.sampling.methods import default_method
 from facm.sampling.source import Source
-from facm.training.state import State
+from facm.training.trainer import Trainer
 
 PREVIEW = 20
 TEACHER_NFE = 8
 
 
-def draw_preview(state: State, run: Run, path: Path, decode: Decoder | None = None) -> None:
+def draw_preview(trainer: Trainer, path: Path, decode: Decoder | None = None) -> None:
     """Samples of the first EMA, from the same noise every time, latents decoded.
 
     Nothing is drawn for data that are not images and for which there is no ``decode``, for an objective that does not
     say its condition, or for conditions other than labels.
     """
-    interface = as_objective(run.objective).interface
-    shape = run.data.open().shape
+    state, interface, shape = trainer.state, trainer.objective.interface, trainer.dataset.shape
     drawable = any_of(state.world, decode is not None) or is_image(shape)
     if not isinstance(interface.condition, Labels | Unconditional) or not drawable:
         return
@@ -43,7 +40,7 @@ def draw_preview(state: State, run: Run, path: Path, decode: Decoder | None = No
     source = Source(state.network, interface, shape, device)
     one_step = interface.learns_shortcut or interface.learns_jumps
     method = default_method(interface, 1 if one_step else TEACHER_NFE)
-    with _averaged(state.network, state.ema.averages[run.ema.sigma_rels[0]]):
+    with _averaged(state.network, state.ema.averages[trainer.run.ema.sigma_rels[0]]):
         x = sample_balanced(source, method, PREVIEW)
     if state.world.first:
         save_grid(path, x if decode is None else decode(x))

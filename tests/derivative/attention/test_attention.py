@@ -359,8 +359,8 @@ def test_kernel_refuses_with_the_names_and_values():
 
 
 def test_kernel_module_imports_without_triton():
-    code = "import sys; sys.modules['triton'] = None; from facm.derivative.attention import triton_kernel as k; print(k.available())"
-    assert python("-c", code).strip() == "triton is not installed"
+    import_it = "from facm.derivative.attention import triton_kernel as kernel; print(kernel.available())"
+    assert python("-c", f"import sys; sys.modules['triton'] = None; {import_it}").strip() == "triton is not installed"
 
 
 LAYOUTS = ("of one product", "amid nan", "columns", "expanded", "odd")

@@ -8,6 +8,7 @@ from torch import nn
 
 from facm.derivative import Chain, FiniteDifference, NoGraph, OpLevel, Prediction, WholeNetwork, same_dropout
 from facm.flow.conditions import Unconditional
+from facm.flow.interpolant import Interpolant
 from facm.flow.time_conditioning import AuxiliaryTime, ExpandedInterval
 from facm.flow.velocity import DataVelocity
 from facm.networks.adapters.simple_edm import SimpleEDM
@@ -206,12 +207,12 @@ def test_facm_has_one_mask_in_anchor_shortcut_and_tangent(name):
     objective = FACM(Unconditional(), DataVelocity(), derivative=DERIVATIVES[name])
     torch.manual_seed(7)
     state = torch.get_rng_state()
-    terms = objective.evaluate(network, x_1, x_0, t)
+    terms = objective.evaluate(network, Interpolant.between(x_0, x_1, t))
     torch.testing.assert_close(terms.F_FM.detach(), replayed(network, state, terms.x_t, t=2 - t), **CLOSE)
     torch.testing.assert_close(terms.F_CM.detach(), replayed(network, state, terms.x_t, t=t), **CLOSE)
     dF = tangent(network, state, terms.x_t, x_1 - x_0, lambda h: {"t": t + h})
     torch.testing.assert_close(terms.dF, dF, rtol=1e-5, atol=1e-6)
-    other = objective.evaluate(network, x_1, x_0, t)
+    other = objective.evaluate(network, Interpolant.between(x_0, x_1, t))
     assert not torch.allclose(other.F_FM, terms.F_FM)  # and another in the next step
 
 
@@ -221,7 +222,9 @@ def test_mean_flow_has_one_mask_in_value_and_tangent(name):
     r = torch.tensor([0.5, 0.45, 1.0], dtype=torch.float64)
     torch.manual_seed(7)
     state = torch.get_rng_state()
-    terms = MeanFlow(Unconditional(), DataVelocity(), derivative=DERIVATIVES[name]).evaluate(network, x_1, x_0, t, r)
+    terms = MeanFlow(Unconditional(), DataVelocity(), derivative=DERIVATIVES[name]).evaluate(
+        network, Interpolant.between(x_0, x_1, t), r
+    )
     torch.testing.assert_close(terms.F.detach(), replayed(network, state, terms.x_t, t=t, r=r), **CLOSE)
     dF = tangent(network, state, terms.x_t, x_1 - x_0, lambda h: {"t": t + h, "r": r})
     torch.testing.assert_close(terms.dF, dF, rtol=1e-5, atol=1e-6)
@@ -233,7 +236,7 @@ def test_scm_has_one_mask_in_value_and_tangent_and_learns_its_weight(name):
     objective = SCM(Unconditional(), DataVelocity(), derivative=DERIVATIVES[name])
     torch.manual_seed(7)
     state = torch.get_rng_state()
-    terms = objective.evaluate(network, x_1, x_0, t)
+    terms = objective.evaluate(network, Interpolant.between(x_0, x_1, t))
     torch.testing.assert_close(terms.F_CM.detach(), replayed(network, state, terms.x_t, t=t), **CLOSE)
     dF = tangent(network, state, terms.x_t, x_1 - x_0, lambda h: {"t": t + h})
     torch.testing.assert_close(terms.dF, dF, rtol=1e-5, atol=1e-6)

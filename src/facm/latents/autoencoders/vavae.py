@@ -24,8 +24,8 @@ class VAVAE:
     """The weights of vavae-imagenet256-f16d32-dinov2.pt, or another KL autoencoder of the same kind.
 
     weights: a file: a state dict, a Lightning checkpoint with ``state_dict``, or safetensors.
-    ch, ch_mult, z_channels, num_res_blocks, attention: see :class:`facm.latents.autoencoders.kl.KLAutoencoder`; the defaults
-    are VA-VAE's: factor 16, 32 channels, 69.8 million parameters.
+    ch, ch_mult, z_channels, num_res_blocks, attention: see :class:`facm.latents.autoencoders.kl.KLAutoencoder`; the
+    defaults are VA-VAE's: factor 16, 32 channels, 69.8 million parameters.
     """
 
     weights: str

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from facm.core.modules import blocks_of
+from facm.core.objective import as_objective
 from facm.core.types import Batch
 from facm.distributed.engine import Engine
 from facm.flow.conditions import Labels
@@ -214,7 +215,7 @@ def _batch(run: Run, size: int, shape: tuple[int, ...] | None) -> Batch:
             ) from error
         sample = dataset.read(np.arange(1))
         shape, cond = tuple(sample.x_1.shape[1:]), sample.cond
-    condition = getattr(run.objective, "condition", None)
+    condition = as_objective(run.objective).condition
     if cond is None and isinstance(condition, Labels):
         cond = torch.zeros(1, dtype=torch.int64)
     if cond is not None:

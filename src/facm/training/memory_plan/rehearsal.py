@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from facm.core.modules import blocks_of
-from facm.core.types import Batch, losses
+from facm.core.objective import Objective, as_objective
+from facm.core.types import Batch, Loss
 from facm.derivative import OpLevel, Pair
 from facm.distributed.block_transforms import prepare
 from facm.distributed.engine import Engine
@@ -50,22 +52,24 @@ class _NoTangent:
 
 def rehearse(run: Run, batch: Batch, engine: Engine, teacher: nn.Module | None, bf16: bool, gpu: bool) -> Rehearsal:
     """``batch``: one micro-batch of one rank, on the meta device. gpu: attention and its tangent as on CUDA."""
-    objective: Any = run.objective
-    if not hasattr(objective, "derivative"):
+    objective = as_objective(run.objective)
+    if objective.derivative is None:
         peak, cast = _peak(run, objective, batch, engine, teacher, bf16)
         return Rehearsal(peak, 0, cast)
     derivative = objective.derivative
     if isinstance(derivative, OpLevel):
         derivative = OpLevel("kernel" if gpu else "plain")
-    peak, cast = _peak(run, dataclasses.replace(objective, derivative=derivative), batch, engine, teacher, bf16)
-    without, _ = _peak(run, dataclasses.replace(objective, derivative=_NoTangent()), batch, engine, teacher, bf16)
+    own: Any = run.objective
+    peak, cast = _peak(run, dataclasses.replace(own, derivative=derivative), batch, engine, teacher, bf16)
+    without, _ = _peak(run, dataclasses.replace(own, derivative=_NoTangent()), batch, engine, teacher, bf16)
     return Rehearsal(without, peak - without, cast)
 
 
 def _peak(
-    run: Run, objective: Any, batch: Batch, engine: Engine, teacher: nn.Module | None, bf16: bool
+    run: Run, objective: Objective, batch: Batch, engine: Engine, teacher: nn.Module | None, bf16: bool
 ) -> tuple[int, int]:
     """The most that the parts of the loss hold, and the weights that autocast keeps."""
+    objective = as_objective(objective)
     network = built(run.network)
     prepare(list(blocks_of(network, engine.blocks).values()), engine.checkpointing, compiled=False)
     gradients = sum(p.nbytes for p in network.parameters() if p.requires_grad)
@@ -73,17 +77,18 @@ def _peak(
     made = 0 if engine.accumulate == 1 else gradients  # by the backward passes before; a later part only adds to them
     for p in network.parameters():
         p.grad = torch.empty_like(p) if made and p.requires_grad else None
-    parts = iter(losses(objective, network, batch, torch.Generator(), teacher))
-    while True:
+    pending: list[Callable[[], Loss]] | None = None
+    while pending is None or pending:
         with LiveBytes() as memory, _AsOnDevice(bf16) as device:
-            part = next(parts, None)
-            if part is None:
-                return peak, cast
-            _backward(part.total)
-            del part
+            if pending is None:
+                pending = list(objective.loss_terms(network, batch, torch.Generator(), teacher))
+            term = pending.pop(0)
+            _backward(term().total)
+            del term
         peak = max(peak, made + memory.peak - device.cast_bytes - gradients)
         cast = max(cast, device.cast_bytes)
         made = gradients
+    return peak, cast
 
 
 def _moves(x: Tensor) -> bool:

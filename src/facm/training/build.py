@@ -1,0 +1,94 @@
+"""From a run's configuration to a trainer: network, teacher, optimiser and data, each made or opened once."""
+
+from __future__ import annotations
+
+import torch
+
+from facm.core.hashing import digest
+from facm.core.serialize import fingerprint
+from facm.core.state_dict import load_strictly
+from facm.data.stream import Stream
+from facm.distributed.collectives import check_same
+from facm.distributed.engine import Engine
+from facm.distributed.gradients import check_parameters
+from facm.distributed.process_group import World
+from facm.distributed.wrap import shard, spread, without_parameters
+from facm.networks.adapters.foreign import adapters_of, unlike
+from facm.runs.config import Run
+from facm.runs.ema import EMA
+from facm.runs.folder import RunFolder
+from facm.training.checks import CheckedRun
+from facm.training.precision import resolved_precision
+from facm.training.state import Skips, TrainState, restore
+from facm.training.trainer import Trainer
+
+
+def build(checked: CheckedRun, folder: RunFolder, engine: Engine, world: World, device: torch.device) -> Trainer:
+    """The run, ready for its next step: at the newest checkpoint in ``folder``, or at its start.
+
+    Raises ValueError where the ranks do not agree, and what :func:`facm.training.state.restore` raises.
+    """
+    run = checked.run
+    check_same(world, "the run's fingerprint", fingerprint(run))
+    stream = Stream(checked.dataset, run.seed, run.batch_size, world.rank, world.ranks)
+    network = _network(run, folder, engine, world)
+    teacher, teacher_record = _teacher(run, engine, world, device)
+    wrapped = spread(network.train(), engine, world, device, resolved_precision(run, device) == "bf16")
+    state = TrainState(
+        network,
+        run.optimizer.build(network),
+        EMA(run.ema, network),
+        wrapped,
+        Skips.none(device),
+        world,
+        getattr(checked.dataset, "fingerprint", None),
+    )
+    restore(state, run, folder, teacher_record)
+    rng = torch.Generator(device)
+    return Trainer(run, checked.objective, stream, state, teacher, teacher_record, engine, world, device, rng)
+
+
+def _network(run: Run, folder: RunFolder, engine: Engine, world: World) -> torch.nn.Module:
+    """Build and initialise the network (identical on all ranks).
+
+    When resuming FSDP, leave parameters on meta; each rank loads its shard.
+    """
+    if engine.kind(world.ranks) == "fsdp" and folder.checkpoints():
+        with without_parameters():
+            return run.network.build()
+    network = run.network.build()
+    if run.initial is not None:
+        _initialise(network, run)
+    if world.ranks > 1:
+        check_parameters(network, world)
+    return network
+
+
+def _initialise(network: torch.nn.Module, run: Run) -> None:
+    """Load the weights that the run starts from. Raises ValueError where they would mean another function."""
+    assert run.initial is not None
+    may_miss, initial = getattr(network, "no_effect_as_initialised", ()), run.initial.load()
+    if (theirs := adapters_of(initial)) != (ours := adapters_of(network)):
+        raise ValueError(
+            f"initial = {run.initial} is seen through {' of '.join(theirs) or 'no adapter'}, network through "
+            f"{' of '.join(ours) or 'no adapter'}: the same weights would mean something else; expected the same"
+        )
+    load_strictly(network, initial.state_dict(), f"initial = {run.initial}", may_miss)
+    if differ := unlike(network, initial):
+        raise ValueError(
+            f"initial = {run.initial} fits network, but as another function: {'; '.join(differ)}; expected the same"
+        )
+
+
+def _teacher(
+    run: Run, engine: Engine, world: World, device: torch.device
+) -> tuple[torch.nn.Module | None, dict[str, str] | None]:
+    """The teacher, frozen, and sharded where the student is; and its identity, which all ranks must agree on."""
+    if run.teacher is None:
+        return None, None
+    teacher = run.teacher.load().eval().requires_grad_(False)
+    record = {"identity": repr(run.teacher), "sha256": digest(teacher.state_dict())}
+    check_same(world, "the teacher", record)
+    if engine.kind(world.ranks) == "fsdp":
+        return shard(teacher, engine, world, device, resolved_precision(run, device) == "bf16"), record
+    return teacher.to(device), record

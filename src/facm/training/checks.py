@@ -1,0 +1,113 @@
+"""What only shows once a run's parts are together, checked once, before anything is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from facm.core.objective import Objective, as_objective, guidance_scale, needs_teacher
+from facm.core.types import Dataset
+from facm.data.stream import Stream
+from facm.derivative import Chain, WholeNetwork
+from facm.distributed.engine import Engine
+from facm.flow.conditions import Labels
+from facm.flow.time_conditioning import check_task
+from facm.networks.adapters.foreign import inner_config
+from facm.pretrained.trained import FromRun
+from facm.runs.config import Run
+
+
+@dataclass(frozen=True, eq=False)
+class CheckedRun:
+    """A run whose parts fit together, and its data set, opened.
+
+    run: the configuration.
+    dataset: ``run.data``, opened.
+    objective: ``run.objective``, wrapped where it is a bare function.
+    """
+
+    run: Run
+    dataset: Dataset
+    objective: Objective
+
+
+def check(run: Run | CheckedRun, engine: Engine | None = None, ranks: int = 1) -> CheckedRun:
+    """Open the run's data and raise ValueError where its parts do not fit each other, the engine or the ranks.
+
+    A run that was checked already is only held against engine and ranks.
+    """
+    engine = engine or Engine()
+    checked = run if isinstance(run, CheckedRun) else _checked(run)
+    engine.check(checked.run.batch_size, ranks)
+    _check_engine(checked.objective, engine)
+    return checked
+
+
+def _checked(run: Run) -> CheckedRun:
+    dataset, objective = run.data.open(), as_objective(run.objective)
+    Stream(dataset, run.seed, run.batch_size)
+    _check_condition(run, dataset, objective)
+    check_network(run)
+    _check_teacher(run, objective)
+    return CheckedRun(run, dataset, objective)
+
+
+def _check_condition(run: Run, dataset: Dataset, objective: Objective) -> None:
+    condition = objective.condition
+    if condition is None:
+        return
+    if isinstance(condition, Labels) and (dataset.num_classes or 0) > condition.classes:
+        raise ValueError(
+            f"data with {dataset.num_classes} classes, condition = {condition}; expected Labels({dataset.num_classes})"
+        )
+    condition.check(dataset.read(np.arange(1)).cond, 1)
+    classes = _classes(run.network)
+    if isinstance(condition, Labels) and classes is not None and classes < condition.classes:
+        raise ValueError(
+            f"network = {run.network} has {classes} classes, condition = {condition}; expected num_classes = "
+            f"{condition.classes}"
+        )
+
+
+def _classes(network: Any) -> int | None:
+    """Number of labels that a network takes besides the null, where its configuration has it."""
+    classes = getattr(inner_config(network), "num_classes", None)
+    return classes if isinstance(classes, int) else None
+
+
+def check_network(run: Run) -> None:
+    """Raise ValueError where the network lacks what the objective needs: a second time, a head."""
+    with torch.device("meta"):
+        network = run.network.build()
+    objective = as_objective(run.objective)
+    if objective.task is not None:
+        check_task(objective.task, network)
+    objective.check_network(network)
+
+
+def _check_teacher(run: Run, objective: Objective) -> None:
+    if needs_teacher(objective.velocity) and run.teacher is None:
+        raise ValueError(
+            "the objective distils, and teacher = None: give the run a teacher, or train from scratch with "
+            "velocity = DataVelocity()"
+        )
+    scale = guidance_scale(objective.velocity)
+    if isinstance(run.teacher, FromRun) and scale > 1 and run.teacher.label_dropout() == 0:
+        raise ValueError(
+            f"guidance scale = {scale}, and the teacher {run.teacher.path} was trained with label_dropout 0: "
+            "its null condition means nothing; expected scale 1, or a teacher with label_dropout > 0"
+        )
+
+
+def _check_engine(objective: Objective, engine: Engine) -> None:
+    derivative = objective.derivative
+    naive = isinstance(derivative, WholeNetwork)
+    naive |= isinstance(derivative, Chain) and not (derivative.checkpoint or derivative.op_level)
+    if engine.checkpointing and naive:
+        raise ValueError(
+            f"engine.checkpointing = True with derivative = {derivative}: torch.func.jvp cannot be checkpointed "
+            "inside, and would keep everything; expected derivative = OpLevel() or Chain(checkpoint=True)"
+        )

@@ -1,0 +1,196 @@
+"""One optimiser step: micro-batches, backward, clip, update; a step without a finite gradient is skipped and counted.
+
+Nothing in a step waits for the device, and no rank waits for another but to reduce gradients: whether a gradient is
+finite stays on the device, and is looked at every few steps.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from facm.core.objective import Objective
+from facm.core.rng import derive, seed_generators
+from facm.core.types import Batch, Dataset, Loss
+from facm.data.stream import Stream
+from facm.distributed.collectives import any_of, gathered, means
+from facm.distributed.engine import Engine
+from facm.distributed.gradients import check_gradients, clip, reducing
+from facm.distributed.process_group import World
+from facm.runs.config import Run
+from facm.training.precision import autocast
+from facm.training.state import TrainState
+from facm.training.window import Window, memory
+
+LOOK_EVERY = 8
+"""Steps between two looks at what the device counts and at what other ranks were asked."""
+
+
+class NonFiniteError(RuntimeError):
+    """Too many steps in a row had a non-finite gradient."""
+
+
+@dataclass
+class Trainer:
+    """A run in motion.
+
+    run: its configuration.
+    objective: its objective.
+    stream: its data, indexed by images seen.
+    state: all that moves.
+    teacher: the frozen network that it distils from, or None.
+    teacher_record: the teacher's identity and hash, for checkpoints.
+    engine: how it is executed.
+    world: the ranks that train together.
+    device: where this rank computes.
+    rng: generator of all draws of the objective.
+    """
+
+    run: Run
+    objective: Objective
+    stream: Stream
+    state: TrainState
+    teacher: torch.nn.Module | None
+    teacher_record: dict[str, str] | None
+    engine: Engine
+    world: World
+    device: torch.device
+    rng: torch.Generator
+
+    @property
+    def dataset(self) -> Dataset:
+        return self.stream.dataset
+
+    @property
+    def finished(self) -> bool:
+        return self.state.images >= self.run.images
+
+    def step(self, batch: Batch) -> None:
+        """One step on this rank's part of the batch that starts at the clock."""
+        run, state = self.run, self.state
+        if self.world.ranks > 1:
+            seed_generators(derive(run.seed, 2, state.images, self.world.rank))
+        state.optimizer.zero_grad(set_to_none=True)
+        loss = self._backward(self._micro_batches(batch.to(self.device)))
+        grad_norm = clip(state.network, run.optimizer.clip)
+
+        state.images += run.batch_size
+        state.steps += 1
+        for group in state.optimizer.param_groups:
+            group["lr"] = run.optimizer.learning_rate(state.images, run.images)
+        self._update(~torch.isfinite(grad_norm))
+        state.ema.update(state.images, run.batch_size)
+        state.window.add(loss, grad_norm)
+
+    def _update(self, skip: Tensor) -> None:
+        """The optimiser's step, or none where ``skip`` () is true; decided on the device by the fused kernel."""
+        self.state.optimizer.found_inf = skip.float()  # type: ignore[attr-defined]  # as torch.amp.GradScaler does
+        self.state.optimizer.step()
+        self.state.skips.add(skip.to(self.state.skips.total.device), self.state.images)
+
+    def _micro_batches(self, batch: Batch) -> list[Batch]:
+        """This rank's part of the step in ``engine.accumulate`` parts, each with its place in the whole."""
+        count, stream = self.engine.accumulate, self.stream
+        if count == 1 and stream.ranks == 1:
+            return [batch]
+        size, start = len(batch.x_1) // count, stream.rank * len(batch.x_1)
+        return [
+            Batch(
+                batch.x_1[k * size : (k + 1) * size],
+                None if batch.cond is None else batch.cond[k * size : (k + 1) * size],
+                start + k * size,
+                stream.batch_size,
+            )
+            for k in range(count)
+        ]
+
+    def _backward(self, micro_batches: list[Batch]) -> Loss:
+        """Add the gradient of the mean over the whole step to the network's; the loss over this rank's part of it.
+
+        The terms of a loss come one after the other, each freed by its backward pass before the next is computed.
+        """
+        run, images, count = self.run, self.state.images, len(micro_batches)
+        objective = self.objective.at(images)
+        total, terms = torch.zeros((), device=self.device), dict[str, list[Tensor]]()
+        for index, batch in enumerate(micro_batches):
+            shared = self.objective.draws_for_whole_step or batch.of is None
+            self.rng.manual_seed(derive(run.seed, 1, images, *(() if shared else (1 + batch.start,))))
+            with autocast(run, self.device):
+                pending = list(objective.loss_terms(self.state.wrapped, batch, self.rng, self.teacher))
+            while pending:
+                term = pending.pop(0)
+                with reducing(self.state.wrapped, last=index == count - 1 and not pending):
+                    with autocast(run, self.device):
+                        loss = term()
+                    (_poisoned(loss.total) / count).backward()
+                total = total + loss.total.detach() / count
+                for name, value in loss.terms.items():
+                    terms.setdefault(name, []).append(value)
+                del term, loss  # and what their graphs still hold, before the next term's forward
+        return Loss(
+            total, {name: values[0] if len(values) == 1 else torch.cat(values) for name, values in terms.items()}
+        )
+
+    def check_first_step(self) -> None:
+        """Raise RuntimeError unless the first backward pass reduced every gradient over the ranks."""
+        if self.world.ranks > 1:
+            check_gradients(self.state.network, self.world, self.engine.find_unused)
+
+    def look(self) -> None:
+        """Raise NonFiniteError where too many steps in a row were skipped. This waits for the device."""
+        state, limit = self.state, self.run.max_nonfinite
+        in_a_row = int(state.skips.longest)
+        if in_a_row >= limit:
+            terms = ", ".join(state.window.non_finite()) or "none, only the gradient"
+            raise NonFiniteError(
+                f"{in_a_row} steps in a row had a non-finite loss or gradient, of at most {limit} (max_nonfinite), the "
+                f"last at {int(state.skips.last)} images; non-finite terms: {terms}. Checkpoints from before, if any, "
+                "are untouched; what helps: a lower optimizer.lr, a clamp, QK-norm, precision = 'fp32'"
+            )
+        state.skips.longest.copy_(state.skips.in_a_row)
+
+    def asked_to_stop(self, stop: list[str]) -> bool:
+        """Whether some rank got a signal. With several ranks the answer is looked for every few steps, by all."""
+        if self.world.ranks == 1:
+            return bool(stop)
+        return self.state.steps % LOOK_EVERY == 0 and any_of(self.world, bool(stop))
+
+    def record(self) -> dict[str, Any]:
+        """The line of the log for the steps since the last one, averaged over the ranks; begins a new window."""
+        state, window = self.state, self.state.window
+        numbers = means(self.world, window.means())
+        record = {"images": state.images, **numbers, "lr": state.optimizer.param_groups[0]["lr"]}
+        record |= {"skipped": int(state.skips.total), **window.speed(self.run.batch_size), **memory(self.device)}
+        state.window = Window()
+        return record
+
+    def next_of(self, batches: Iterator[Batch]) -> Batch:
+        """The next batch; the time spent waiting for it is added to the window."""
+        began = time.monotonic()
+        batch = next(batches)
+        self.state.window.waited += time.monotonic() - began
+        return batch
+
+    def due(self, every: int) -> bool:
+        """Whether the step that just ended crossed a multiple of ``every`` images, or was the last one."""
+        images = self.state.images
+        return self.finished or images // every > (images - self.run.batch_size) // every
+
+
+def signals_of_all(world: World, stop: list[str]) -> list[str]:
+    """Names of the signals that the ranks got."""
+    return [name for names in gathered(world, list(stop)) for name in names]
+
+
+def _poisoned(total: Tensor) -> Tensor:
+    """``total`` itself, or NaN with a NaN gradient where it is not finite.
+
+    A non-finite loss may have a finite gradient on one rank. This way the gradient's norm, which is the same on all
+    ranks, says everything.
+    """
+    return total * torch.where(torch.isfinite(total.detach()), 1.0, torch.nan)
