@@ -1,5 +1,6 @@
 """Your own network, data and objective in one file.  facm train examples/mine.py:teacher --out runs/moons-teacher
-then facm train examples/mine.py:student --out runs/moons-student  and  facm evaluate runs/moons-student --nfe 1 2"""
+then facm train examples/mine.py:student --out runs/moons-student
+and facm evaluate runs/moons-student --num-steps 1 2"""
 
 from dataclasses import dataclass
 

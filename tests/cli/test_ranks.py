@@ -1,6 +1,5 @@
-"""The command line on two ranks: training, going on, measuring, sampling, exporting."""
+"""The command line on two ranks: training, going on, measuring, sampling."""
 
-import json
 import signal
 import subprocess
 import sys
@@ -8,12 +7,9 @@ import time
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from safetensors import safe_open
 
 from facm import cli
-from facm.core.serialize import from_json
 from facm.distributed.engine import Engine
 from facm.distributed.process_group import opened
 from facm.pretrained.trained import load_trained
@@ -21,11 +17,20 @@ from facm.runs import log as logs
 from facm.runs.folder import RunFolder
 from tests.distributed.parallel_parts import ENVIRONMENT, call, difference, teacher_run, torchrun, train_in
 
+RECIPE = """
+from tests.distributed.parallel_parts import Awake, teacher_run
+
+def run(images: int = 80):
+    return teacher_run(images=images)
+"""
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
+    """A run of a recipe file, whose network other processes find through the file."""
     root = tmp_path_factory.mktemp("cli")
-    train_in(root / "run", teacher_run(images=80))
+    (root / "mine.py").write_text(RECIPE)
+    cli.main(["train", f"{root / 'mine.py'}:run", "--out", str(root / "run"), "--quiet"])
     return root
 
 
@@ -67,7 +72,7 @@ def test_an_evaluation_does_not_depend_on_the_number_of_ranks(root, monkeypatch)
 
 @pytest.mark.slow
 def test_samples_do_not_depend_on_the_number_of_ranks(root, tmp_path):
-    command = ["sample", str(root / "run"), "--n", "300", "--npz", "--out"]
+    command = ["sample", str(root / "run"), "--num-samples", "300", "--npz", "--out"]
     cli.main([*command, str(tmp_path / "1.png")])
     code, said, errors = torchrun(2, *command, tmp_path / "2.png")
     assert code == 0, errors
@@ -82,7 +87,7 @@ SLOW = """
 import os
 import time
 from facm.data.stream import Stream
-from tests.distributed.parallel_parts import teacher_run
+from tests.distributed.parallel_parts import Awake, teacher_run
 
 original = Stream.at
 
@@ -125,39 +130,6 @@ def test_train_stop_and_resume_on_other_numbers_of_ranks(tmp_path):
     first, last = logs.read(folder.sessions)
     assert (first["ranks"], first["engine"]["parallel"], first["images"]) == (2, "fsdp", 0)
     assert (last["ranks"], last["engine"]["accumulate"], last["images"]) == (1, 2, reached)
-
-
-def test_export_writes_one_plain_file_and_overwrites_nothing(root, tmp_path, capsys):
-    out = tmp_path / "network.safetensors"
-    cli.main(["export", str(root / "run"), "--out", str(out)])
-    assert "EMA 0.05 at 80 images" in capsys.readouterr().out
-    trained = load_trained(root / "run")
-    with safe_open(out, "pt") as file:
-        assert set(file.keys()) == set(trained.network.state_dict())
-        for name, value in trained.network.state_dict().items():
-            assert torch.equal(file.get_tensor(name), value)
-        metadata = file.metadata()
-    assert from_json(json.loads(metadata["config"])) == trained.config
-    assert (metadata["sigma_rel"], metadata["images"]) == ("0.05", "80")
-    with pytest.raises(SystemExit):
-        cli.main(["export", str(root / "run"), "--out", str(out)])
-    assert "exists and is not overwritten" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("option", "expected"), [(("--raw",), "raw"), (("--ema", "0.2"), "0.2"), (("--ema", "0.1"), "0.1")]
-)
-def test_export_chooses_weights(root, tmp_path, option, expected):
-    out = tmp_path / "network.safetensors"
-    cli.main(["export", str(root / "run"), "--out", str(out), *option])
-    with safe_open(out, "pt") as file:
-        assert file.metadata()["sigma_rel"] == expected
-
-
-def test_export_wants_a_name_that_says_what_it_is(root, capsys):
-    with pytest.raises(SystemExit):
-        cli.main(["export", str(root / "run"), "--out", "network.bin"])
-    assert "expected a name that ends in .safetensors, or in .pt" in capsys.readouterr().err
 
 
 def test_a_module_can_be_run():

@@ -38,7 +38,7 @@ def unequal(bench):
 def fewer(bench):
     return pair(replace(bench, setting=setting(data=Few(100))))
 """
-OPTIONS = ("--n", N, "--features", "mine.py:Quarters")
+OPTIONS = ("--num-samples", N, "--features", "mine.py:Quarters")
 FILES = {"table.md", "results.jsonl", "numbers.png", "training.png", "report.html"}
 
 
@@ -106,7 +106,10 @@ def test_the_numbers_are_those_of_the_evaluations(done):
         rows = [logs.read(out / f"seed-{seed}" / r["entry"] / "evaluations.jsonl") for seed in (0, 1)]
         of = [next(row["frechet_distance"] for row in own if row["nfe"] == r["nfe"]) for own in rows]
         assert r["frechet_distance"] == of
-        assert r["command"] == f"facm study mine.py:study --out out --seeds 0 1 --n {N} --features mine.py:Quarters"
+        assert (
+            r["command"]
+            == f"facm study mine.py:study --out out --seeds 0 1 --num-samples {N} --features mine.py:Quarters"
+        )
         assert (r["seeds"], r["n"], r["features"]) == ([0, 1], N, "quarters")
         assert r["floor"] > 0
     table = (out / "study" / "table.md").read_text()
@@ -170,7 +173,7 @@ def test_one_network_alone_as_a_job_of_a_cluster(place, capsys):
     command(*options, "--only", "0/facm", "--jobs", 2)
     assert {p.name for p in (place / "single").iterdir()} == {"seed-0"}, "no report"
     assert re.findall("seed (0/[a-z]+): 1 step", capsys.readouterr().out) == ["0/teacher", "0/facm"]
-    assert "task = '0/none', expected SEED/NAME, one of 0/teacher, 0/facm, 0/plain-cm" in refused(
+    assert "--only 0/none, expected SEED/NAME, one of 0/teacher, 0/facm, 0/plain-cm" in refused(
         capsys, *options, "--only", "0/none"
     )
 
@@ -230,12 +233,12 @@ def test_the_size_says_how_many_samples_and_which_folder(place, monkeypatch):
     ("arguments", "said"),
     [
         (("stabilty",), "unknown study 'stabilty': did you mean stability? expected one of stability, weights"),
-        (("stability", "--at", "mnist"), "name = 'mnist', expected one of digits, cifar10"),
-        (("stability", "--data", "x"), "data = 'x' with digits, which come with scikit-learn; expected None"),
+        (("stability", "--at", "mnist"), "--at mnist, expected one of digits, cifar10"),
+        (("stability", "--data", "x"), "--data x with digits, which come with scikit-learn; expected None"),
         (("stability", "--jobs", 0), "--jobs 0, expected at least 1"),
         (("stability", "--seeds", 0, 1, 0), "--seeds 0 1 0, expected at least one, each of them once"),
-        (("stability", "--n", 1), "--n 1, expected at least 2 samples to measure"),
-        (("stability", "--n", 0), "--n 0, expected at least 2 samples to measure"),
+        (("stability", "--num-samples", 1), "--num-samples 1, expected at least 2 samples to measure"),
+        (("stability", "--num-samples", 0), "--num-samples 0, expected at least 2 samples to measure"),
         (("absent.py:study",), "study 'absent.py:study': there is no file absent.py"),
         (("mine.py:absent",), "expected mine.py:FUNCTION, with one of study, short, nothing, unequal, fewer"),
         (("mine.py",), "expected mine.py:FUNCTION, with one of study"),

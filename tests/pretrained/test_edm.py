@@ -228,7 +228,7 @@ def test_tensors_of_every_layout_are_the_same_numbers(tmp_path):
 
 def test_an_imported_file_opens_again_with_everything_it_needs(tmp_path, capsys):
     source, out = saved(tmp_path / "edm-cifar10-32x32-cond-vp.pkl", snapshot()), tmp_path / "teacher.safetensors"
-    cli.main(["import", str(source), "--out", str(out)])
+    cli.main(["weights", "import", str(source), "--out", str(out)])
     assert "edm, (3, 8, 8), 10 classes, a teacher" in capsys.readouterr().out
     first, again = open_published(source), open_published(out)
     assert (again.network, again.family, again.learns_shortcut) == (first.network, "edm", False)
@@ -254,7 +254,7 @@ def test_an_imported_file_opens_again_with_everything_it_needs(tmp_path, capsys)
 def test_images_are_sampled_from_it_with_edms_sampler(tmp_path):
     file = saved(tmp_path / "edm.pkl", snapshot())
     out = tmp_path / "grid.png"
-    cli.main(["sample", "--from", str(file), "--sampler", "edm", "--nfe", "5", "--out", str(out)])
+    cli.main(["sample", str(file), "--sampler", "edm", "--num-steps", "5", "--out", str(out)])
     assert out.exists()
 
 

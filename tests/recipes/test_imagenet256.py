@@ -89,7 +89,7 @@ def root(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         options = ["--autoencoder", "vae", "--size", SIDE, "--shard-size", 10, "--quiet"]
-        command("prepare", "images", "--out", "latents", *options)
+        command("latents", "encode", "images", "--out", "latents", *options)
         network = {"hidden-size": 32, "depth": 2, "num-heads": 2, "in-channels": 4, "input-size": SIDE // 8}
         small = ["--latents", "latents", "--classes", 2, "--quiet"]
         small += [text for name, value in network.items() for text in (f"--run.network.{name}", value)]
@@ -114,23 +114,25 @@ STUDENT = Path("runs/imagenet256-lightningdit-xl")
 
 def images_of(capsys, tmp_path, name, *arguments):
     out = tmp_path / f"{name}.png"
-    command("sample", *arguments, "--nfe", 2, "--n", 4, "--classes", "0,1", "--npz", "--out", out)
+    command("sample", *arguments, "--num-steps", 2, "--num-samples", 4, "--classes", "0,1", "--npz", "--out", out)
     capsys.readouterr()
     return np.load(out.with_suffix(".npz"))["images"]
 
 
 def test_latents_are_verified(inside, capsys):
-    command("verify", "latents")
+    command("latents", "verify", "latents")
     assert "24 latents (4, 8, 8) F32 in 3 files, whole, as its manifest says" in " ".join(
         capsys.readouterr().out.split()
     )
 
 
 def test_latents_are_drawn_decoded(inside, capsys, tmp_path):
-    command("verify", "latents", "--grid", tmp_path / "grid.png")
+    command("latents", "verify", "latents", "--grid", tmp_path / "grid.png")
     with Image.open(tmp_path / "grid.png") as grid:
         assert grid.size == (10 * (SIDE + 1) - 1, 4 * (SIDE + 1) - 1)
-    assert "exists and is not overwritten" in refused(capsys, "verify", "latents", "--grid", tmp_path / "grid.png")
+    assert "exists and is not overwritten" in refused(
+        capsys, "latents", "verify", "latents", "--grid", tmp_path / "grid.png"
+    )
 
 
 def test_the_runs_draw_their_latents_as_pictures(inside):
@@ -140,8 +142,8 @@ def test_the_runs_draw_their_latents_as_pictures(inside):
 
 
 def test_the_student_is_measured_against_real_images(inside, capsys):
-    options = ["--real", "images", "--features", "features.py:GridMeans", "2", "--n", 16, "--batch", 8]
-    command("evaluate", STUDENT, "--nfe", 1, 2, *options, "--labels", "random", "--quantise", "truncate")
+    options = ["--real", "images", "--features", "features.py:GridMeans", "2", "--num-samples", 16, "--batch-size", 8]
+    command("evaluate", STUDENT, "--num-steps", 1, 2, *options, "--labels", "random", "--quantise", "truncate")
     rows = [json.loads(line) for line in (STUDENT / "evaluations.jsonl").read_text().splitlines()][-2:]
     assert [row["nfe"] for row in rows] == [1, 2]
     for row in rows:
@@ -156,7 +158,7 @@ def test_the_student_is_measured_against_real_images(inside, capsys):
 def test_statistics_of_a_folder_are_measured_against(inside, capsys, tmp_path):
     features = ["--features", "features.py:GridMeans"]
     command("statistics", "images", "--size", SIDE, "--out", tmp_path / "real.npz", *features)
-    measured = ["--nfe", 1, "--n", 16, *features]
+    measured = ["--num-steps", 1, "--num-samples", 16, *features]
     command("evaluate", STUDENT, "--fid-stats", tmp_path / "real.npz", *measured)
     command("evaluate", STUDENT, "--real", "images", *measured)
     by_file, by_folder = (json.loads(x) for x in (STUDENT / "evaluations.jsonl").read_text().splitlines()[-2:])
@@ -171,15 +173,15 @@ def test_exported_and_imported_students_make_the_same_images(inside, capsys, tmp
     assert expected.shape == (4, SIDE, SIDE, 3)
     files = [tmp_path / "student.safetensors", tmp_path / "student.pt"]
     for file in files:
-        command("export", STUDENT, "--out", file)
-    command("import", files[1], "--out", tmp_path / "imported.safetensors", "--heads", 2)
+        command("weights", "export", STUDENT, "--out", file)
+    command("weights", "import", files[1], "--out", tmp_path / "imported.safetensors", "--heads", 2)
     for file in [*files, tmp_path / "imported.safetensors"]:
         options = ["--autoencoder", "vae"]
         if file != files[0]:  # which holds the statistics itself
             options += ["--latent-stats", "latents/latents_stats.pt"]
         if file.suffix == ".pt":
             options += ["--heads", 2]
-        found = images_of(capsys, tmp_path, file.name, "--from", file, *options)
+        found = images_of(capsys, tmp_path, file.name, file, *options)
         assert np.array_equal(found, expected), file
 
 
@@ -189,7 +191,7 @@ def test_what_lies_beside_a_published_file_is_found(inside, tmp_path):
     space = load_file(tmp_path / "sit.pt", "sit", heads=2).data.open()
     assert space.autoencoder.path == str(tmp_path / "sd-vae-ft-mse")
     assert space.statistics.multiplier == 0.18215
-    command("export", STUDENT, "--out", tmp_path / "student.pt")
+    command("weights", "export", STUDENT, "--out", tmp_path / "student.pt")
     with pytest.raises(
         ValueError, match=r"there is no latents_stats\.pt beside it: expected statistics, such a file, or"
     ):
@@ -197,15 +199,15 @@ def test_what_lies_beside_a_published_file_is_found(inside, tmp_path):
 
 
 def test_statistics_beside_a_file_of_four_channels_are_its_own(inside, tmp_path):
-    command("export", STUDENT, "--out", tmp_path / "student.pt")
+    command("weights", "export", STUDENT, "--out", tmp_path / "student.pt")
     shutil.copy("latents/latents_stats.pt", tmp_path)
     found = load_file(tmp_path / "student.pt", heads=2).data.open().statistics
     assert found.fingerprint == load_trained(STUDENT).data.open().statistics.fingerprint
 
 
 def test_importing_an_export_keeps_its_statistics(inside, tmp_path):
-    command("export", STUDENT, "--out", tmp_path / "student.safetensors")
-    command("import", tmp_path / "student.safetensors", "--out", tmp_path / "again.safetensors")
+    command("weights", "export", STUDENT, "--out", tmp_path / "student.safetensors")
+    command("weights", "import", tmp_path / "student.safetensors", "--out", tmp_path / "again.safetensors")
     found = load_file(tmp_path / "again.safetensors")
     assert found.interface.learns_shortcut
     assert found.data.open().statistics.fingerprint == load_trained(STUDENT).data.open().statistics.fingerprint
@@ -213,7 +215,7 @@ def test_importing_an_export_keeps_its_statistics(inside, tmp_path):
 
 def test_an_exported_teacher_is_one(inside, tmp_path):
     for name in ("teacher.safetensors", "teacher.pt"):
-        command("export", "runs/imagenet256-lightningdit-xl-pretrain", "--out", tmp_path / name)
+        command("weights", "export", "runs/imagenet256-lightningdit-xl-pretrain", "--out", tmp_path / name)
         heads = 2 if name.endswith(".pt") else None
         found = load_file(tmp_path / name, heads=heads, scale=1.0)
         assert not found.interface.learns_shortcut
@@ -235,14 +237,12 @@ def test_an_autoencoder_that_a_data_set_names_is_not_imported_from_anywhere(insi
 
 
 def test_samples_that_are_not_finite_are_no_picture(inside, capsys, tmp_path):
-    command("export", STUDENT, "--out", tmp_path / "student.safetensors")
+    command("weights", "export", STUDENT, "--out", tmp_path / "student.safetensors")
     broken = load_file(tmp_path / "student.safetensors")
     state = {name: torch.full_like(value, torch.nan) for name, value in broken.network.state_dict().items()}
     write_own(tmp_path / "broken.safetensors", broken.config, state, {"learns_shortcut": "true"})
-    options = ["--autoencoder", "vae", "--latent-scale", 1, "--n", 2, "--out", tmp_path / "x.png"]
-    assert "2 of 2 samples are not finite" in refused(
-        capsys, "sample", "--from", tmp_path / "broken.safetensors", *options
-    )
+    options = ["--autoencoder", "vae", "--latent-scale", 1, "--num-samples", 2, "--out", tmp_path / "x.png"]
+    assert "2 of 2 samples are not finite" in refused(capsys, "sample", tmp_path / "broken.safetensors", *options)
     assert not (tmp_path / "x.png").exists()
 
 
@@ -267,7 +267,7 @@ def test_a_run_does_not_go_on_with_other_latents(inside, capsys, tmp_path):
         )
     shutil.rmtree(tmp_path / "latents")
     options = ["--autoencoder", "vae", "--size", SIDE, "--seed", 5, "--quiet"]
-    command("prepare", "images", "--out", tmp_path / "latents", *options)
+    command("latents", "encode", "images", "--out", tmp_path / "latents", *options)
     assert "and the data are now" in refused(capsys, "resume", out, "--quiet")
 
 
@@ -281,7 +281,7 @@ def test_a_network_with_fewer_classes_than_the_data_is_refused(inside, capsys):
 def test_a_published_teacher_is_distilled(inside, tmp_path):
     """A file in place of a run as the teacher."""
     teacher = tmp_path / "stg1.safetensors"
-    command("export", "runs/imagenet256-lightningdit-xl-pretrain", "--out", teacher)
+    command("weights", "export", "runs/imagenet256-lightningdit-xl-pretrain", "--out", teacher)
     run = imagenet256.imagenet256_lightningdit_xl("latents", str(teacher))
     loaded = run.teacher.load()
     expected = load_trained(Path("runs/imagenet256-lightningdit-xl-pretrain")).network
@@ -292,28 +292,32 @@ def test_a_published_teacher_is_distilled(inside, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["sample"], "neither given, expected a run's folder, or --from FILE"),
-        (["sample", STUDENT, "--from", "x.pt"], "expected a run's folder, or --from FILE"),
-        (["sample", "--from", "x.pt"], "x.pt: there is no such file"),
-        (["sample", "--from", "x.pt", "--raw"], "expected --weights to choose in a file"),
-        (["sample", "--from", "x.pt", "--latent-scale", "1", "--latent-stats", "y.pt"], "x.pt: there is no such file"),
+        (["sample", "x.pt"], "x.pt: there is no such file"),
+        (["sample", "x.pt", "--raw"], "expected --weights to choose in a file"),
+        (["sample", "x.pt", "--latent-scale", "1", "--latent-stats", "y.pt"], "x.pt: there is no such file"),
         (["sample", STUDENT, "--family", "sit"], "--family sit with the run"),
         (["sample", STUDENT, "--classes", "a,b"], "--classes a, expected numbers, as in 207,360"),
         (["sample", STUDENT, "--autoencoder", "no"], "no: there is no such file"),
         (["evaluate", STUDENT], "has latents to be measured against: expected --fid-stats FILE.npz or --real FOLDER"),
         (["evaluate", STUDENT, "--real", "images", "--fid-stats", "x.npz"], "expected one of them"),
         (["evaluate", STUDENT, "--real", "images", "--inception", "no.pth"], "no.pth"),
-        (["evaluate", STUDENT, "--inception", "a", "--dinov2", "b", "--real", "images"], "expected one of them"),
+        (
+            ["evaluate", STUDENT, "--inception", "a", "--dinov2", "b", "--real", "images"],
+            "expected at most one of them",
+        ),
         (["evaluate", STUDENT, "--features", "features.py:No", "--real", "images"], "features.py has no No"),
         (["evaluate", STUDENT, "--features", "nothing.py:No", "--real", "images"], "expected FILE.py:NAME"),
-        (["evaluate", STUDENT, "--batch", "0"], "--batch 0, expected at least 1"),
-        (["prepare", "nowhere", "--out", "x", "--autoencoder", "vae"], "nowhere"),
-        (["prepare", "images", "--out", "latents", "--autoencoder", "vae", "--size", "32"], "latents"),
-        (["prepare", "images", "--out", "x", "--autoencoder", "vae", "--size", "60"], "expected a multiple of 8"),
-        (["prepare", "images", "--out", "x", "--autoencoder", "features.py"], "features.py"),
-        (["verify", "images"], "holds no latents"),
-        (["export", STUDENT, "--out", "x.bin"], "expected a name that ends in .safetensors, or in .pt"),
-        (["import", "x.pt", "--out", "x.pt"], "expected a name that ends in .safetensors"),
+        (["evaluate", STUDENT, "--batch-size", "0"], "--batch-size 0, expected at least 1"),
+        (["latents", "encode", "nowhere", "--out", "x", "--autoencoder", "vae"], "nowhere"),
+        (["latents", "encode", "images", "--out", "latents", "--autoencoder", "vae", "--size", "32"], "latents"),
+        (
+            ["latents", "encode", "images", "--out", "x", "--autoencoder", "vae", "--size", "60"],
+            "expected a multiple of 8",
+        ),
+        (["latents", "encode", "images", "--out", "x", "--autoencoder", "features.py"], "features.py"),
+        (["latents", "verify", "images"], "holds no latents"),
+        (["weights", "export", STUDENT, "--out", "x.bin"], "expected a name that ends in .safetensors, or in .pt"),
+        (["weights", "import", "x.pt", "--out", "x.pt"], "expected a name that ends in .safetensors"),
     ],
 )
 def test_what_cannot_be_is_said(inside, capsys, arguments, message):

@@ -1,21 +1,92 @@
-"""Errors that a user can cause, as one message."""
+"""Errors that a user can cause, as one message in terms of the command line."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import sys
+import re
 import traceback
 from collections.abc import Iterator
 
+from facm.cli.terminal import warn
+
+_NETWORK = {
+    "nfe": "--num-steps",
+    "n": "--num-samples",
+    "batch_size": "--batch-size",
+    "sigma_rel": "--ema",
+    "raw": "--raw",
+    "family": "--family",
+    "heads": "--heads",
+    "statistics": "--latent-stats",
+    "scale": "--latent-scale",
+    "autoencoder": "--autoencoder",
+}
+_RUN = {
+    "batch_size": "--run.batch-size",
+    "precision": "--precision",
+    "gpus": "--gpus",
+    "gpu_memory": "--gpu-memory",
+    "shape": "--shape",
+    "out": "--out",
+}
+FLAGS = {
+    "train": _RUN,
+    "plan": _RUN,
+    "resume": _RUN,
+    "sample": _NETWORK,
+    "evaluate": _NETWORK,
+    "weights": _NETWORK,
+    "latents": {"batch_size": "--batch-size", "out": "--out", "autoencoder": "--autoencoder"},
+    "study": {"task": "--only", "name": "--at", "data": "--data", "out": "--out"},
+    "demo": {"out": "--out"},
+}
+"""Command -> argument of the library, which its errors name -> the option that sets it."""
+PHRASES = {
+    "learns_shortcut = True for a student, or False for a teacher": (
+        "--sampler consistency for a student, or --sampler euler for a teacher"
+    ),
+    "statistics, such a file, or scale, a number": "--latent-stats FILE, or --latent-scale NUMBER",
+    "and autoencoder = None: expected the one that": "and has no autoencoder: expected --autoencoder FILE, which",
+    "expected autoencoder, one that makes": "expected --autoencoder, one that makes",
+    "give its path, Inception(path)": "give its path, --inception FILE",
+}
+"""What the library's errors expect of arguments, in words, and the same with options."""
+
+_ARGUMENT = re.compile(
+    r"(?P<before>^|\b(?:with|for|expected|or) )(?P<name>(?:(?:engine|every|optimizer|ema)\.)?[a-z_]+) = "
+    r"(?P<value>'[^']*'|[^\s,;:)]+)"
+)
+
+
+def in_flags(message: str, command: str) -> str:
+    """A message of the library, in which arguments that options of the command set are replaced by these."""
+    for phrase, said in PHRASES.items():
+        message = message.replace(phrase, said)
+    flags = FLAGS.get(command, {})
+
+    def option(found: re.Match[str]) -> str:
+        prefix, dot, field = found["name"].partition(".")
+        flag = flags.get(found["name"])
+        if dot and flags is _RUN:
+            flag = f"--{'' if prefix == 'engine' else 'run.'}{prefix}.{field.replace('_', '-')}"
+        if flag is None:
+            return found[0]
+        value = "" if found["value"] == "True" else f" {found['value'].strip(chr(39))}"
+        return found["before"] + flag + value
+
+    return _ARGUMENT.sub(option, message)
+
 
 @contextlib.contextmanager
-def readable_errors() -> Iterator[None]:
+def readable_errors(command: str = "") -> Iterator[None]:
     """Errors that a user can cause are one message; FACM_DEBUG=1 shows where they come from."""
     try:
         yield
+    except BrokenPipeError:  # not an error of the command
+        raise
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        warn("interrupted")
         raise SystemExit(130) from None
     except (
         ValueError,
@@ -29,13 +100,13 @@ def readable_errors() -> Iterator[None]:
     ) as error:
         if os.environ.get("FACM_DEBUG"):
             raise
-        if type(error).__name__ == "PeerError":  # another rank says it
+        if type(error).__name__ == "PeerError":  # another rank prints it
             raise SystemExit(2) from error
         rank = os.environ.get("RANK", "0")
         who = "" if rank == "0" else f"rank {rank}: "
         where = traceback.extract_tb(error.__traceback__)[-1]
         if not isinstance(error, ValueError | OSError) and type(error).__module__ == "builtins":
             place = f"{where.filename}:{where.lineno}"
-            print(f"{who}unexpected {type(error).__name__} in {place} (all of it with FACM_DEBUG=1)", file=sys.stderr)
-        print(f"{who}error: {error}", file=sys.stderr)
+            warn(f"{who}unexpected {type(error).__name__} in {place} (all of it with FACM_DEBUG=1)")
+        warn(f"{who}error: {in_flags(str(error), command)}")
         raise SystemExit(2) from error

@@ -3,70 +3,94 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from facm.cli.metric_options import FeatureOptions, JudgeOptions, folder_of_images
-from facm.cli.network_options import FILE, SAMPLING, FileOptions, SamplingOptions
-from facm.cli.terminal import counting
+from facm.cli.device import in_precision, placed
+from facm.cli.metric_options import FeatureOptions, MetricOptions, folder_of_images
+from facm.cli.network_options import (
+    NETWORK,
+    SAMPLING,
+    SOLVER,
+    NetworkOptions,
+    NetworkPath,
+    SamplingOptions,
+    SolverOptions,
+)
+from facm.cli.parsing import Advanced, Group
+from facm.cli.terminal import counting, say, warn
 from facm.distributed.engine import Engine
 
-JUDGE = JudgeOptions()
-FEATURES = FeatureOptions()
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions:
+    """How many samples make a row."""
+
+    num_steps: tuple[int, ...] = (1, 2, 4)
+    """Network evaluations for each sample, one row for each number."""
+    num_samples: int = 10_000
+    """Samples in each row; published FIDs have 50000."""
+    batch_size: int = 256
+    """Samples made at once."""
+    quiet: bool = False
+    """Print nothing but errors."""
+
+    def check(self) -> None:
+        """Raise ValueError for what cannot be measured."""
+        if self.num_samples < 2:
+            raise ValueError(f"--num-samples {self.num_samples}, expected at least 2 samples to measure")
+        if self.batch_size < 1:
+            raise ValueError(f"--batch-size {self.batch_size}, expected at least 1")
+        if not self.num_steps:
+            raise ValueError("--num-steps is empty, expected at least one number of evaluations")
+
+
+EVALUATE, METRICS, FEATURES = EvaluateOptions(), MetricOptions(), FeatureOptions()
 
 
 def evaluate(
-    run: Annotated[Path | None, tyro.conf.Positional] = None,
-    file: Annotated[FileOptions, tyro.conf.arg(name="")] = FILE,
-    options: Annotated[SamplingOptions, tyro.conf.arg(name="")] = SAMPLING,
-    judging: Annotated[JudgeOptions, tyro.conf.arg(name="")] = JUDGE,
-    nfe: tuple[int, ...] = (1, 2, 4),
-    n: int = 10_000,
-    batch: int = 256,
-    quiet: bool = False,
+    network: NetworkPath,
+    options: Group[EvaluateOptions] = EVALUATE,
+    how: Group[SamplingOptions] = SAMPLING,
+    metrics: Group[MetricOptions] = METRICS,
+    solver: Advanced[Group[SolverOptions]] = SOLVER,
+    which: Advanced[Group[NetworkOptions]] = NETWORK,
 ) -> None:
     """Measure a run's newest network, or a published file's; rows with their provenance go to RUN/evaluations.jsonl.
 
     Against the run's own data in the features of a small classifier, unless --fid-stats, --real or features are given.
 
     Args:
-        run: the run's folder.
-        nfe: network evaluations a sample, one row for each.
-        n: samples for each row; published FIDs have 50000.
-        batch: samples made at once.
-        quiet: print nothing but errors.
+        network: a run's folder, or a checkpoint file: published, exported or imported.
     """
     from facm.distributed.process_group import opened
     from facm.evaluation.evaluate import evaluate as measure
     from facm.evaluation.row import append_row
     from facm.evaluation.samples import Sampling
 
-    if n < 2:
-        raise ValueError(f"--n {n}, expected at least 2 samples to measure")
-    if batch < 1:
-        raise ValueError(f"--batch {batch}, expected at least 1")
-    if not nfe:
-        raise ValueError("--nfe is empty, expected at least one number of evaluations")
-    guidance, rows = options.guidance(), []
-    with opened(Engine()) as world:
-        trained = file.open(run, options)
-        methods = [options.method(trained, k) for k in nfe]
-        decoder = file.decoder(trained, world.device)
+    options.check()
+    guidance, rows = solver.guidance(how.guidance_scale), []
+    with opened(Engine()) as ranks:
+        world = placed(ranks, how.device)
+        trained = which.open(network, how)
+        methods = [solver.method(trained, how.sampler, k) for k in options.num_steps]
+        decoder = which.decoder(trained, world.device)
         evaluator = dataclasses.replace(
-            judging.judge(trained, decoder, world),
-            quantise=judging.quantise,
-            small_n=judging.small_n,
-            progress=None if quiet else counting("samples"),
+            metrics.evaluator(trained, decoder, world),
+            quantise=metrics.quantise,
+            small_n=metrics.small_n,
+            progress=None if options.quiet else counting("samples"),
         )
+        trained = in_precision(trained, how.precision, world.device)
+        n, batch_size = options.num_samples, options.batch_size
         for method in methods:
-            sampling = Sampling(method, n, options.seed, guidance, batch, judging.labels, decoder)
+            sampling = Sampling(method, n, how.seed, guidance, batch_size, metrics.labels, decoder)
             rows.append(measure(trained, sampling, evaluator))
             append_row(trained, rows[-1], world)
-    if world.first and not quiet:
-        from facm.cli.show_run import evaluation_table
+    if world.first and not options.quiet:
+        from facm.cli.show import evaluation_table
 
         evaluation_table([row.to_json() for row in rows])
         _warn(n, evaluator.reference.n, evaluator.extractor.num_features)
@@ -75,34 +99,32 @@ def evaluate(
 def _warn(n: int, n_reference: int | None, num_features: int) -> None:
     fewest = n if n_reference is None else min(n, n_reference)
     if fewest <= num_features:
-        print(
-            f"warning: {fewest} images for {num_features} features: a covariance is singular and the distance means "
-            "little",
-            file=sys.stderr,
-        )
+        few = f"{fewest} images for {num_features} features"
+        warn(f"warning: {few}: a covariance is singular and the distance means little")
 
 
 def statistics(
-    images: Annotated[Path, tyro.conf.Positional],
+    images: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")],
     size: int,
     out: Path,
-    features: Annotated[FeatureOptions, tyro.conf.arg(name="")] = FEATURES,
+    device: str = "auto",
+    features: Group[FeatureOptions] = FEATURES,
 ) -> None:
     """Statistics of a folder of real images, to measure against with --fid-stats.
 
     Args:
-        images: folder of images, in folders or not.
-        size: side that they are cropped and resized to, as the samples have it.
-        out: npz to write. A file that exists is not overwritten.
+        images: folder of images, which may be in sub-folders.
+        size: side that they are cropped and resized to, which is that of the samples.
+        out: npz to write. An existing file is not overwritten.
+        device: where to compute: auto (a GPU if there is one), cpu, cuda, or a GPU's number as in cuda:1.
     """
-    import torch
-
+    from facm.distributed.process_group import ALONE
     from facm.evaluation import Inception, build_reference, save_reference
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if out.exists():
         raise ValueError(f"--out {out} exists and is not overwritten; choose another name")
+    world = placed(ALONE, device)
     dataset = folder_of_images(images, size)
-    extractor = (features.chosen() or Inception("")).build(dataset, device)
+    extractor = (features.chosen() or Inception("")).build(dataset, world.device)
     save_reference(build_reference(dataset, extractor), out)
-    print(f"{len(dataset)} images in {extractor.identity}: {out}")
+    say(f"{len(dataset)} images in {extractor.identity}: {out}")

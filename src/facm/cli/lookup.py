@@ -20,16 +20,14 @@ STUDIES = ("stability", "weights", "teacher", "duration", "anchor", "strategies"
 
 @dataclass(frozen=True)
 class Recipe:
-    """A function that returns a Run.
-
-    function: the function itself; its arguments are the recipe's options.
-    spec: what the user called it by.
-    file: the user's file that it stands in, or None for one of the package's.
-    """
+    """A function that returns a Run."""
 
     function: Callable[..., Any]
+    """The function; its arguments are the recipe's options."""
     spec: str
+    """The name that the user typed."""
     file: Path | None = None
+    """The user's file that defines it; None for one of the package's."""
 
     @property
     def name(self) -> str:
@@ -39,14 +37,12 @@ class Recipe:
 
 @dataclass(frozen=True)
 class FoundStudy:
-    """A function that makes a study for one seed.
-
-    name: the study's name, which is that of its folder.
-    function: takes a :class:`facm.studies.rows.Bench`, returns a :class:`facm.studies.study.Study`.
-    """
+    """A function that makes a study for one seed."""
 
     name: str
+    """Name of the study and of its folder."""
     function: Callable[..., Any]
+    """Takes a :class:`facm.studies.rows.Bench`, returns a :class:`facm.studies.study.Study`."""
 
 
 def recipes() -> dict[str, tuple[str, str]]:
@@ -69,10 +65,15 @@ def studies() -> dict[str, str]:
     return found
 
 
+def is_name_of_a_recipe(word: str) -> bool:
+    """Whether ``word`` is a recipe of the package, or names a Python file, as a recipe outside it does."""
+    return word.partition(":")[0].endswith(".py") or word.replace("_", "-") in recipes()
+
+
 def find_recipe(spec: str) -> Recipe:
     """The recipe called ``spec``, a name such as digits-teacher, or path/to/file.py:function.
 
-    Raises ValueError with what comes close, or with the functions that the file has.
+    Raises ValueError with the names that come close, or with the functions that the file has.
     """
     path, _, function = spec.partition(":")
     if path.endswith(".py"):
@@ -81,8 +82,8 @@ def find_recipe(spec: str) -> Recipe:
     name = spec.replace("_", "-")
     if name not in known:
         raise ValueError(
-            f"unknown recipe {spec!r}: {_hint(name, known)}choose one of {', '.join(known)}, or a function in a file, "
-            "mine.py:run"
+            f"unknown recipe {spec!r}: {did_you_mean(name, known)}choose one of {', '.join(known)}, or a function "
+            "in a file, mine.py:run"
         )
     return Recipe(getattr(importlib.import_module(known[name][0]), name.replace("-", "_")), name)
 
@@ -97,8 +98,8 @@ def find_study(spec: str) -> FoundStudy:
         return FoundStudy(function, _function_in_file("study", spec, Path(path), function))
     if spec not in STUDIES:
         raise ValueError(
-            f"unknown study {spec!r}: {_hint(spec, STUDIES)}expected one of {', '.join(STUDIES)}, or a function in a "
-            "file, mine.py:study"
+            f"unknown study {spec!r}: {did_you_mean(spec, STUDIES)}expected one of {', '.join(STUDIES)}, or a function "
+            "in a file, mine.py:study"
         )
     return FoundStudy(spec, getattr(importlib.import_module(f"facm.studies.tables.{spec}"), spec))
 
@@ -116,13 +117,14 @@ def _function_in_file(kind: str, spec: str, path: Path, function: str) -> Callab
     }
     if function not in own:
         raise ValueError(
-            f"{kind} {spec!r}: {_hint(function, own)}expected {path}:FUNCTION, with one of "
+            f"{kind} {spec!r}: {did_you_mean(function, own)}expected {path}:FUNCTION, with one of "
             f"{', '.join(own) or 'its functions'}"
         )
     found: Callable[..., Any] = own[function]
     return found
 
 
-def _hint(name: str, known: Collection[str]) -> str:
+def did_you_mean(name: str, known: Collection[str]) -> str:
+    """Words of an error that suggest what comes close to ``name``; empty where nothing does."""
     close = difflib.get_close_matches(name, known)
     return f"did you mean {' or '.join(close)}? " if close else ""

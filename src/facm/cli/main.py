@@ -1,57 +1,124 @@
-"""Entry point of the ``facm`` command."""
+"""Entry point of the ``facm`` command, and the table of its commands."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
-
-import tyro
 
 from facm import __version__
 from facm.cli.errors import readable_errors
 from facm.cli.evaluate import evaluate, statistics
+from facm.cli.latents import encode, verify
+from facm.cli.lookup import did_you_mean
 from facm.cli.malloc import keep_freed_memory
-from facm.cli.prepare import prepare, verify
+from facm.cli.parsing import call, renamed
 from facm.cli.sample import sample
-from facm.cli.show import demo, show
+from facm.cli.show import demo, list_all, show
 from facm.cli.study import study
-from facm.cli.train import plan, plan_recipe, resume, train, train_recipe
+from facm.cli.terminal import reader_may_leave, say
+from facm.cli.train import plan, resume, run_plan, run_train, train
 from facm.cli.weights import export, import_weights
+
+
+@dataclass(frozen=True)
+class Command:
+    """One line of ``facm --help``."""
+
+    summary: str
+    """What it does, in a few words."""
+    function: Callable[..., Any]
+    """Its arguments are the options."""
+    run: Callable[[list[str], str], Any] | None = None
+    """What takes the words and the program's name instead, where the options depend on the words."""
+    old: Mapping[str, str | None] = field(default_factory=dict)
+    """Old spellings of options, which still work, and today's; None for the option that became the first argument."""
+
+
+SAMPLING = {"--nfe": "--num-steps", "--n": "--num-samples", "--batch": "--batch-size", "--from": None}
+COMMANDS = {
+    "demo": Command("from nothing to a one-step generator of digits, in about five minutes", demo),
+    "list": Command("recipes and studies", list_all),
+    "show": Command("what a recipe or a run is", show),
+    "train": Command("train a recipe; each has options of its own", train, run_train),
+    "resume": Command("continue an interrupted run", resume),
+    "plan": Command("predict the memory that a recipe takes on each GPU", plan, run_plan),
+    "sample": Command("draw samples from a run or a published file", sample, old=SAMPLING),
+    "evaluate": Command("measure a run or a published file", evaluate, old=SAMPLING),
+    "statistics": Command("statistics of a folder of real images, to measure against", statistics),
+    "study": Command("re-run one of the paper's tables", study, old={"--n": "--num-samples"}),
+    "latents encode": Command("encode a folder of images into latents", encode, old={"--batch": "--batch-size"}),
+    "latents verify": Command("check a folder of latents", verify),
+    "weights export": Command("write a run's network into one file", export),
+    "weights import": Command("convert a published checkpoint into one file", import_weights),
+}
+OLD_NAMES = {
+    "prepare": "latents encode",
+    "verify": "latents verify",
+    "export": "weights export",
+    "import": "weights import",
+}
+GROUPS = {name.split()[0] for name in COMMANDS if " " in name}
+EXAMPLES = """
+examples:
+  facm train digits-teacher --out runs/teacher
+  facm sample runs/teacher --num-steps 32 --num-samples 100
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the ``facm`` command."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    words = list(sys.argv[1:] if argv is None else argv)
     keep_freed_memory()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads cost 3x where something else runs, too
-    with readable_errors():
-        if arguments == ["--version"]:
-            print(f"facm {__version__}")
+    first = words[0] if words else ""
+    with reader_may_leave(), readable_errors(OLD_NAMES.get(first, first).split(" ")[0]):
+        if words == ["--version"]:
+            say(f"facm {__version__}")
             return
-        of_recipe = {"train": train_recipe, "plan": plan_recipe}.get(arguments[0]) if arguments[1:] else None
-        if of_recipe is not None and not arguments[1].startswith("-"):
-            of_recipe(arguments[1], arguments[2:])
-            return
-        commands: dict[str, Callable[..., Any]] = {
-            "prepare": prepare,
-            "verify": verify,
-            "train": train,
-            "resume": resume,
-            "plan": plan,
-            "sample": sample,
-            "evaluate": evaluate,
-            "statistics": statistics,
-            "export": export,
-            "import": import_weights,
-            "show": show,
-            "demo": demo,
-            "study": study,
-        }
-        tyro.extras.subcommand_cli_from_dict(
-            commands,
-            prog="facm",
-            description="Turn any flow-matching network into a 1-4 step image generator. Start with: facm demo",
-            args=arguments or ["--help"],
-        )
+        if not words or words[0] in ("-h", "--help", "--help-all"):
+            _show_commands(COMMANDS)
+            raise SystemExit(0)
+        name, rest = _command(words)
+        command, prog = COMMANDS[name], f"facm {name}"
+        rest = renamed(rest, command.old)
+        if command.run is not None:
+            command.run(rest, prog)
+        else:
+            call(command.function, rest, prog)
+
+
+def _command(words: list[str]) -> tuple[str, list[str]]:
+    """The name of the command in the words, and the words after it. Raises ValueError for one that there is not."""
+    first, rest = words[0], words[1:]
+    if first in OLD_NAMES:
+        return OLD_NAMES[first], rest
+    if first in COMMANDS:
+        return first, rest
+    if first in GROUPS:
+        within = {name: command for name, command in COMMANDS.items() if name.startswith(f"{first} ")}
+        if not rest or rest[0] in ("-h", "--help", "--help-all"):
+            _show_commands(within)
+            raise SystemExit(0)
+        if f"{first} {rest[0]}" in within:
+            return f"{first} {rest[0]}", rest[1:]
+        given, known = f"{first} {rest[0]}", list(within)
+    else:
+        given, known = first, list(dict.fromkeys([*(name.split()[0] for name in COMMANDS), *COMMANDS, "--version"]))
+    what = "option" if first.startswith("-") else "command"
+    hint = did_you_mean(given, known).strip() or f"expected one of {', '.join(known)}"
+    raise ValueError(f"unknown {what} {given!r}: {hint}")
+
+
+def _show_commands(commands: Mapping[str, Command]) -> None:
+    say("usage: facm COMMAND [OPTIONS]\n")
+    if len(commands) == len(COMMANDS):
+        say("Turn any flow-matching network into a 1-4 step image generator.\n")
+    width = max(map(len, commands))
+    for name, command in commands.items():
+        say(f"  {name:{width}}  {command.summary}")
+    if len(commands) == len(COMMANDS):
+        say(EXAMPLES)
+    say("Options of a command: facm COMMAND --help")

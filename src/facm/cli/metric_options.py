@@ -23,16 +23,16 @@ class FeatureOptions:
     dinov2: Path | None = None
     """Folder of a DINOv2 in the transformers format: FD-DINOv2."""
     features: tuple[str, ...] = ()
-    """FILE.py:NAME of your own, and its arguments."""
+    """Features of your own: FILE.py:NAME, followed by its arguments."""
 
     def chosen(self) -> Features | None:
-        """None where the command says nothing. Raises ValueError for more than one."""
+        """The features of the options; None without any. Raises ValueError for more than one."""
         from facm.evaluation import DINOv2, Inception
 
         given = {"inception": self.inception, "dinov2": self.dinov2, "features": self.features}
         names = [f"--{name}" for name, value in given.items() if value]
         if len(names) > 1:
-            raise ValueError(f"{' and '.join(names)} given, expected one of them a command")
+            raise ValueError(f"{' and '.join(names)} given, expected at most one of them")
         if self.inception is not None:
             return Inception(str(self.inception))
         if self.dinov2 is not None:
@@ -41,7 +41,7 @@ class FeatureOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class JudgeOptions(FeatureOptions):
+class MetricOptions(FeatureOptions):
     """What samples are measured with, and against."""
 
     fid_stats: Path | None = None
@@ -49,13 +49,13 @@ class JudgeOptions(FeatureOptions):
     real: Path | None = None
     """Folder of real images, in place of the run's own data. Features then default to Inception, downloaded."""
     labels: Literal["balanced", "random"] = "balanced"
-    """As many samples of each class, or classes drawn from the seed."""
+    """Classes of the samples: the same number of each, or drawn from the seed."""
     quantise: Literal["round", "truncate"] = "round"
-    """How samples become 8-bit images; the reference truncates."""
+    """How samples become 8-bit images: rounded, or truncated as the reference implementation does."""
     small_n: bool = False
-    """Measure with fewer samples than features: the number means little and is marked."""
+    """Measure with fewer samples than features; the row is marked, for the number means little."""
 
-    def judge(self, trained: Trained, decoder: Decoder | None, world: World) -> Evaluator:
+    def evaluator(self, trained: Trained, decoder: Decoder | None, world: World) -> Evaluator:
         """Statistics of the real data in the chosen features."""
         from facm.evaluation import Inception
         from facm.evaluation.evaluator import build_evaluator, evaluator_from_statistics
@@ -78,7 +78,7 @@ class JudgeOptions(FeatureOptions):
 
 
 def folder_of_images(path: Path, size: int) -> Any:
-    """All images below ``path``, (3, size, size), without classes, cropped as facm prepare does."""
+    """All images below ``path``, (3, size, size), without classes, cropped as facm latents encode does."""
     from facm.data.pictures import CroppedPictures
 
     return CroppedPictures(str(path), size).open()

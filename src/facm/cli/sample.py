@@ -2,112 +2,165 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import tyro
-
-from facm.cli.network_options import FILE, SAMPLING, FileOptions, SamplingOptions
+from facm.cli.device import in_precision, placed
+from facm.cli.network_options import (
+    NETWORK,
+    SAMPLING,
+    SOLVER,
+    NetworkOptions,
+    NetworkPath,
+    SamplingOptions,
+    SolverOptions,
+)
+from facm.cli.parsing import Advanced, Group
+from facm.cli.terminal import say
 from facm.distributed.engine import Engine
 
 if TYPE_CHECKING:
+    import torch
+
     from facm.distributed.process_group import World
+    from facm.flow.conditions import Condition
+    from facm.latents.decode import Decoder
+    from facm.pretrained.trained import Trained
+    from facm.sampling.methods import Method
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleOptions:
+    """How many samples, of what, and where they go."""
+
+    num_steps: int = 1
+    """Network evaluations for each sample."""
+    num_samples: int = 100
+    """Number of samples."""
+    batch_size: int = 256
+    """Samples made at once."""
+    classes: tuple[str, ...] = ()
+    """Labels, repeated in turn, as in 207,360; default: all classes."""
+    out: Path | None = None
+    """PNG to write; default: a new file in RUN/samples/, or next to FILE. An existing file is not overwritten."""
+    npz: bool = False
+    """Also write the images (uint8) and labels as NumPy arrays next to the PNG."""
+
+    def check(self) -> None:
+        """Raise ValueError for what cannot be drawn or written."""
+        if self.num_samples < 1:
+            raise ValueError(f"--num-samples {self.num_samples}, expected at least one sample")
+        if self.batch_size < 1:
+            raise ValueError(f"--batch-size {self.batch_size}, expected at least 1")
+        if self.out is not None and self.out.suffix.lower() != ".png":
+            raise ValueError(f"--out {self.out}, expected a name that ends in .png")
+        files = () if self.out is None else (self.out, self.out.with_suffix(".npz"))
+        if taken := [file for file in files if file.exists()]:
+            raise ValueError(f"--out {self.out}: {taken[0]} exists and is not overwritten; choose another name")
+        self.labels()
+
+    def labels(self) -> tuple[int, ...]:
+        """The labels as numbers."""
+        words = [word for text in self.classes for word in text.split(",") if word]
+        if wrong := [word for word in words if not word.lstrip("-").isdigit()]:
+            raise ValueError(f"--classes {wrong[0]}, expected numbers, as in 207,360")
+        return tuple(map(int, words))
+
+
+SAMPLE = SampleOptions()
 
 
 def sample(
-    run: Annotated[Path | None, tyro.conf.Positional] = None,
-    file: Annotated[FileOptions, tyro.conf.arg(name="")] = FILE,
-    options: Annotated[SamplingOptions, tyro.conf.arg(name="")] = SAMPLING,
-    nfe: int = 1,
-    n: int = 100,
-    classes: tuple[str, ...] = (),
-    out: Path | None = None,
-    npz: bool = False,
+    network: NetworkPath,
+    options: Group[SampleOptions] = SAMPLE,
+    how: Group[SamplingOptions] = SAMPLING,
+    solver: Advanced[Group[SolverOptions]] = SOLVER,
+    which: Advanced[Group[NetworkOptions]] = NETWORK,
 ) -> None:
-    """Draw samples from a run's newest network, or a published file's, into a PNG grid.
+    """Draw samples from a run's newest network, or from a published file's, into a PNG grid.
 
     Args:
-        run: the run's folder.
-        nfe: network evaluations a sample.
-        n: how many samples.
-        classes: labels, repeated in turn, as in 207,360; default: all classes.
-        out: PNG to write; default: a new file in RUN/samples/, or beside the file. A file that exists is not
-            overwritten.
-        npz: also write the images (uint8) and labels as NumPy arrays beside the PNG.
+        network: a run's folder, or a checkpoint file: published, exported or imported.
     """
     from facm.distributed.process_group import opened
+    from facm.sampling.images import save_grid, to_uint8
 
-    if n < 1:
-        raise ValueError(f"--n {n}, expected at least one sample")
-    if out is not None and out.suffix.lower() != ".png":
-        raise ValueError(f"--out {out}, expected a name that ends in .png")
-    if out is not None and (taken := [file for file in (out, out.with_suffix(".npz")) if file.exists()]):
-        raise ValueError(f"--out {out}: {taken[0]} exists and is not overwritten; choose another name")
-    with opened(Engine()) as world:
-        _sample(run, file, options, nfe, n, _labels(classes), out, npz, world)
+    options.check()
+    with opened(Engine()) as ranks:
+        world = placed(ranks, how.device)
+        trained = which.open(network, how)
+        method = solver.method(trained, how.sampler, options.num_steps)
+        clock = "" if trained.images_seen is None else f"{trained.images_seen:012d}-"
+        name = f"{clock}{type(method).__name__.lower()}{options.num_steps}-seed{how.seed}"
+        target = options.out or _unused(trained.samples, name)
+        decoder = which.decoder(trained, world.device)
+        trained = in_precision(trained, how.precision, world.device)
+        x, cond = _drawn(trained, method, decoder, options, how, solver, world)
+        if x is None:
+            return
+        save_grid(target, x)
+        say(f"{len(x)} samples, {type(method).__name__} with {options.num_steps} evaluations: {target}")
+        say(f"{trained.which} of {trained.path}{'' if decoder is None else f', decoded by {decoder.identity}'}")
+        if options.npz:
+            import numpy as np
+
+            labels = np.zeros(0, np.int64) if cond is None else cond.numpy()
+            np.savez_compressed(target.with_suffix(".npz"), images=to_uint8(x), labels=labels)
 
 
-def _labels(classes: tuple[str, ...]) -> tuple[int, ...]:
-    words = [word for text in classes for word in text.split(",") if word]
-    if wrong := [word for word in words if not word.lstrip("-").isdigit()]:
-        raise ValueError(f"--classes {wrong[0]}, expected numbers, as in 207,360")
-    return tuple(map(int, words))
-
-
-def _sample(
-    run: Path | None,
-    file: FileOptions,
-    options: SamplingOptions,
-    nfe: int,
-    n: int,
-    classes: tuple[int, ...],
-    out: Path | None,
-    npz: bool,
+def _drawn(
+    trained: Trained,
+    method: Method,
+    decoder: Decoder | None,
+    options: SampleOptions,
+    how: SamplingOptions,
+    solver: SolverOptions,
     world: World,
-) -> None:
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """All samples and their labels, on the first rank. Raises ValueError for samples that are not finite."""
     import torch
 
     from facm.distributed.collectives import in_order
-    from facm.flow.conditions import Labels
-    from facm.sampling.generate import balanced_labels, blocks
+    from facm.sampling.generate import blocks
     from facm.sampling.generate import sample as draw
-    from facm.sampling.images import save_grid, to_uint8
 
-    trained = file.open(run, options)
-    method = options.method(trained, nfe)
-    clock = "" if trained.images_seen is None else f"{trained.images_seen:012d}-"
-    target = out or _unused(trained.samples, f"{clock}{type(method).__name__.lower()}{nfe}-seed{options.seed}")
     source = trained.source(world.device)
-    decode = file.decoder(trained, world.device)
-    cond = balanced_labels(source.condition, range(n))
-    if classes:
-        if not isinstance(source.condition, Labels):
-            raise ValueError(f"--classes {classes}, but the network is unconditional")
-        null = source.condition.classes
-        if wrong := [k for k in classes if not 0 <= k <= null]:
-            raise ValueError(f"--classes {wrong[0]}, expected 0 to {null - 1}, or {null} for no class")
-        cond = torch.tensor([classes[i % len(classes)] for i in range(n)])
+    cond = _cond(source.condition, options)
+    guidance = solver.guidance(how.guidance_scale)
 
     def block(indices: range) -> tuple[torch.Tensor]:
         labels = None if cond is None else cond[indices.start : indices.stop]
-        x = draw(source, method, indices, labels, options.seed, options.guidance())
-        return (x if decode is None else decode(x),)
+        x = draw(source, method, indices, labels, how.seed, guidance)
+        return (x if decoder is None else decoder(x),)
 
-    parts = [part for _, (part,) in in_order(world, blocks(n), block) if part is not None]
+    of_all = in_order(world, blocks(options.num_samples, options.batch_size), block)
+    parts = [part for _, (part,) in of_all if part is not None]
     if not world.first:
-        return
+        return None, None
     x = torch.cat(parts)
     if bad := int((~x.isfinite()).flatten(1).any(1).sum()):
-        raise ValueError(f"{bad} of {n} samples are not finite: {trained.path} is damaged, or --latent-scale is wrong")
-    save_grid(target, x)
-    print(f"{n} samples, {type(method).__name__} with {nfe} evaluations: {target}")
-    print(f"{trained.which} of {trained.path}{'' if decode is None else f', decoded by {decode.identity}'}")
-    if npz:
-        import numpy as np
+        what = f"{bad} of {len(x)} samples are not finite"
+        raise ValueError(f"{what}: {trained.path} is damaged, or --latent-scale is wrong")
+    return x, cond
 
-        labels = np.zeros(0, np.int64) if cond is None else cond.numpy()
-        np.savez_compressed(target.with_suffix(".npz"), images=to_uint8(x), labels=labels)
+
+def _cond(condition: Condition, options: SampleOptions) -> torch.Tensor | None:
+    import torch
+
+    from facm.flow.conditions import Labels
+    from facm.sampling.generate import balanced_labels
+
+    classes, n = options.labels(), options.num_samples
+    if not classes:
+        return balanced_labels(condition, range(n))
+    if not isinstance(condition, Labels):
+        raise ValueError(f"--classes {classes}, but the network is unconditional")
+    null = condition.classes
+    if wrong := [k for k in classes if not 0 <= k <= null]:
+        raise ValueError(f"--classes {wrong[0]}, expected 0 to {null - 1}, or {null} for no class")
+    return torch.tensor([classes[i % len(classes)] for i in range(n)])
 
 
 def _unused(folder: Path, name: str) -> Path:

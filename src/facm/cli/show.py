@@ -1,39 +1,150 @@
-"""facm show | demo."""
+"""facm list | show | demo."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from facm.cli.terminal import marked, plain, say
 
-def show(what: Annotated[str, tyro.conf.Positional]) -> None:
-    """Say what a recipe or a run is; 'recipes' lists the package's recipes, 'studies' its studies.
+if TYPE_CHECKING:
+    from rich.tree import Tree
+
+    from facm.runs.config import Run
+    from facm.runs.folder import RunFolder
+
+
+def list_all() -> None:
+    """List the package's recipes and studies."""
+    say("recipes:")
+    _list_recipes()
+    say("\nstudies:")
+    _list_studies()
+
+
+def show(what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|RECIPE")]) -> None:
+    """Show what a recipe or a run is. The recipes and studies: facm list.
 
     Args:
-        what: a recipe's name, mine.py:run, a run folder, or one of the words recipes and studies.
+        what: a run's folder, a recipe's name, or mine.py:run.
     """
-    if what == "studies":
-        from facm.cli.lookup import studies
+    if what == "recipes":
+        _list_recipes()
+    elif what == "studies":
+        _list_studies()
+    elif (Path(what) / "run.json").exists():
+        from facm.runs.folder import open_run
 
-        for name, summary in studies().items():
-            print(f"{name}\n    {summary}")
-        print("facm study NAME; its options: facm study --help")
-        return
-    from facm.cli.show_run import show_anything
+        folder, run = open_run(Path(what))
+        _show_run(run, what)
+        _show_state(folder, run)
+    elif Path(what).is_dir():
+        raise ValueError(f"{what} is a folder without run.json: not a run")
+    else:
+        from facm.cli.lookup import find_recipe
 
-    show_anything(what)
+        recipe = find_recipe(what)
+        _show_run(recipe.function(), f"recipe {recipe.spec}")
 
 
 def demo(out: Path = Path("runs/demo"), seed: int = 0, quiet: bool = False) -> None:
     """From nothing to a one-step generator of digits, with numbers and pictures, in about five minutes on two cores.
 
     Args:
-        out: folder for everything; an interrupted demo goes on where it stopped, a finished one is shown again.
-        seed: of everything random.
+        out: folder for everything; an interrupted demo continues where it stopped, a finished one is shown again.
+        seed: seed of all random numbers.
         quiet: print only the table and where the report is.
     """
     from facm.studies.demo import run_demo
 
     run_demo(out, seed, quiet)
+
+
+def evaluation_table(rows: Sequence[dict[str, Any]]) -> None:
+    """Print one line for each row of an evaluation, and what they are relative to."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = ("NFE", "sampler", "EMA", "w", "Frechet distance", "precision", "recall", "accuracy", "n")
+    table = Table(*columns, box=box.SIMPLE, padding=0)  # fits into 80 characters
+    for row in rows:
+        numbers = [row["frechet_distance"], row["precision"], row["recall"], row["accuracy"]]
+        cells = ["-" if value is None else f"{value:.3f}" for value in numbers]
+        ema = "none" if row["ema"] is None else f"{row['ema']:g}"
+        scale = f"{row['guidance']['scale']:g}"
+        table.add_row(str(row["nfe"]), marked(row["sampler"]), ema, scale, *cells, str(row["n"]))
+    console = Console()
+    console.print(table)
+    for line in _relative_to(rows[-1]) if rows else ():
+        console.print(marked(line), style="dim")
+
+
+def _relative_to(row: dict[str, Any]) -> list[str]:
+    """More numbers of the last row, and what all of them are relative to."""
+    scores = {"inception_score": "Inception score", "kid": "KID"}
+    more = [f"{name} {row[key]:.4g} +- {row[f'{key}_std']:.2g}" for key, name in scores.items() if row.get(key)]
+    lines = [f"last row: {', '.join(more)}"] if more else []
+    n = "an unknown number of" if row["n_reference"] is None else row["n_reference"]
+    file = f" in {row['reference_file']}" if row.get("reference_file") else ""
+    lines.append(f"features: {row['features']}; reference: {n} real samples{file}")
+    if name := row.get("metric_names", {}).get("frechet_distance"):
+        lines.append(f"the Frechet distance is {name}")
+    if row.get("metric_names") and row.get("not_comparable"):
+        lines.append(f"not comparable to published: {'; '.join(row['not_comparable'])}")
+    return lines
+
+
+def _list_recipes() -> None:
+    from facm.cli.lookup import recipes
+
+    for name, (_, summary) in recipes().items():
+        say(f"{name}\n    {summary}")
+    say("facm train RECIPE; its options: facm train RECIPE --help")
+
+
+def _list_studies() -> None:
+    from facm.cli.lookup import studies
+
+    for name, summary in studies().items():
+        say(f"{name}\n    {summary}")
+    say("facm study NAME; its options: facm study --help")
+
+
+def _show_run(run: Run, title: str) -> None:
+    import torch
+    from rich.console import Console
+    from rich.tree import Tree
+
+    tree = Tree(f"[bold]{marked(title)}[/bold]")
+    _grow(tree, run)
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in run.network.build().parameters())
+    tree.add(f"parameters: {parameters:,}")
+    Console().print(tree)
+
+
+def _grow(tree: Tree, value: Any) -> None:
+    for field in dataclasses.fields(value):
+        item = getattr(value, field.name)
+        if dataclasses.is_dataclass(item):
+            _grow(tree.add(f"{field.name}: [cyan]{marked(type(item).__name__)}[/cyan]"), item)
+        else:
+            tree.add(marked(f"{field.name} = {item!r}"), highlight=True)
+
+
+def _show_state(folder: RunFolder, run: Run) -> None:
+    from facm.runs import log as logs
+
+    checkpoints = folder.checkpoints()
+    images = int(checkpoints[-1].stem) if checkpoints else 0
+    state = "finished" if images >= run.images else f"unfinished: facm resume {folder.path}"
+    say(f"{images:,} of {run.images:,} images ({state}), {len(folder.ema_snapshots())} EMA snapshots")
+    if last := logs.read(folder.log)[-1:]:
+        say("last log record: " + ", ".join(f"{plain(k)} {v:.4g}" for k, v in last[0].items()))
+    if folder.evaluations.exists():
+        evaluation_table(logs.read(folder.evaluations))

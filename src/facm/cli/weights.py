@@ -1,25 +1,31 @@
-"""facm export | import: files of weights, out and in."""
+"""facm weights export | import: files of weights, out and in."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
+
+from facm.cli.terminal import say, warn
 
 if TYPE_CHECKING:
     from facm.latents.statistics import Statistics
     from facm.pretrained.trained import Trained
 
 
-def export(run: Annotated[Path, tyro.conf.Positional], out: Path, ema: float | None = None, raw: bool = False) -> None:
+def export(
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
+    out: Path,
+    ema: float | None = None,
+    raw: bool = False,
+) -> None:
     """Write a run's newest network into one file, whatever engine trained it.
 
     Args:
         run: the run's folder.
-        out: the file to write: NAME.safetensors, or NAME.pt in the layout of the authors' released students. A file
-            that exists is not overwritten.
+        out: file to write: NAME.safetensors, or NAME.pt in the layout of the authors' students. An existing file is
+            not overwritten.
         ema: EMA length sigma_rel; any length if the run kept snapshots; default: the run's first.
         raw: the raw weights instead of an EMA.
     """
@@ -37,7 +43,7 @@ def export(run: Annotated[Path, tyro.conf.Positional], out: Path, ema: float | N
     else:
         write(trained, out, _statistics(trained))
     which = "raw weights" if trained.sigma_rel is None else f"EMA {trained.sigma_rel}"
-    print(f"{which} at {trained.images_seen} images: {out}")
+    say(f"{which} at {trained.images_seen} images: {out}")
 
 
 def _statistics(trained: Trained) -> Statistics | None:
@@ -45,12 +51,12 @@ def _statistics(trained: Trained) -> Statistics | None:
     try:
         return getattr(trained.data.open(), "statistics", None)
     except ValueError as error:
-        print(f"without latent statistics: {error}", file=sys.stderr)
+        warn(f"without latent statistics: {error}")
         return None
 
 
 def import_weights(
-    file: Annotated[Path, tyro.conf.Positional],
+    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")],
     out: Path,
     family: str | None = None,
     weights: str | None = None,
@@ -60,10 +66,10 @@ def import_weights(
 
     Args:
         file: a checkpoint of DiT, SiT, REPA, LightningDiT, FACM or EDM, of a training or released.
-        out: the file to write, NAME.safetensors. A file that exists is not overwritten.
+        out: file to write, NAME.safetensors. An existing file is not overwritten.
         family: whose file it is, where its content fits several: facm, lightningdit, sit, repa, dit or edm.
         weights: which weights in it, such as model; default: its EMA, the longest of several.
-        heads: attention heads, where the network has no published size and its weights do not tell.
+        heads: attention heads, where the network has no published size and its weights do not determine them.
     """
     from facm.pretrained import import_file
 
@@ -72,6 +78,6 @@ def import_weights(
     found = import_file(file, out, family, weights, heads)
     classes = "unconditional" if found.num_classes is None else f"{found.num_classes} classes"
     learnt = {True: "with a shortcut", False: "a teacher", None: "which does not say whether it has a shortcut"}
-    print(f"{found.which} of {file}, {found.family}, {found.shape}, {classes}, {learnt[found.learns_shortcut]}: {out}")
+    say(f"{found.which} of {file}, {found.family}, {found.shape}, {classes}, {learnt[found.learns_shortcut]}: {out}")
     if found.dropped:
-        print(f"left out: {len(found.dropped)} parameters that only training needs, such as {found.dropped[0]}")
+        say(f"left out: {len(found.dropped)} parameters that only training needs, such as {found.dropped[0]}")

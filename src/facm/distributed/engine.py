@@ -11,21 +11,21 @@ class Engine:
     """How a run is spread over processes and memory. Start several processes with torchrun; docs/scale.md."""
 
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
-    """ddp: every rank holds the whole network; fsdp: a shard of it; auto: ddp where there are several ranks."""
+    """ddp: every rank holds the whole network; fsdp: every rank holds a shard of it; auto: ddp for several ranks."""
     replicas: int = 1
-    """fsdp only: so many groups of ranks, each holding one whole sharded copy (HSDP)."""
+    """fsdp only: number of groups of ranks, each of which holds one sharded copy of the network (HSDP)."""
     accumulate: int = 1
-    """Micro-batches a step: less memory, the same gradient."""
+    """Micro-batches in one step: less memory, the same gradient."""
     checkpointing: bool = False
-    """Compute each block's activations again in the backward pass instead of keeping them."""
+    """Recompute each block's activations in the backward pass instead of keeping them."""
     compile: Literal["no", "blocks"] = "no"
     """blocks: torch.compile each block; passes that carry tangents from outside stay eager."""
     cpu_offload: bool = False
-    """fsdp only: parameters, gradients and optimiser state live in main memory."""
+    """fsdp only: keep parameters, gradients and optimiser state in main memory."""
     find_unused: bool = False
-    """ddp only: some parameters take no part in a step."""
+    """ddp only: allow parameters that take no part in a step."""
     prefetch: Literal["auto", "yes", "no"] = "auto"
-    """Read the next batch while this one is computed; auto: on a GPU, for a CPU has nothing idle to read with."""
+    """Read the next batch during the current step; auto: on a GPU only, because a CPU has no idle time to read in."""
     timeout_s: int = 600
     """Seconds to wait for a rank before the run ends with an error that names it."""
     blocks: tuple[str, ...] = ()

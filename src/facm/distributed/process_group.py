@@ -45,6 +45,7 @@ class World:
     local_rank: Index of this process on its machine, which is also its GPU's.
     timeout_s: Seconds to wait for another rank.
     group: The gloo group for flags and records; None for one process.
+    chosen: The device to compute on, in place of the default; None for the default.
     store: The key-value store that the ranks share; None for one process.
     """
 
@@ -54,6 +55,7 @@ class World:
     timeout_s: int = 600
     group: Any = field(default=None, repr=False, compare=False)
     store: Any = field(default=None, repr=False, compare=False)
+    chosen: torch.device | None = None
 
     @property
     def first(self) -> bool:
@@ -62,7 +64,9 @@ class World:
 
     @property
     def device(self) -> torch.device:
-        """This rank's GPU, or the CPU without a GPU."""
+        """The chosen device, or this rank's GPU, or the CPU without a GPU."""
+        if self.chosen is not None:
+            return self.chosen
         if not torch.cuda.is_available():
             return torch.device("cpu")
         return torch.device("cuda", self.local_rank) if self.ranks > 1 else torch.device("cuda")

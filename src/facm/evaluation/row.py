@@ -41,6 +41,7 @@ class Row:
     reference_file_sha256: its hash.
     date: local time, ISO 8601.
     device: where the samples were drawn.
+    network_precision: "fp32" or "bf16", of the network that they were drawn from.
     threads: of PyTorch on the CPU.
     commit: of this package, where it runs from a repository.
     versions: package -> version.
@@ -62,6 +63,7 @@ class Row:
     reference_file_sha256: str | None
     date: str
     device: str
+    network_precision: str
     threads: int
     commit: str | None
     versions: dict[str, str]
@@ -89,6 +91,7 @@ class Row:
             "reference_file_sha256": self.reference_file_sha256,
             "date": self.date,
             "device": self.device,
+            "network_precision": self.network_precision,
             "threads": self.threads,
             "commit": self.commit,
             "versions": self.versions,
@@ -127,6 +130,7 @@ def row_of(
         reference_file_sha256=evaluator.reference.file_sha256,
         date=time.strftime("%Y-%m-%dT%H:%M:%S"),
         device=str(evaluator.device),
+        network_precision=trained.precision,
         threads=where["threads"],
         commit=(where["git"] or {}).get("commit"),
         versions=where["versions"],

@@ -145,7 +145,7 @@ def _check_not_interrupted(folder: Path) -> None:
         done = sum(_n(path) or 0 for path in settings.parent.glob("latents_*.json"))
         raise ValueError(
             f"{folder}: preparation not finished ({done} of {_n(settings) or 'an unknown number of'} samples): run "
-            "facm prepare again"
+            "facm latents encode again"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -38,6 +39,7 @@ class Trained:
     sigma_rel: length of the EMA; None for raw weights, and where a file does not say it.
     images_seen: the clock; None where a file does not say it.
     checkpoint_sha256: of the file with the weights.
+    precision: of the network's forward pass: "fp32", or "bf16" under autocast.
     """
 
     network: torch.nn.Module
@@ -49,6 +51,7 @@ class Trained:
     sigma_rel: float | None
     images_seen: int | None
     checkpoint_sha256: str
+    precision: Literal["fp32", "bf16"] = "fp32"
 
     @cached_property
     def dataset(self) -> Dataset:

@@ -3,7 +3,7 @@ rivals with the same network. For one GPU.
 
 facm train cifar10-teacher
 facm train cifar10-student
-facm evaluate runs/cifar10-student --nfe 1 2 --n 50000
+facm evaluate runs/cifar10-student --num-steps 1 2 --num-samples 50000
 
 None of them has been run yet; the FIDs are those of Table 1. The network is EDM's DDPM++ of 55.7M parameters in the
 Simple-EDM parametrisation. All few-step recipes share the settings of the paper's student (Table 5), so that they

@@ -1,7 +1,7 @@
 """ImageNet at 256 x 256 in latent space: the paper's main experiment (Sec. 4, Table 5), and the four teachers of its
 Table 2.
 
-facm prepare IMAGENET/train --out data/imagenet256-vavae --autoencoder vavae-imagenet256-f16d32-dinov2.pt
+facm latents encode IMAGENET/train --out data/imagenet256-vavae --autoencoder vavae-imagenet256-f16d32-dinov2.pt
 torchrun --standalone --nproc-per-node 8 -m facm train imagenet256-lightningdit-xl-pretrain
 torchrun --standalone --nproc-per-node 8 -m facm train imagenet256-lightningdit-xl
 

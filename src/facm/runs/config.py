@@ -22,15 +22,16 @@ class Pretrained(Protocol):
 
 @dataclass(frozen=True)
 class Intervals:
-    """How often things are written, in images seen.
-
-    keep: how many of the newest checkpoints stay. ema_snapshots: EMA weights kept for post-hoc synthesis; 0 is none.
-    """
+    """How often a run writes, in images seen. Raises ValueError for a number below its least."""
 
     log: int = 2_000
+    """Images between two records in log.jsonl, at least 1."""
     checkpoint: int = 100_000
+    """Images between two checkpoints, at least 1; the last step is always saved."""
     ema_snapshots: int = 100_000
+    """Images between two snapshots of the EMA weights, for post-hoc synthesis of other lengths; 0 keeps none."""
     keep: int = 2
+    """Number of newest checkpoints that stay on disk, at least 1; older ones are deleted."""
 
     def __post_init__(self) -> None:
         for name, least in (("log", 1), ("checkpoint", 1), ("ema_snapshots", 0), ("keep", 1)):
@@ -40,29 +41,35 @@ class Intervals:
 
 @dataclass(frozen=True)
 class Run:
-    """All that changes the numbers of a training run.
-
-    network, data, objective: frozen components, the package's or your own.
-    images: length of the run in images seen; batch_size: images a step.
-    teacher: what the objective distils from; initial: weights to start from (strict), or None for a random start.
-    precision: "fp32", "bf16" (autocast), or "auto": bf16 where the device has it, which a CPU has not.
-    max_nonfinite: a step with a non-finite gradient is skipped and counted; so many in a row stop the run.
-    seed: of everything random in the run.
-    """
+    """All that changes the numbers of a training run. Raises ValueError for a number out of its range, TypeError for a
+    component that does not fulfil its protocol."""
 
     network: NetworkConfig
+    """Configuration of the network that is trained."""
     data: Data
+    """Data set that it is trained on."""
     objective: Any
+    """Loss, with what the network is conditioned on."""
     images: int
+    """Length of the run in images seen, at least 1."""
     batch_size: int = 128
+    """Images in one step, over all ranks and micro-batches."""
     optimizer: AdamW = AdamW()
+    """Optimiser and learning-rate schedule."""
     ema: PowerEMA = PowerEMA()
+    """Averages of the weights that the run tracks."""
     teacher: Pretrained | None = None
+    """Network that the objective distils from; None to learn from data alone."""
     initial: Pretrained | None = None
+    """Network whose weights the run starts from, which must fit exactly; None for a random start."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision of the forward pass: bf16 is autocast; auto is bf16 on a GPU that supports it, otherwise fp32."""
     max_nonfinite: int = 10
+    """A step with a non-finite gradient is skipped and counted; this many in a row end the run."""
     every: Intervals = Intervals()
+    """How often the run writes."""
     seed: int = 0
+    """Seed of all random numbers of the run, 0 or more."""
 
     def __post_init__(self) -> None:
         if self.images < 1:

@@ -28,7 +28,7 @@ def progress(run: Run, title: str, quiet: bool = False) -> Iterator[Reporter | N
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:3.0f}%  loss {task.fields[loss]}  {task.fields[rate]} images/s"),
         TimeElapsedColumn(),

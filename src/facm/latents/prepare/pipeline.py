@@ -91,26 +91,10 @@ def prepare(
     Raises ValueError for a folder with another preparation, foreign latents or damaged records, a broken image, or
     non-finite latents."""
     began = time.monotonic()
-    for name, value, least in (("size", size, 1), ("shard_size", shard_size, 1), ("batch_size", batch_size, 1)):
-        check_at_least("prepare", name, value, least)
-    check_at_least("prepare", "seed", seed, 0)
+    check_at_least("prepare", "batch_size", batch_size, 1)
     check_at_least("prepare", "threads", threads, 1)
-    if any(path.exists() and not path.is_dir() for path in (out, *out.parents)):
-        raise ValueError(f"prepare: out = {str(out)!r} is a file or lies below one, expected a folder")
-    encoder = autoencoder.build().to(world.device)
-    if size % encoder.factor:
-        raise ValueError(f"prepare: size = {size}, expected a multiple of {encoder.factor} for {encoder.identity}")
-    pictures = source.open()
-    settings = Settings(
-        n=len(pictures),
-        source=pictures.fingerprint,
-        autoencoder=to_json(autoencoder),
-        identity=encoder.identity,
-        size=size,
-        shard_size=shard_size,
-        seed=seed,
-        sample=sample,
-    )
+    pictures, encoder, settings = opened(source, autoencoder, out, size, shard_size, seed, sample)
+    encoder = encoder.to(world.device)
     check_same(world, "what is to be prepared", settings)
     with held(out) if world.first else nullcontext():
         todo = by_first(world, lambda: _unfinished(out, settings))
@@ -139,8 +123,45 @@ def prepare(
     )
 
 
+def opened(
+    source: Source,
+    autoencoder: AutoencoderConfig,
+    out: Path,
+    size: int,
+    shard_size: int,
+    seed: int,
+    sample: bool,
+) -> tuple[Pictures, Autoencoder, Settings]:
+    """What :func:`prepare` would encode, with what, and its settings; writes nothing. Raises ValueError as it does."""
+    check_at_least("prepare", "size", size, 1)
+    check_at_least("prepare", "shard_size", shard_size, 1)
+    check_at_least("prepare", "seed", seed, 0)
+    if any(path.exists() and not path.is_dir() for path in (out, *out.parents)):
+        raise ValueError(f"prepare: out = {str(out)!r} is a file or lies below one, expected a folder")
+    encoder = autoencoder.build()
+    if size % encoder.factor:
+        raise ValueError(f"prepare: size = {size}, expected a multiple of {encoder.factor} for {encoder.identity}")
+    pictures = source.open()
+    settings = Settings(
+        n=len(pictures),
+        source=pictures.fingerprint,
+        autoencoder=to_json(autoencoder),
+        identity=encoder.identity,
+        size=size,
+        shard_size=shard_size,
+        seed=seed,
+        sample=sample,
+    )
+    return pictures, encoder, settings
+
+
 def _unfinished(out: Path, settings: Settings) -> list[int]:
     begin(out, settings)
+    return unfinished(out, settings)
+
+
+def unfinished(out: Path, settings: Settings) -> list[int]:
+    """The shards that are not whole in ``out``."""
     return [k for k in range(settings.shards) if finished(out / settings.file(k), len(settings.samples(k))) is None]
 
 

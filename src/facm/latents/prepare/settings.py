@@ -75,6 +75,18 @@ def begin(out: Path, settings: Settings) -> None:
 
     Raises ValueError naming the settings that differ, and for latents that no preparation wrote.
     """
+    if begun(out, settings):
+        return
+    path = out / RECORDS / SETTINGS
+    path.parent.mkdir(exist_ok=True)
+    write_text(path, json.dumps(dataclasses.asdict(settings), indent=1) + "\n")
+
+
+def begun(out: Path, settings: Settings) -> bool:
+    """Whether ``out`` holds a preparation with these settings; False where it holds none. Writes nothing.
+
+    Raises ValueError as :func:`begin` does.
+    """
     path = out / RECORDS / SETTINGS
     now = json.loads(json.dumps(dataclasses.asdict(settings)))
     latents = {file.name for file in shard_files(out)}
@@ -82,9 +94,7 @@ def begin(out: Path, settings: Settings) -> None:
         foreign = sorted(latents | {name for name in (MANIFEST, STATISTICS) if (out / name).exists()})
         if foreign:
             raise ValueError(f"{out} holds {foreign[0]}, which no preparation left here: choose another folder")
-        path.parent.mkdir(exist_ok=True)
-        write_text(path, json.dumps(now, indent=1) + "\n")
-        return
+        return False
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
         differing = [
@@ -97,3 +107,4 @@ def begin(out: Path, settings: Settings) -> None:
     unknown = sorted(latents - {settings.file(k) for k in range(settings.shards)})
     if unknown:
         raise ValueError(f"{out / unknown[0]}: expected {settings.shards} shards, and not this one")
+    return True
