@@ -38,7 +38,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from facm.core.modules import blocks_of
-from facm.core.types import Batch, losses
+from facm.core.types import Batch
 from facm.derivative import Chain, Derivative, NoGraph, OpLevel, WholeNetwork
 from facm.distributed.collectives import gathered
 from facm.distributed.engine import Engine
@@ -191,10 +191,10 @@ class Step:
         self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=0.0, fused=case.parallel == "ddp")
 
     def gradients(self, batch: Batch) -> None:
-        pending = losses(self.objective, self.wrapped, batch, torch.Generator().manual_seed(0), self.teacher)
-        for part in range(self.objective.parts):
-            with reducing(self.wrapped, part == self.objective.parts - 1):
-                next(pending).total.backward()
+        terms = self.objective.loss_terms(self.wrapped, batch, torch.Generator().manual_seed(0), self.teacher)
+        for index, term in enumerate(terms):
+            with reducing(self.wrapped, index == len(terms) - 1):
+                term().total.backward()
 
     def finish(self) -> float:
         """The gradient's norm, over all ranks."""

@@ -34,14 +34,14 @@ import torch
 from torch import Tensor, nn
 
 from facm.core.modules import blocks_of
-from facm.core.objective import Condition, Task
+from facm.core.objective import Condition, Task, VelocityTarget
 from facm.core.tensors import expand
-from facm.core.types import Batch, losses
+from facm.core.types import Batch
 from facm.derivative import Chain, Derivative, FiniteDifference, NoGraph, OpLevel, WholeNetwork
 from facm.distributed.block_transforms import prepare
 from facm.flow.conditions import Labels
 from facm.flow.guidance import Guidance, extrapolate
-from facm.flow.interpolant import Interpolant, Point
+from facm.flow.interpolant import Interpolant
 from facm.flow.velocity import TeacherVelocity
 from facm.networks.lightning_dit import LightningDiT, lightning_dit
 from facm.objectives.facm import FACM
@@ -54,14 +54,14 @@ GUIDANCE = Guidance()  # Table 5: 1.75 on [0.125, 1]
 
 
 @dataclass(frozen=True)
-class SeparatePasses:
+class SeparatePasses(VelocityTarget):
     """The teacher asked twice, for all samples, as the public implementations do."""
 
     guidance: Guidance = GUIDANCE
     needs_teacher = True
 
     @torch.no_grad()
-    def __call__(self, network: Any, teacher: Any, p: Point, condition: Condition, task: Task) -> Tensor:
+    def __call__(self, network: Any, teacher: Any, p: Interpolant, condition: Condition, task: Task) -> Tensor:
         v_c = teacher(p.x_t, p.t, p.cond)
         v_u = teacher(p.x_t, p.t, condition.null(p.cond))
         return torch.where(expand(self.guidance.active(p.t), v_c), extrapolate(v_c, v_u, self.guidance.scale), v_c)
@@ -144,15 +144,13 @@ class Step:
             loss.total.backward()
             return float(loss.total.detach())
         total = 0.0
-        parts = losses(self.objective, self.network, batch, rng, self.teacher)
-        while True:
+        for term in self.objective.loss_terms(self.network, batch, rng, self.teacher):
             with self._autocast():
-                part = next(parts, None)
-            if part is None:
-                return total
-            part.total.backward()
-            total += float(part.total.detach())
-            del part
+                loss = term()
+            loss.total.backward()
+            total += float(loss.total.detach())
+            del loss
+        return total
 
     def __call__(self, batch: Batch) -> None:
         self.gradients(batch)
