@@ -2,8 +2,8 @@
 
     python tools/mutants.py [--only TEXT ...] [--jobs N] [--timeout SECONDS] [--list]
 
-Works on copies of the source and the tests in a temporary folder; the checkout is never edited. Exits with 1 if a mutant
-survives or breaks the import of the tests, or if the tests fail without any mutation.
+Works on copies of the source and the tests in a temporary folder; the checkout is never edited. Exits with 1 unless a
+test fails for every mutant, and if the tests fail without any mutation.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ sys.path.insert(0, str(REPOSITORY))
 
 from tests.mutants import Mutant, collected, problems  # noqa: E402
 
-KILLED, SURVIVED, BROKEN = "killed", "SURVIVED", "BROKEN"
+KILLED, SURVIVED, HANGS, BROKEN = "killed", "SURVIVED", "HANGS", "BROKEN"
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What became of a mutant.
 
-    verdict: killed: a test failed, or nothing came back in time; SURVIVED: all passed; BROKEN: pytest could not run them.
+    verdict: killed: a test failed; SURVIVED: all passed; HANGS: they took too long; BROKEN: pytest could not run them.
     by: the test that noticed it, or what pytest printed.
     seconds: time that it took.
     """
@@ -87,7 +87,7 @@ def run_tests(root: Path, tests: Iterable[str], timeout: float) -> Outcome:
     try:
         output, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
-        return Outcome(KILLED, f"no answer within {timeout:g} s", timeout)
+        return Outcome(HANGS, f"no answer within {timeout:g} s", timeout)
     finally:
         if process.poll() is None:  # also after Ctrl-C, which a session of its own does not get
             os.killpg(process.pid, signal.SIGKILL)
@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[""], help="only mutants whose file or text contains one of these")
     parser.add_argument("--list", action="store_true", help="print the mutants and end")
     parser.add_argument("--jobs", type=int, default=1, help="mutants tried at a time")
-    parser.add_argument("--timeout", type=float, default=600, help="seconds; a mutant that hangs is killed")
+    parser.add_argument("--timeout", type=float, default=600, help="seconds that the tests of a mutant may take")
     arguments = parser.parse_args()
     mutants = [m for m in collected() if any(text in str(m) for text in arguments.only)]
     if not mutants:
