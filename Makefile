@@ -1,7 +1,7 @@
 # make demo   from nothing to a one-step generator with numbers and pictures
 # make test   the tests
 # make check  style, types, layers
-# make mutants  breaks the code, one line at a time; every break must be noticed
+# make mutants  breaks the code, one place at a time: hand-picked mutants first, then mutmut's, which take an hour or two
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -35,7 +35,10 @@ check: install
 	$(BIN)/lint-imports
 
 mutants: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[mutants]'
 	$(BIN)/python tools/mutants.py --jobs 2
+	$(BIN)/mutmut run --max-children 2
+	$(BIN)/mutmut results
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist mutants *.egg-info

@@ -1,0 +1,112 @@
+"""Mutants of the flow, and of the checks and conversions below it."""
+
+from tests.mutants import Mutant
+
+BASICS = "tests/flow/test_basics.py"
+GUIDANCE = "tests/flow/test_guidance.py"
+OBJECTIVES = "tests/objectives/test_objectives.py"
+PATH = (f"{BASICS}::test_the_path_runs_from_noise_to_data_with_constant_velocity",)
+TASKS = (f"{BASICS}::test_times_of_both_conditioning_strategies",)
+HAND_CASE = (f"{GUIDANCE}::test_guided_velocity_on_a_hand_case",)
+SCRATCH = (f"{GUIDANCE}::test_velocity_from_scratch_is_guided_by_the_networks_own_null",)
+GRAPHS = (f"{GUIDANCE}::test_targets_have_no_graph",)
+PARTS = (f"{OBJECTIVES}::test_a_part_draws_its_rows_of_what_the_whole_step_draws",)
+
+MUTANTS = (
+    # the path from noise to data
+    Mutant("flow/paths.py", "return (1 - t) * x_0 + t * x_1", "return t * x_0 + (1 - t) * x_1", PATH),
+    # times, weights and distances
+    Mutant(
+        "flow/times.py",
+        "torch.exp(self.mean + self.std * z)",
+        "torch.exp(self.mean - self.std * z)",
+        ("tests/golden/test_golden.py::test_times_of_injected_normals",),
+    ),
+    Mutant(
+        "flow/times.py",
+        "return torch.randn(n, generator=rng, device",
+        "return torch.randn(n, device",
+        (f"{BASICS}::test_times_are_a_function_of_the_generator_alone",),
+    ),
+    Mutant(
+        "flow/distances.py",
+        ".square().flatten(1).mean(1)",
+        ".square().flatten(1).sum(1)",
+        (f"{BASICS}::test_mean_square_is_a_mean_over_the_sample",),
+    ),
+    Mutant(
+        "flow/distances.py",
+        "return e / (e.detach() + self.c)",
+        "return e / (e + self.c)",
+        (f"{BASICS}::test_normalised_distance_and_its_gradient_with_the_weight_frozen",),
+    ),
+    # how the network is told what to predict
+    Mutant("flow/time_conditioning.py", 'return {"t": 2 - t}', 'return {"t": 1 + t}', TASKS),
+    Mutant("flow/time_conditioning.py", '"r": torch.ones_like(t)}', '"r": t}', TASKS),
+    Mutant(
+        "flow/conditions.py",
+        "torch.where(dropped, null, cond)",
+        "torch.where(dropped, cond, null)",
+        (f"{BASICS}::test_dropping_replaces_the_marked_labels_and_only_those",),
+    ),
+    # guidance
+    Mutant(
+        "flow/guidance.py",
+        "(t >= self.low)",
+        "(t > self.low)",
+        (f"{GUIDANCE}::test_guidance_acts_within_the_interval_ends_included",),
+    ),
+    Mutant(
+        "flow/guidance.py",
+        "return v_u + scale * (v_c - v_u)",
+        "return v_c + scale * (v_c - v_u)",
+        (f"{GUIDANCE}::test_extrapolation_starts_at_the_unconditional_velocity",),
+    ),
+    Mutant("flow/guidance.py", "torch.cat([cond, null[which]])", "torch.cat([cond, cond[which]])", HAND_CASE),
+    # the velocity target
+    Mutant("flow/velocity.py", "v, w = p.x_1 - p.x_0, self", "v, w = p.x_0 - p.x_1, self", SCRATCH),
+    Mutant(
+        "flow/velocity.py",
+        "    needs_teacher = True\n\n    @property\n    def guidance_scale(self) -> float:\n"
+        "        return self.guidance.scale\n\n    @torch.no_grad()\n",
+        "    needs_teacher = True\n\n    @property\n    def guidance_scale(self) -> float:\n"
+        "        return self.guidance.scale\n\n",
+        GRAPHS,
+    ),
+    Mutant(
+        "flow/velocity.py",
+        'most one of them")\n\n    @torch.no_grad()\n',
+        'most one of them")\n\n',
+        GRAPHS,
+    ),
+    Mutant("flow/velocity.py", "guided = v + w * (v_c - v_u)", "guided = v + (w - 1) * (v_c - v_u)", SCRATCH),
+    Mutant(
+        "flow/velocity.py",
+        "active = active & ~p.dropped",
+        "pass",
+        (f"{GUIDANCE}::test_dropped_samples_keep_the_velocity_of_the_data",),
+    ),
+    # draws
+    Mutant(
+        "flow/interpolant.py", "whole[batch.start : batch.start + len(batch.x_1)]", "whole[: len(batch.x_1)]", PARTS
+    ),
+    Mutant(
+        "flow/interpolant.py",
+        "return condition.drop(batch.cond, dropped), dropped",
+        "return batch.cond, dropped",
+        (f"{OBJECTIVES}::test_a_call_draws_noise_times_and_dropped_labels_from_the_generator",),
+    ),
+    # tensors and seeds
+    Mutant(
+        "core/tensors.py",
+        "(torch.bfloat16, torch.float16) else x",
+        "(torch.float16,) else x",
+        (f"{BASICS}::test_half_precision_is_lifted_to_float32_and_nothing_is_lowered",),
+    ),
+    Mutant(
+        "core/rng.py",
+        "np.random.SeedSequence(parts)",
+        "np.random.SeedSequence(sum(parts))",
+        (f"{BASICS}::test_seeds_are_a_function_of_every_part_and_of_their_order",),
+    ),
+)

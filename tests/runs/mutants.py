@@ -1,0 +1,93 @@
+"""Mutants of what a run keeps: averages, rates, checkpoints and names on disk."""
+
+from tests.mutants import Mutant
+
+EMA = "tests/runs/test_ema.py"
+CHECKPOINTS = "tests/runs/test_checkpoints.py"
+FOLDER = "tests/runs/test_folder.py"
+FIRST = "tests/runs/test_first_version.py"
+
+MUTANTS = (
+    # averages
+    Mutant(
+        "runs/ema.py",
+        "batch_size / (images_seen + batch_size)",
+        "batch_size / images_seen",
+        (f"{EMA}::test_decay_of_a_step",),
+    ),
+    Mutant(
+        "runs/ema.py",
+        "if images_seen <= batch_size:",
+        "if images_seen < batch_size:",
+        (f"{EMA}::test_first_update_forgets_the_initial_weights",),
+    ),
+    Mutant(
+        "runs/ema.py",
+        "                average[name].copy_(current[name])",
+        "                pass",
+        (f"{EMA}::test_averages_are_copies_and_buffers_and_frozen_parameters_follow_the_network",),
+    ),
+    Mutant(
+        "runs/ema.py",
+        "if s.images_seen <= images_seen]",
+        "]",
+        (f"{EMA}::test_snapshots_after_the_wanted_moment_are_left_out",),
+    ),
+    # learning rate
+    Mutant(
+        "runs/optim.py",
+        "self.lr * warmup * self.decay(",
+        "self.lr * self.decay(",
+        (f"{EMA}::test_learning_rate_warms_up_linearly_and_then_decays_over_the_whole_run",),
+    ),
+    # checkpoints
+    Mutant(
+        "runs/checkpoint.py",
+        'digest(tensors) != header.get("sha256") or header',
+        "header",
+        (f"{CHECKPOINTS}::test_every_flipped_byte_is_noticed",),
+    ),
+    Mutant(
+        "runs/checkpoint.py",
+        ' or header.get("meta_sha256") != _sha256(meta)',
+        "",
+        (f"{CHECKPOINTS}::test_every_flipped_byte_is_noticed",),
+    ),
+    Mutant(
+        "runs/checkpointer.py",
+        'elif _sha256(file) != record["files"][name]:',
+        "elif False:",
+        ("tests/distributed/test_failures.py::test_a_damaged_one_is_named_and_the_one_before_loads",),
+    ),
+    # names on disk
+    Mutant(
+        "runs/folder.py",
+        '"ema" / f"{images:012d}-{sigma_rel}.safetensors"',
+        '"ema" / f"{images:012d}-{sigma_rel:.1f}.safetensors"',
+        (f"{FOLDER}::test_ema_snapshots_of_close_lengths_are_kept_apart",),
+    ),
+    Mutant(
+        "core/public_names.py",
+        '"conditions": ("Labels", "Unconditional"),',
+        '"conditions": ("Labels",),',
+        (f"{FIRST}::test_run_folder_opens_and_is_recorded_by_public_names_now",),
+    ),
+    Mutant(
+        "core/serialize.py",
+        "    if recorded == fingerprint(value):\n        return True\n",
+        "    return recorded == fingerprint(value)\n",
+        (f"{FIRST}::test_run_folder_opens_and_is_recorded_by_public_names_now",),
+    ),
+    Mutant(
+        "core/serialize.py",
+        "if f.init and not _at_default(f, getattr(value, f.name))]",
+        "if f.init]",
+        (f"{FOLDER}::test_a_run_made_before_a_component_got_a_field_is_still_itself",),
+    ),
+    Mutant(
+        "runs/folder.py",
+        'if not isinstance(run, Run) or not is_fingerprint_of(record["fingerprint"], run):',
+        "if not isinstance(run, Run):",
+        (f"{FOLDER}::test_an_edited_run_json_is_refused",),
+    ),
+)

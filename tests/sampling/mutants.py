@@ -1,0 +1,54 @@
+"""Mutants of the solvers and of what they are asked with."""
+
+from tests.mutants import Mutant
+
+SAMPLERS = "tests/sampling/test_samplers.py"
+BY_HAND = (f"{SAMPLERS}::test_consistency_steps_by_hand",)
+EULER_HEUN = (f"{SAMPLERS}::test_euler_and_heun_by_hand",)
+HEADS = (f"{SAMPLERS}::test_methods_ask_the_right_head_with_the_right_schedule_and_draws",)
+
+MUTANTS = (
+    Mutant("sampling/solvers.py", "x = t * x_1_hat + (1 - t) * fresh", "x = (1 - t) * x_1_hat + t * fresh", BY_HAND),
+    Mutant(
+        "sampling/solvers.py", "        x = x + (t_next - t) * _at", "        x = x + (t - t_next) * _at", EULER_HEUN
+    ),
+    Mutant(
+        "sampling/solvers.py",
+        "_at(F, x_next, t_next, x_0.dtype))",
+        "_at(F, x, t_next, x_0.dtype))",
+        (f"{SAMPLERS}::test_heun_corrects_at_the_predicted_point",),
+    ),
+    Mutant(
+        "sampling/solvers.py",
+        "(ahead - here) / (here - behind) / 2",
+        "(ahead - here) / (here - behind)",
+        (f"{SAMPLERS}::test_dpm_solver_pp_by_hand",),
+    ),
+    Mutant(
+        "sampling/solvers.py",
+        "y_next = y + (lower - sigma) * (d + slope(y_next, lower)) / 2",
+        "y_next = y + (lower - sigma) * (d + slope(y, lower)) / 2",
+        (f"{SAMPLERS}::test_edm_heun_by_hand",),
+    ),
+    Mutant(
+        "sampling/methods.py",
+        "times = solvers.shifted_times((self.nfe + 1) // 2,",
+        "times = solvers.shifted_times(self.nfe,",
+        HEADS,
+    ),
+    Mutant(
+        "sampling/methods.py",
+        "solvers.consistency(fields.shortcut(),",
+        "solvers.consistency(fields.velocity('anchor'),",
+        HEADS,
+    ),
+    Mutant(
+        "sampling/source.py", 'self.task.anchor if head == "anchor"', 'self.task.shortcut if head == "anchor"', HEADS
+    ),
+    Mutant(
+        "sampling/generate.py",
+        "derive(seed, i, draw)",
+        "derive(seed, i)",
+        (f"{SAMPLERS}::test_noise_is_a_function_of_seed_index_and_draw_alone",),
+    ),
+)

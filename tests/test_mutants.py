@@ -1,0 +1,75 @@
+"""The hand-picked mutants fit the source, and their runner tells killed from survived."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.mutants import Mutant, collected, problems
+from tests.paths import ROOT
+
+TEST = "tests/test_mutants.py::test_every_mutant_fits_the_source"
+
+
+def test_every_mutant_fits_the_source():
+    assert problems(collected()) == []
+
+
+def test_mutants_are_collected_from_the_folders_of_tests_and_none_is_there_twice():
+    mutants = collected()
+    assert {mutant.file.partition("/")[0] for mutant in mutants} >= {"flow", "objectives", "derivative", "training"}
+    assert len({(mutant.file, mutant.old, mutant.new) for mutant in mutants}) == len(mutants)
+
+
+@pytest.mark.parametrize(
+    ("mutant", "said"),
+    [
+        (Mutant("flow/paths.py", "no such text", "", (TEST,)), "occurs 0 times"),
+        (Mutant("flow/paths.py", "x_1", "x_0", (TEST,)), "expected once"),
+        (Mutant("flow/no_such_file.py", "x_1", "x_0", (TEST,)), "src/facm/flow/no_such_file.py"),
+        (Mutant("flow/paths.py", "return x_1 - x_0", "return x_1 - x_0", (TEST,)), "changes nothing"),
+        (Mutant("flow/paths.py", "return x_1 - x_0", "return x_0 - x_1", ()), "expected at least one"),
+        (Mutant("flow/paths.py", "return x_1 - x_0", "return x_0 - x_1", (f"{TEST}_not",)), f"{TEST}_not does not"),
+        (Mutant("flow/paths.py", "return x_1 - x_0", "return x_0 - x_1", ("tests/none.py::test",)), "does not exist"),
+    ],
+)
+def test_a_mutant_that_went_stale_is_named(mutant, said):
+    (problem,) = problems([mutant])
+    assert problem.startswith(str(mutant))
+    assert said in problem
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("mutants_runner", ROOT / "tools" / "mutants.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("new", "verdict", "by"),
+    [
+        ("a - b", "killed", "test_sum.py::test_sum"),
+        ("b + a", "SURVIVED", ""),
+        ("a +", "BROKEN", "pytest exited with"),
+        ("[a for _ in iter(int, 1)]", "HANGS", "no answer within"),
+    ],
+)
+def test_the_runner_tells_what_became_of_a_mutant(runner, tmp_path: Path, new, verdict, by):
+    source = tmp_path / "src" / "facm" / "sums.py"
+    source.parent.mkdir(parents=True)
+    source.write_text("def total(a, b):\n    return a + b\n")
+    (tmp_path / "test_sum.py").write_text("import sums\n\n\ndef test_sum():\n    assert sums.total(2, 3) == 5\n")
+    (tmp_path / "pytest.ini").write_text(f"[pytest]\npythonpath = {source.parent}\n")
+    outcome = runner.attempt(Mutant("sums.py", "a + b", new, ("test_sum.py::test_sum",)), tmp_path, timeout=20)
+    assert outcome.verdict == verdict
+    assert by in outcome.by
+    assert "a + b" in source.read_text()

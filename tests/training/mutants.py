@@ -1,0 +1,97 @@
+"""Mutants of the training step, of what is resumed, and of what is checked before."""
+
+from tests.mutants import Mutant
+
+RESUME = "tests/training/test_resume.py"
+NONFINITE = "tests/training/test_nonfinite.py"
+CHECKPOINTS = "tests/runs/test_checkpoints.py"
+CRASH = (f"{RESUME}::test_a_crash_changes_nothing",)
+SKIPPED = (f"{NONFINITE}::test_a_skipped_step_leaves_weights_and_optimiser_alone_and_is_counted",)
+RANKS = "tests/distributed/test_training.py"
+ACCUMULATED = (f"{RANKS}::test_accumulation_and_checkpointing_in_one_process",)
+
+MUTANTS = (
+    # one step
+    Mutant(
+        "training/trainer.py",
+        "        state.images += run.batch_size\n        state.steps += 1\n"
+        "        for group in state.optimizer.param_groups:\n"
+        '            group["lr"] = run.optimizer.learning_rate(state.images, run.images)\n',
+        "        for group in state.optimizer.param_groups:\n"
+        '            group["lr"] = run.optimizer.learning_rate(state.images, run.images)\n'
+        "        state.images += run.batch_size\n        state.steps += 1\n",
+        ("tests/runs/test_first_version.py::test_interrupted_run_goes_on_bit_for_bit",),
+    ),
+    Mutant(
+        "training/trainer.py",
+        "        self._update(~torch.isfinite(grad_norm))\n        state.ema.update(state.images, run.batch_size)\n",
+        "        state.ema.update(state.images, run.batch_size)\n        self._update(~torch.isfinite(grad_norm))\n",
+        ("tests/runs/test_first_version.py::test_interrupted_run_goes_on_bit_for_bit",),
+    ),
+    Mutant(
+        "training/trainer.py",
+        "(_poisoned(loss.total) / count).backward()",
+        "_poisoned(loss.total).backward()",
+        ACCUMULATED,
+    ),
+    Mutant("training/trainer.py", "start + k * size,", "start,", ACCUMULATED),
+    Mutant("training/trainer.py", "(_poisoned(loss.total) / count)", "(loss.total / count)", SKIPPED),
+    Mutant("training/trainer.py", "found_inf = skip.float()", "found_inf = torch.zeros_like(skip.float())", SKIPPED),
+    Mutant(
+        "training/trainer.py",
+        "objective = self.objective.at(images)",
+        "objective = self.objective.at(0)",
+        ("tests/objectives/test_scm.py::test_training_tells_the_objective_the_clock",),
+    ),
+    Mutant(
+        "distributed/gradients.py",
+        "clip_grad_norm_(network.parameters(), bound)",
+        "clip_grad_norm_(network.parameters(), float('inf'))",
+        ("tests/runs/test_first_version.py::test_interrupted_run_goes_on_bit_for_bit",),
+    ),
+    # what is resumed
+    Mutant(
+        "training/state.py",
+        "        self.window = Window(_of_this_rank(saved",
+        "        Window(_of_this_rank(saved",
+        CRASH,
+    ),
+    Mutant("training/state.py", "        set_global_random_state(saved.part", "        (saved.part", CRASH),
+    Mutant(
+        "training/state.py",
+        '        self.skips.in_a_row.fill_(int(saved.meta["skipped_in_a_row"]))\n',
+        "",
+        (f"{NONFINITE}::test_the_count_in_a_row_survives_a_resume",),
+    ),
+    Mutant(
+        "training/state.py",
+        'if not is_fingerprint_of(saved.meta.get("run"), run):',
+        "if False:",
+        (f"{CHECKPOINTS}::test_the_checkpoint_of_another_recipe_is_refused",),
+    ),
+    Mutant(
+        "training/state.py",
+        '(before or {}).get("sha256") != (teacher or {}).get("sha256")',
+        "False",
+        (f"{CHECKPOINTS}::test_another_teacher_is_refused_halfway",),
+    ),
+    Mutant(
+        "training/state.py",
+        "folder.checkpoints()[: -run.every.keep]",
+        "folder.checkpoints()[: 1 - run.every.keep]",
+        (f"{CHECKPOINTS}::test_the_newest_checkpoints_are_kept",),
+    ),
+    # the teacher
+    Mutant(
+        "training/build.py",
+        "run.teacher.load().eval().requires_grad_(False)",
+        "run.teacher.load().train().requires_grad_(False)",
+        ("tests/runs/test_first_version.py::test_teaches",),
+    ),
+    Mutant(
+        "training/build.py",
+        '"sha256": digest(teacher.state_dict())}',
+        '"sha256": ""}',
+        (f"{CHECKPOINTS}::test_a_teacher_is_recorded_by_its_weights",),
+    ),
+)
