@@ -1,7 +1,12 @@
-"""A network whose answers show what it was asked, and what it is asked with."""
+"""A network whose answers show what it was asked, what it is asked with, and a step in parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 
 import torch
 
+from facm.core.types import Batch
 from facm.flow.conditions import Labels
 
 NULL = 2
@@ -26,3 +31,16 @@ class Table(torch.nn.Module):
 X, COND = torch.tensor([[0.5], [0.25], [0.0], [1.0]]), torch.tensor([0, 1, 0, 1])
 T = torch.tensor([0.25, 0.5, 0.75, 0.76])
 VALUE = torch.tensor([[1.0], [2.0], [1.0], [2.0]])  # of the label
+
+
+# A step in parts, as ranks and micro-batches share it
+
+SIZES = [(8, 8), (4, 4, 4, 4), (1, 5, 10), (16,)]
+
+
+def split(batch: Batch, sizes: Sequence[int]) -> Iterator[Batch]:
+    start = 0
+    for n in sizes:
+        rows = slice(start, start + n)
+        yield Batch(batch.x_1[rows], None if batch.cond is None else batch.cond[rows], start, len(batch.x_1))
+        start += n
