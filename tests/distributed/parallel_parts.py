@@ -131,6 +131,18 @@ class Awake:
         return network
 
 
+def moons_run(**changes: Any) -> Any:
+    """Flow matching on two moons, with a checkpoint halfway."""
+    from facm import FlowMatching, Labels, Run
+    from facm.data import Moons
+    from facm.networks.mlp import MLP
+    from facm.runs.config import Intervals
+
+    network = MLP(width=16, depth=2, num_classes=2)
+    run = Run(network, Moons(n=99), FlowMatching(Labels(2)), 160, 16, every=Intervals(80, 80, 80))
+    return dataclasses.replace(run, **changes)
+
+
 def teacher_run(**changes: Any) -> Any:
     """Flow matching on digits with a transformer small enough for a step in some milliseconds."""
     from facm import FlowMatching, Labels, Run

@@ -4,36 +4,24 @@ import dataclasses
 import json
 import os
 import shutil
-import signal
-import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from facm import FlowMatching, Labels, Run
+from facm import FlowMatching, Labels
 from facm.core.state_dict import CheckpointError
 from facm.core.types import Batch, Loss
-from facm.data import Moons
-from facm.distributed import process_group as world
 from facm.distributed.engine import Engine
-from facm.distributed.out_of_memory import OutOfMemory, explained
 from facm.distributed.process_group import opened
 from facm.networks.mlp import MLP
 from facm.pretrained.trained import load_trained
 from facm.runs import checkpointer as storage
-from facm.runs.config import Intervals
 from facm.runs.folder import RunFolder
-from tests.distributed.parallel_parts import call, facm, finish, start, teacher_run, torchrun, train_in
+from tests.distributed.parallel_parts import call, facm, moons_run, torchrun, train_in
 
 NETWORK = MLP(width=16, depth=2, num_classes=2)
-
-
-def run_of(**changes: Any) -> Run:
-    run = Run(NETWORK, Moons(n=99), FlowMatching(Labels(2)), 160, 16, every=Intervals(80, 80, 80))
-    return dataclasses.replace(run, **changes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,16 +75,16 @@ def misuses(root):
             except (ValueError, RuntimeError) as error:
                 said[name] = f"{type(error).__name__}: {error}"
 
-        attempt("through", run_of(objective=Through()))
-        attempt("unused", run_of(network=Unused()))
-        attempt("found", run_of(network=Unused()), Engine(find_unused=True))
-        attempt("unused-fsdp", run_of(network=Unused()), Engine(parallel="fsdp"))
-        attempt("different", run_of(network=Different()))
-        attempt("seeds", run_of(seed=here.rank))
-        attempt("odd", run_of(batch_size=15))
-        attempt("replicas", run_of(), Engine(parallel="fsdp", replicas=3))
-        attempt("whole", run_of())
-        attempt("sharded", run_of(), Engine(parallel="fsdp"))
+        attempt("through", moons_run(objective=Through()))
+        attempt("unused", moons_run(network=Unused()))
+        attempt("found", moons_run(network=Unused()), Engine(find_unused=True))
+        attempt("unused-fsdp", moons_run(network=Unused()), Engine(parallel="fsdp"))
+        attempt("different", moons_run(network=Different()))
+        attempt("seeds", moons_run(seed=here.rank))
+        attempt("odd", moons_run(batch_size=15))
+        attempt("replicas", moons_run(), Engine(parallel="fsdp", replicas=3))
+        attempt("whole", moons_run())
+        attempt("sharded", moons_run(), Engine(parallel="fsdp"))
     return said
 
 
@@ -169,63 +157,12 @@ def test_a_damaged_one_is_named_and_the_one_before_loads(root, said, tmp_path, d
     assert load_trained(folder.path).images_seen == 80
 
 
-def test_what_a_kill_leaves_is_never_taken_for_a_checkpoint(tmp_path):
-    (tmp_path / "checkpoints" / ".000000000080.partial").mkdir(parents=True)
-    (tmp_path / "checkpoints" / ".000000000064.removed").mkdir()
-    assert RunFolder(tmp_path).checkpoints() == []
-
-
 def test_no_pickled_code_in_a_directory(root, said):
     newest = RunFolder(root / "sharded").checkpoints()[-1]
     assert {path.suffix for path in newest.iterdir()} == {".safetensors", ".json"}
 
 
 # --- ranks that are lost ---------------------------------------------------------------------------------------------
-
-
-def hangs_or_dies(how, seconds):
-    """Rank 1 stops answering in the middle of the run. They begin together: ``seconds`` are few."""
-    import facm.training.loop  # noqa: F401 (before the clock runs)
-    from facm.data.stream import Stream
-
-    run, world.ROLL_CALL_S = Path(os.environ["RUN"]), 1.0
-    Path(f"{run}-{os.environ['RANK']}").touch()
-    while not all(Path(f"{run}-{rank}").exists() for rank in range(2)):
-        time.sleep(0.01)
-
-    original = Stream.at
-
-    def at(self, images):
-        if images == 48 and self.rank == 1:
-            if how == "dies":
-                os.kill(os.getpid(), signal.SIGKILL)
-            if how == "fails":
-                raise ValueError("sample 7 is broken")
-            time.sleep(600)
-        return original(self, images)
-
-    Stream.at = at
-    with opened(Engine(timeout_s=seconds)) as here:
-        train_in(run, run_of(), Engine(), here)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("how", "seconds", "expected"),
-    [
-        ("hangs", 6, r"LostRankError: rank 1 of 2 did not arrive.*engine.timeout_s = 6"),
-        ("dies", 100, r"LostRankError: rank 1 of 2 did not arrive"),
-        ("fails", 100, r"PeerError: rank 1 failed: ValueError: sample 7 is broken"),
-    ],
-)
-def test_a_lost_rank_is_named(tmp_path, how, seconds, expected):
-    import re
-
-    processes = start(2, "tests.distributed.test_failures", "hangs_or_dies", how, seconds, RUN=str(tmp_path / "run"))
-    code, _, errors = finish(processes[:1], 200)[0]
-    finish(processes[1:], 0)
-    assert code == 1
-    assert re.search(expected, errors), errors
 
 
 RECIPE = """
@@ -315,54 +252,3 @@ def test_train_resume_continues_this_very_run_and_no_other(tmp_path, monkeypatch
     with pytest.raises(SystemExit):
         cli.main([*command, "--resume", "--seed", "1"])
     assert "holds another run than this command's (seed differ)" in capsys.readouterr().err
-
-
-def test_resume_tidies_only_what_making_a_folder_leaves(tmp_path):
-    from facm.runs.folder import RunFolderError, create_or_continue
-
-    own, other = tmp_path / "own", tmp_path / "other"
-    for folder in (own, other):
-        folder.mkdir()
-        (folder / "environment.json").touch()
-    (other / "recipe.py").write_text("mine")
-    create_or_continue(own, run_of())
-    with pytest.raises(RunFolderError, match="in use"):
-        create_or_continue(other, run_of())
-    assert (other / "recipe.py").read_text() == "mine"
-
-
-def test_out_of_memory_says_what_helps():
-    hint = r"out of memory: .*engine.accumulate.*engine.checkpointing.*facm plan"
-    with pytest.raises(OutOfMemory, match=hint), explained():
-        torch.empty(2**60, dtype=torch.uint8)
-    with pytest.raises(RuntimeError, match=r"^something else$"), explained():
-        raise RuntimeError("something else")
-
-
-@pytest.mark.parametrize(
-    ("environment", "message"),
-    [({"WORLD_SIZE": "two"}, "WORLD_SIZE = 'two'"), ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK = 2 of WORLD_SIZE = 2")],
-)
-def test_an_environment_that_torchrun_does_not_set_is_refused(monkeypatch, environment, message):
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match=message):
-        world.announced()
-
-
-def test_one_process_opens_no_group():
-    with opened(Engine()) as here:
-        assert here is world.ALONE
-        assert not torch.distributed.is_initialized()
-
-
-def test_sharding_in_one_process(tmp_path):
-    """fsdp is the engine for one GPU, too: with it comes offloading."""
-    plain = train_in(tmp_path / "plain", teacher_run(images=80))
-    with opened(Engine(parallel="fsdp", cpu_offload=True)) as here:
-        folder = train_in(tmp_path / "run", teacher_run(images=80), Engine(parallel="fsdp", cpu_offload=True), here)
-    newest = folder.checkpoints()[-1]
-    assert newest.is_dir()
-    a, b = storage.load(newest).tensors, storage.load(plain.checkpoints()[-1]).tensors
-    assert all(torch.allclose(a[name], b[name], atol=1e-6) for name in b if name.startswith("network/"))
-    assert Path(newest / storage.RECORD).exists()

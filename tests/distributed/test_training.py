@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from facm.core.types import Loss
 from facm.derivative import plain_attention
@@ -400,40 +399,6 @@ def test_compiled_blocks_change_no_number(tmp_path):
         close_logs(eager, compiled, 1e-5)
 
 
-class Own(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layers = nn.ModuleList([nn.Linear(4, 4)])
-        self.kept = []
-
-    def forward(self, x):
-        return self.layers[0](x)
-
-
-def test_checkpointing_keeps_names_and_recomputes():
-    from facm.distributed.block_transforms import prepare
-
-    network, calls = Own(), []
-    network.layers[0].register_forward_hook(lambda *_: calls.append("hook"))
-    names = list(network.state_dict())
-    inner = network.layers[0].forward
-    network.layers[0].forward = lambda x: calls.append("forward") or inner(x)
-    prepare(list(network.layers), checkpointing=True, compiled=False)
-    network(torch.ones(2, 4, requires_grad=True)).sum().backward()
-    assert calls.count("forward") == 2
-    with torch.no_grad():
-        network(torch.ones(2, 4))
-    assert calls.count("forward") == 3
-    assert list(network.state_dict()) == names
-
-
-def test_blocks_are_asked_for_where_there_are_none():
-    from facm.distributed.block_transforms import prepare
-
-    with pytest.raises(ValueError, match=r"engine.checkpointing acts on blocks.*engine.blocks"):
-        prepare([], checkpointing=True, compiled=False)
-
-
 @dataclasses.dataclass(frozen=True)
 class Batchwise:
     """An objective that draws for the batch it sees, as a user's may; it says nothing of global draws."""
@@ -463,35 +428,3 @@ def test_the_engine_is_recorded_and_is_no_part_of_the_run(tmp_path):
     assert (session["ranks"], session["engine"]["accumulate"]) == (1, 2)
     assert "engine" not in folder.run_json.read_text()
     assert load(folder.checkpoints()[0]).meta["images"] == 16
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"parallel": "horovod"}, "engine.parallel = 'horovod', expected one of auto, ddp, fsdp"),
-        ({"compile": "all"}, "engine.compile = 'all', expected one of no, blocks"),
-        ({"accumulate": 0}, "engine.accumulate = 0, expected at least 1"),
-        ({"timeout_s": 0}, "engine.timeout_s = 0, expected at least 1"),
-        ({"replicas": 0, "parallel": "fsdp"}, "engine.replicas = 0, expected at least 1"),
-        ({"replicas": 2}, "engine.replicas = 2 with engine.parallel = 'auto': expected 'fsdp'"),
-        ({"cpu_offload": True, "parallel": "ddp"}, "engine.cpu_offload = True with engine.parallel = 'ddp'"),
-        ({"find_unused": True, "parallel": "fsdp"}, "engine.find_unused = True"),
-        ({"blocks": ("",)}, "engine.blocks"),
-    ],
-)
-def test_wrong_options_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        Engine(**options)
-
-
-@pytest.mark.parametrize(
-    ("engine", "batch_size", "ranks", "message"),
-    [
-        (Engine(), 10, 4, r"batch_size = 10 over 4 ranks .*expected a multiple of 4 \* 1 = 4"),
-        (Engine(accumulate=3), 16, 2, r"engine.accumulate = 3: expected a multiple of 2 \* 3 = 6"),
-        (Engine(parallel="fsdp", replicas=3), 16, 4, "engine.replicas = 3 with 4 ranks: expected a divisor of 4"),
-    ],
-)
-def test_numbers_that_do_not_divide_are_refused(engine, batch_size, ranks, message):
-    with pytest.raises(ValueError, match=message):
-        engine.check(batch_size, ranks)

@@ -29,22 +29,8 @@ from facm.objectives.discrete_schedules import (
     noise_level,
     time_at,
 )
-
-CLASSES, DIM = 3, 5
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def randn(*shape, seed=0):
-    return torch.randn(shape, generator=generator(seed), dtype=torch.float64)
-
-
-def mlp(seed, auxiliary_time=False, dropout=0.0):
-    torch.manual_seed(seed)
-    return MLP(DIM, 16, 2, CLASSES, dropout, auxiliary_time).build().double()
-
+from tests.core.core_parts import generator, randn
+from tests.objectives.objective_parts import CLASSES, DIM, M, S, instantaneous, mlp, spread
 
 # Schedules
 
@@ -152,8 +138,6 @@ def test_pseudo_huber_by_hand():
 
 # Theory: data at a point, whose flow is straight, so that a step of any length is exact
 
-M, S = 1.5, 0.4
-
 
 class ToPoint(torch.nn.Module):
     def forward(self, x, t, cond=None):
@@ -175,15 +159,6 @@ def test_zero_loss_where_the_flow_is_straight(schedule, velocity):
             return super().forward(x, t) + 0.1 * t[:, None]
 
     assert objective(Off(), batch, generator(), ToPoint()).total.item() > 1e-6
-
-
-def spread(t):
-    return torch.sqrt((1 - t) ** 2 + (t * S) ** 2)
-
-
-def instantaneous(x, t, cond=None):
-    t = t[:, None]
-    return M + (t * S**2 - (1 - t)) / spread(t) ** 2 * (x - t * M)
 
 
 class Exact(torch.nn.Module):

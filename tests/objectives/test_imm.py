@@ -2,6 +2,7 @@
 gradient to the paper's equations written out slowly in the paper's own time and scale."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -16,22 +17,11 @@ from facm.flow.times import Uniform
 from facm.networks.mlp import MLP
 from facm.objectives.imm import IMM, laplace
 from facm.sampling.solvers import jumps, uniform_times
+from tests.core.core_parts import generator, randn
+from tests.objectives import objective_parts
+from tests.objectives.objective_parts import CLASSES, DIM, M, S, spread
 
-CLASSES, DIM = 3, 5
-M, S = 1.5, 0.4
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def randn(*shape, seed=0):
-    return torch.randn(shape, generator=generator(seed), dtype=torch.float64)
-
-
-def mlp(seed, dropout=0.0):
-    torch.manual_seed(seed)
-    return MLP(DIM, 16, 2, CLASSES, dropout, auxiliary_time=True).build().double()
+mlp = partial(objective_parts.mlp, auxiliary_time=True)
 
 
 def full(value, n):
@@ -110,10 +100,6 @@ def test_zero_loss_where_the_flow_is_straight(particles):
             return super().forward(x, t) + 0.3
 
     assert objective(Off(), batch, generator()).total.item() > 1e-4
-
-
-def spread(t):
-    return torch.sqrt((1 - t) ** 2 + (t * S) ** 2)
 
 
 class Exact(torch.nn.Module):

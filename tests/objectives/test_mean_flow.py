@@ -22,45 +22,22 @@ from facm.networks.mlp import MLP
 from facm.objectives.mean_flow import MeanFlow
 from facm.runs.config import Run
 from facm.training.checks import check
+from tests.core.core_parts import generator, randn
+from tests.flow.flow_parts import split
 from tests.golden.gold import fill, probe, tensor
+from tests.objectives import objective_parts
+from tests.objectives.objective_parts import CLASSES, DIM, DROPPED, LABELS, M, S, instantaneous, spread
 from tests.paths import GOLDEN
-
-CLASSES = 3
-DIM = 5
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def randn(*shape, seed=0):
-    return torch.randn(shape, generator=generator(seed), dtype=torch.float64)
 
 
 def mlp(seed, auxiliary_time=True, dropout=0.0):
-    torch.manual_seed(seed)
-    network = MLP(DIM, 16, 2, CLASSES, dropout, auxiliary_time).build().double()
-    for p in network.parameters():
-        p.data *= 1.5
-    return network
+    return objective_parts.mlp(seed, auxiliary_time, dropout, scale=1.5)
 
 
 TEACHER = mlp(2, auxiliary_time=False)
 
 
 # The exact solution for Gaussian data, x_1 ~ N(M, S^2)
-
-M, S = 1.5, 0.4
-
-
-def spread(t):
-    return torch.sqrt((1 - t) ** 2 + (t * S) ** 2)
-
-
-def instantaneous(x, t):
-    """E[x_1 - x_0 | x_t = x]."""
-    t = t[:, None]
-    return M + (t * S**2 - (1 - t)) / spread(t) ** 2 * (x - t * M)
 
 
 class Exact(torch.nn.Module):
@@ -86,15 +63,11 @@ class Elsewhere(Exact):
         return super().forward(x, t, cond, r + 0.02)
 
 
-def exact_teacher(x, t, cond=None):
-    return instantaneous(x, t)
-
-
 def exact_loss(network, derivative=None, equal=0.3):
     objective = MeanFlow(
         Unconditional(), TeacherVelocity(NO_GUIDANCE), Uniform(0.01, 0.95), equal, derivative=derivative or OpLevel()
     )
-    return objective(network, Batch(M + S * randn(512, DIM)), generator(), exact_teacher)
+    return objective(network, Batch(M + S * randn(512, DIM)), generator(), instantaneous)
 
 
 @pytest.mark.parametrize("derivative", [OpLevel(), NoGraph(), WholeNetwork()], ids=str)
@@ -108,7 +81,7 @@ def test_exact_average_velocity_has_zero_loss_by_finite_differences():
     objective = MeanFlow(Unconditional(), TeacherVelocity(NO_GUIDANCE), derivative=FiniteDifference(1e-4))
     x_1, x_0 = M + S * randn(64, DIM), randn(64, DIM, seed=1)
     t = torch.linspace(0.01, 0.6, 64, dtype=torch.float64)
-    assert objective.evaluate(Exact(), Interpolant.between(x_0, x_1, t), t + 0.3, exact_teacher).error.max() < 1e-12
+    assert objective.evaluate(Exact(), Interpolant.between(x_0, x_1, t), t + 0.3, instantaneous).error.max() < 1e-12
 
 
 @pytest.mark.parametrize("network", [Off(), Elsewhere()])
@@ -155,8 +128,6 @@ def slow_loss(o, network, teacher, x_1, x_0, t, r, y, dropped, h=1e-5):
 
 TIMES = torch.tensor([0.03, 0.124, 0.125, 0.31, 0.57, 0.8, 0.801, 0.97] * 2, dtype=torch.float64)
 ENDS = torch.tensor([0.5, 0.124, 0.9, 0.35, 1.0, 0.8, 0.95, 0.98, 0.03, 0.2, 1.0, 1.0, 0.6, 0.9, 0.801, 1.0]).double()
-LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 1, 2, 0, 1, 2, 0, 1, 2])
-DROPPED = torch.tensor([False, False, True, True, False, False, False, True] * 2)
 CASES = {
     "distillation": {"velocity": "teacher"},
     "distillation from a teacher with two times": {"velocity": "teacher", "auxiliary_teacher": True},
@@ -328,13 +299,6 @@ def test_times_are_in_order_and_the_wanted_fraction_of_them_is_equal(equal):
     assert t.mean().item() == pytest.approx(1 / 3, abs=0.02)  # the earlier of two uniform times, equal or not
     if equal < 1:
         assert r[t < r].mean().item() == pytest.approx(2 / 3, abs=0.02)
-
-
-def split(batch, sizes):
-    start = 0
-    for n in sizes:
-        yield Batch(batch.x_1[start : start + n], batch.cond[start : start + n], start, len(batch.x_1))
-        start += n
 
 
 @pytest.mark.parametrize("sizes", [(8, 8), (1, 5, 10), (16,)])

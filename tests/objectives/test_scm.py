@@ -28,27 +28,16 @@ from facm.objectives.scm import SCM, log_weight
 from facm.runs.config import Intervals, Run
 from facm.runs.optim import AdamW
 from facm.training.checks import check
+from tests.core.core_parts import generator, randn
 from tests.distributed.parallel_parts import call, difference, log_of, train_in
 from tests.golden.gold import fill, probe, tensor, weight
+from tests.objectives import objective_parts
+from tests.objectives.objective_parts import CLASSES, DIM, DROPPED, LABELS, TIMES, M, S, instantaneous, spread
 from tests.paths import GOLDEN
-
-CLASSES = 3
-DIM = 5
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def randn(*shape, seed=0):
-    return torch.randn(shape, generator=generator(seed), dtype=torch.float64)
 
 
 def mlp(seed, auxiliary_time=False, weight_head=True, dropout=0.0):
-    torch.manual_seed(seed)
-    network = MLP(DIM, 16, 2, CLASSES, dropout, auxiliary_time, weight_head).build().double()
-    for p in network.parameters():
-        p.data *= 1.5
+    network = objective_parts.mlp(seed, auxiliary_time, dropout, weight_head=weight_head, scale=1.5)
     if weight_head:
         torch.nn.init.normal_(network.head[2].weight, std=0.5)
         torch.nn.init.constant_(network.head[2].bias, 0.3)
@@ -60,18 +49,8 @@ TEACHER = mlp(2)
 
 # The exact solution for Gaussian data, x_1 ~ N(M, S^2)
 
-M, S = 1.5, 0.4
 TASKS = [ExpandedInterval(), AuxiliaryTime()]
 STRATEGIES = [OpLevel(), NoGraph(), WholeNetwork(), FiniteDifference(1e-4)]
-
-
-def spread(t):
-    return torch.sqrt((1 - t) ** 2 + (t * S) ** 2)
-
-
-def instantaneous(x, t):
-    t = t[:, None]
-    return M + (t * S**2 - (1 - t)) / spread(t) ** 2 * (x - t * M)
 
 
 class Exact(torch.nn.Module):
@@ -157,9 +136,6 @@ def slow_loss(o, network, teacher, x_1, x_0, t, y, dropped, h=1e-5):
     return torch.stack(losses).mean()
 
 
-TIMES = torch.tensor([0.03, 0.124, 0.125, 0.31, 0.57, 0.8, 0.801, 0.985] * 2, dtype=torch.float64)
-LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 1, 2, 0, 1, 2, 0, 1, 2])
-DROPPED = torch.tensor([False, False, True, True, False, False, False, True] * 2)
 SWITCHES = ("normalise", "clamp", "alpha", "adaptive")
 CASES = {
     "distillation": {},

@@ -2,6 +2,7 @@
 steps and times that are drawn, and guidance at the smallest step alone."""
 
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
@@ -19,26 +20,11 @@ from facm.flow.velocity import DataVelocity, TeacherVelocity
 from facm.networks.mlp import MLP
 from facm.objectives.shortcut_model import ShortcutModel
 from facm.sampling.solvers import jumps, uniform_times
+from tests.core.core_parts import generator, randn
+from tests.objectives import objective_parts
+from tests.objectives.objective_parts import CLASSES, DIM, M, S, spread
 
-CLASSES, DIM = 3, 5
-M, S = 1.5, 0.4
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def randn(*shape, seed=0):
-    return torch.randn(shape, generator=generator(seed), dtype=torch.float64)
-
-
-def mlp(seed, dropout=0.0, classes=CLASSES):
-    torch.manual_seed(seed)
-    return MLP(DIM, 16, 2, classes, dropout, auxiliary_time=True).build().double()
-
-
-def spread(t):
-    return torch.sqrt((1 - t) ** 2 + (t * S) ** 2)
+mlp = partial(objective_parts.mlp, auxiliary_time=True)
 
 
 class Exact(torch.nn.Module):

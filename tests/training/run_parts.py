@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from facm.core.rng import derive
@@ -59,6 +60,16 @@ def facm_run(teacher: Path | str, **changes: Any) -> Run:
     source = FromRun(str(teacher))
     parts = {"objective": FACM(Labels(2), TeacherVelocity(Guidance(1.5))), "teacher": source, "initial": source}
     return flow_run(**(parts | changes))
+
+
+@dataclass(frozen=True)
+class Untrained:
+    """A teacher out of nothing."""
+
+    config: Any
+
+    def load(self) -> torch.nn.Module:
+        return self.config.build()
 
 
 @dataclass(frozen=True)
@@ -148,6 +159,12 @@ def trained(path: Path, run: Run) -> RunFolder:
     return folder
 
 
+def interrupt(run: Run, folder: RunFolder, clock: int) -> None:
+    """Train until the process ends before the step at ``clock``."""
+    with pytest.raises(Crash), before_step(crash_at(clock)):
+        train(run, folder)
+
+
 def log_of(folder: RunFolder) -> list[dict[str, Any]]:
     """The log without what depends on the clock on the wall."""
     return [{k: v for k, v in record.items() if k not in logs.TIMED} for record in logs.read(folder.log)]
@@ -163,3 +180,19 @@ def contents(folder: RunFolder) -> dict[str, Any]:
 
 def weights(folder: RunFolder) -> dict[str, torch.Tensor]:
     return load(folder.checkpoints()[-1]).part("network")
+
+
+KINDS = ("flow", "global draws", "student")
+
+
+def whole_runs(root: Path) -> dict[str, tuple[Run, dict[str, Any]]]:
+    """kind -> (run, what the uninterrupted run leaves behind)."""
+    dropout = MLP(width=16, depth=1, num_classes=3, dropout=0.3)
+    teacher = trained(root / "flow", flow_run())
+    runs = {
+        "flow": flow_run(),
+        "global draws": flow_run(network=dropout, objective=DrawsGlobally()),
+        "student": facm_run(teacher.path, network=dropout),
+    }
+    folders = {kind: trained(root / kind, run) for kind, run in runs.items() if kind != "flow"} | {"flow": teacher}
+    return {kind: (run, contents(folders[kind])) for kind, run in runs.items()}

@@ -3,15 +3,21 @@
 import sys
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 
-from facm import FACM, FlowMatching, FromRun, Guidance, Labels, Run, TeacherVelocity
+import facm
+from facm import FACM, DataVelocity, FlowMatching, FromRun, Guidance, Labels, Run, TeacherVelocity
 from facm.data import Digits, Ring
+from facm.derivative import WholeNetwork
+from facm.distributed.engine import Engine
+from facm.flow.time_conditioning import AuxiliaryTime
 from facm.networks.mlp import MLP
 from facm.runs.folder import create
 from facm.training.checks import check
 from facm.training.loop import train
+from tests.training.run_parts import facm_run, flow_run
 
 NETWORK, DATA, CONDITION = MLP(width=16, depth=1, num_classes=8), Ring(n=64), Labels(8)
 
@@ -61,3 +67,69 @@ def test_missing_scikit_learn_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ValueError, match=r"pip install 'facm\[demo\]'"):
         Digits().open()
+
+
+def test_a_student_without_its_teachers_folder_is_refused(tmp_path):
+    run = facm_run(tmp_path / "gone")
+    folder = create(tmp_path / "student", run)
+    with pytest.raises(RuntimeError, match="gone is not a run folder"):
+        train(run, folder)
+
+
+@dataclass(frozen=True)
+class Empty:
+    def open(self):
+        return facm.InMemory(np.zeros((0, 2), np.float32), name="Nothing")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"objective": FlowMatching(Labels(1))}, r"expected Labels\(2\)"),
+        ({"objective": FlowMatching(facm.Unconditional(), label_dropout=0.0)}, "the batch has conditions"),
+        ({"objective": FlowMatching(Labels(2), AuxiliaryTime())}, "auxiliary_time=True"),
+        ({"objective": FACM(Labels(2), TeacherVelocity(Guidance(1.0)))}, "teacher = None"),
+        ({"seed": -1}, "seed = -1"),
+        ({"data": Empty()}, "Nothing is empty"),
+    ],
+)
+def test_parts_that_do_not_fit_are_an_error_before_training(change, message):
+    with pytest.raises(ValueError, match=message):
+        check(flow_run(**change))
+
+
+OPENED: list[str] = []
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A data set that notes when it is opened."""
+
+    def open(self):
+        OPENED.append("opened")
+        return DATA.open()
+
+
+def test_a_run_that_was_checked_is_trained_on_the_data_that_were_opened_then(tmp_path):
+    OPENED.clear()
+    run = Run(NETWORK, Counted(), FlowMatching(CONDITION), images=32, batch_size=16)
+    checked = check(run)
+    assert check(checked) is checked
+    assert train(checked, create(tmp_path / "run", run)).finished
+    assert OPENED == ["opened"]
+
+
+def test_training_alone_opens_the_data_once(tmp_path):
+    OPENED.clear()
+    run = Run(NETWORK, Counted(), FlowMatching(CONDITION), images=32, batch_size=16)
+    assert train(run, create(tmp_path / "run", run)).finished
+    assert OPENED == ["opened"]
+
+
+def test_a_checked_run_is_still_held_against_engine_and_ranks():
+    checked = check(Run(NETWORK, DATA, FlowMatching(CONDITION), images=32, batch_size=16))
+    with pytest.raises(ValueError, match="batch_size = 16 over 3 ranks"):
+        check(checked, ranks=3)
+    naive = check(Run(NETWORK, DATA, FACM(CONDITION, DataVelocity(), derivative=WholeNetwork()), images=32))
+    with pytest.raises(ValueError, match=r"engine.checkpointing = True with derivative = WholeNetwork"):
+        check(naive, Engine(checkpointing=True))

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,20 +18,11 @@ from facm.networks.lightning_dit import LightningDiT
 from facm.runs.config import Intervals
 from facm.training.memory_plan import plan
 from tests.paths import ROOT
+from tests.training.run_parts import Untrained
 
 GB = 10**9
 SMALL = LightningDiT(input_size=8, patch_size=1, in_channels=4, hidden_size=256, depth=4, num_heads=4, num_classes=10)
 TINY = dataclasses.replace(SMALL, hidden_size=16, depth=1)
-
-
-@dataclass(frozen=True)
-class Untrained:
-    """A teacher out of nothing."""
-
-    config: LightningDiT
-
-    def load(self) -> torch.nn.Module:
-        return self.config.build()
 
 
 def distillation(network=SMALL, batch_size=16, derivative=None, **changes):

@@ -1,0 +1,108 @@
+"""Signals: what is saved, and that going on equals no interruption."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import facm.runs.checkpoint
+from facm import cli
+from facm.runs.folder import create, open_run
+from facm.training.loop import train
+from tests.training.run_parts import BATCH, before_step, contents, flow_run, signal_at, trained, whole_runs
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return whole_runs(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("clock", [0, 48, 160])
+def test_a_signal_saves_and_resuming_changes_nothing(whole, tmp_path, number, clock):
+    run, expected = whole["student"]
+    folder = create(tmp_path / "run", run)
+    with before_step(signal_at(clock, number)):
+        outcome = train(run, folder)
+    assert (outcome.finished, outcome.signal) == (False, number.name)
+    assert outcome.images == clock + BATCH == int(folder.checkpoints()[-1].stem)
+    train(run, folder)
+    assert contents(folder) == expected
+
+
+def test_a_signal_before_the_first_step_saves_too(whole, tmp_path, monkeypatch):
+    run, expected = whole["flow"]
+    folder = create(tmp_path / "run", run)
+    original = facm.training.loop.build
+
+    def build(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("facm.training.loop.build", build)
+        assert train(run, folder).images == 0
+    train(run, folder)
+    assert contents(folder) == expected
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path):
+    run = flow_run()
+    folder = create(tmp_path / "run", run)
+    with pytest.raises(KeyboardInterrupt), before_step(signal_at(160, signal.SIGINT, times=2)):
+        train(run, folder)
+    assert [file.name for file in folder.checkpoints()] == [f"{80:012d}.safetensors", f"{160:012d}.safetensors"]
+
+
+def test_the_handlers_are_given_back(tmp_path):
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    trained(tmp_path / "run", flow_run())
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_an_interrupted_command_says_how_to_go_on(whole, tmp_path, capsys):
+    run, expected = whole["flow"]
+    folder = create(tmp_path / "run", run)
+    with before_step(signal_at(48, signal.SIGTERM)):
+        cli.main(["resume", str(folder.path), "--quiet"])  # returning is exit code 0
+    said = capsys.readouterr().out
+    assert "SIGTERM: saved at 64 of 320 images" in said
+    assert f"facm resume {folder.path}" in said
+    cli.main(["resume", str(folder.path), "--quiet"])
+    assert contents(folder) == expected
+
+
+@pytest.mark.slow
+def test_a_terminated_command_ends_well_and_is_resumed_by_another(tmp_path):
+    recipe = tmp_path / "mine.py"
+    recipe.write_text(
+        "import time\n"
+        "from dataclasses import dataclass\n"
+        "from facm import FlowMatching, Labels, Run\n"
+        "from facm.data import Moons\n"
+        "from facm.networks.mlp import MLP\n"
+        "from facm import Intervals\n"
+        "def run(images: int = 8_000):\n"
+        "    return Run(MLP(width=16, num_classes=2), Moons(n=99), FlowMatching(Labels(2)), images, 16,\n"
+        "               every=Intervals(log=160, checkpoint=100_000, ema_snapshots=0))\n"
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "facm", "train", f"{recipe}:run", "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "run" / "log.jsonl").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    said, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, "")
+    assert f"facm resume {tmp_path / 'run'}" in said
+    folder, run = open_run(tmp_path / "run")
+    assert 0 < int(folder.checkpoints()[-1].stem) < run.images
+    train(run, folder)
+    expected = contents(trained(tmp_path / "whole", run))
+    assert contents(folder)["log"] == expected["log"]
+    last = folder.checkpoint(run.images).name
+    assert contents(folder)["files"][last] == expected["files"][last]
