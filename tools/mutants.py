@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import argparse
 import compileall
+import importlib
 import os
 import py_compile
-import queue
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NoReturn
+
+import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
@@ -30,6 +32,8 @@ sys.path.insert(0, str(REPOSITORY))
 from tests.mutants import Mutant, collected, problems  # noqa: E402
 
 KILLED, SURVIVED, HANGS, BROKEN = "killed", "SURVIVED", "HANGS", "BROKEN"
+OUTPUT = "pytest.out"
+OPTIONS = ("-x", "-q", "--tb=no", "-rfE", "-p", "no:cacheprovider", "-p", "no:xdist")
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,10 @@ class Outcome:
 
     verdict: killed: a test failed; SURVIVED: all passed; HANGS: they took too long; BROKEN: pytest could not run them.
     by: the test that noticed it, or what pytest printed.
-    seconds: time that it took.
     """
 
     verdict: str
-    by: str
-    seconds: float
+    by: str = ""
 
 
 def copied(root: Path) -> Path:
@@ -57,86 +59,102 @@ def copied(root: Path) -> Path:
     return root
 
 
-def run_tests(root: Path, tests: Iterable[str], timeout: float) -> Outcome:
-    """Run ``tests`` in the copy at ``root`` up to the first failure."""
-    began = time.monotonic()
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-x",
-        "-q",
-        "--tb=no",
-        "-rfE",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:xdist",
-    ]
-    paths = {"PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}", "PYTHONDONTWRITEBYTECODE": "1"}
-    threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    process = subprocess.Popen(
-        [*command, *tests],
-        cwd=root,
-        env={**os.environ, **paths, **threads},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+@dataclass
+class Attempt:
+    """A forked process that runs tests in a copy; the imports of this process, torch's above all, are its own already.
+
+    root: the copy.
+    mutant: the mutant that the copy has.
+    pid: the process.
+    began: when it began, in seconds of the monotonic clock.
+    original: the text of the mutated file before.
+    """
+
+    root: Path
+    mutant: Mutant
+    pid: int
+    began: float
+    original: str
+
+    @classmethod
+    def start(cls, root: Path, mutant: Mutant) -> Attempt:
+        original = _file(root, mutant).read_text(encoding="utf-8")
+        _file(root, mutant).write_text(original.replace(mutant.old, mutant.new), encoding="utf-8")
+        sys.stdout.flush()
+        pid = os.fork() or _child(root, mutant.tests)
+        return cls(root, mutant, pid, time.monotonic(), original)
+
+    def outcome(self, timeout: float) -> Outcome | None:
+        """None while the tests run; afterwards the copy is as it was before."""
+        ended, status = os.waitpid(self.pid, os.WNOHANG)
+        if not ended and time.monotonic() - self.began <= timeout:
+            return None
+        if not ended:
+            self.stop()
+        _file(self.root, self.mutant).write_text(self.original, encoding="utf-8")
+        if not ended:
+            return Outcome(HANGS, f"no answer within {timeout:g} s")
+        output = (self.root / OUTPUT).read_text(encoding="utf-8", errors="replace")
+        failed = [line.partition(" ")[2] for line in output.splitlines() if line.startswith(("FAILED ", "ERROR "))]
+        match os.waitstatus_to_exitcode(status):
+            case 0:
+                return Outcome(SURVIVED)
+            case 1 if failed:
+                return Outcome(KILLED, failed[0].partition(" - ")[0])
+            case code:
+                return Outcome(BROKEN, f"pytest exited with {code}: {output[-2000:]}")
+
+    def stop(self) -> None:
+        """End the process and all that it started."""
+        os.killpg(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+
+
+def _file(root: Path, mutant: Mutant) -> Path:
+    return root / "src" / "facm" / mutant.file
+
+
+def _child(root: Path, tests: Iterable[str]) -> NoReturn:
+    """Run ``tests`` in the copy at ``root`` and exit with pytest's code."""
+    code = 70
     try:
-        output, _ = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        return Outcome(HANGS, f"no answer within {timeout:g} s", timeout)
+        os.setsid()
+        os.chdir(root)
+        with (root / OUTPUT).open("w", encoding="utf-8") as output:
+            sys.stdout = sys.stderr = output
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+            os.environ["PYTHONPATH"] = f"{root / 'src'}{os.pathsep}{root}"
+            sys.path[:0] = [str(root / "src"), str(root)]
+            for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
+                del sys.modules[name]  # the checkout's
+            try:
+                code = int(pytest.main([*OPTIONS, "--rootdir", str(root), *tests]))
+            except BaseException:
+                traceback.print_exc()
     finally:
-        if process.poll() is None:  # also after Ctrl-C, which a session of its own does not get
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    seconds = time.monotonic() - began
-    failed = [line.partition(" ")[2] for line in output.splitlines() if line.startswith(("FAILED ", "ERROR "))]
-    if process.returncode == 0:
-        return Outcome(SURVIVED, "", seconds)
-    if process.returncode == 1 and failed:
-        return Outcome(KILLED, failed[0].partition(" - ")[0], seconds)
-    return Outcome(BROKEN, f"pytest exited with {process.returncode}: {output[-2000:]}", seconds)
+        os._exit(code)
 
 
-def attempt(mutant: Mutant, root: Path, timeout: float) -> Outcome:
-    """Run the tests of ``mutant`` on the mutated copy at ``root``, which is restored afterwards."""
-    path = root / "src" / "facm" / mutant.file
-    original = path.read_text(encoding="utf-8")
-    path.write_text(original.replace(mutant.old, mutant.new), encoding="utf-8")
+def run_all(
+    mutants: Sequence[Mutant], roots: Sequence[Path], timeout: float
+) -> Iterator[tuple[Mutant, Outcome, float]]:
+    """Each mutant with its outcome and its seconds, as they end; one at a time in each of ``roots``."""
+    waiting, free, running = list(reversed(mutants)), list(roots), list[Attempt]()
     try:
-        return run_tests(root, mutant.tests, timeout)
+        while waiting or running:
+            while waiting and free:
+                mutant = waiting.pop()
+                running.append(Attempt.start(free.pop(), mutant))
+            time.sleep(0.02)
+            for attempt in list(running):
+                if (outcome := attempt.outcome(timeout)) is not None:
+                    running.remove(attempt)
+                    free.append(attempt.root)
+                    yield attempt.mutant, outcome, time.monotonic() - attempt.began
     finally:
-        path.write_text(original, encoding="utf-8")
-
-
-def try_all(mutants: Sequence[Mutant], jobs: int, timeout: float) -> int:
-    """Try all and print what becomes of each; the number of those that were not killed."""
-    with tempfile.TemporaryDirectory(prefix="mutants-") as folder, ThreadPoolExecutor(jobs) as pool:
-        free: queue.SimpleQueue[Path] = queue.SimpleQueue()
-        for index in range(jobs):
-            free.put(copied(Path(folder) / str(index)))
-        root = free.get()
-        before = run_tests(root, sorted({t for m in mutants for t in m.tests}), timeout * len(mutants))
-        free.put(root)
-        if before.verdict != SURVIVED:
-            raise SystemExit(f"without any mutation the tests fail: {before.by}")
-        print(f"without mutation: passed in {before.seconds:.0f} s", flush=True)
-
-        def one(mutant: Mutant) -> bool:
-            root = free.get()
-            outcome = attempt(mutant, root, timeout)
-            free.put(root)
-            print(f"{outcome.verdict:8} {outcome.seconds:5.1f} s  {mutant}  {outcome.by}", flush=True)
-            return outcome.verdict == KILLED
-
-        try:
-            return list(pool.map(one, mutants)).count(False)
-        except KeyboardInterrupt:
-            pool.shutdown(cancel_futures=True)
-            raise
+        for attempt in running:
+            attempt.stop()
 
 
 def main() -> None:
@@ -146,7 +164,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="mutants tried at a time")
     parser.add_argument("--timeout", type=float, default=600, help="seconds that the tests of a mutant may take")
     arguments = parser.parse_args()
-    mutants = [m for m in collected() if any(text in str(m) for text in arguments.only)]
+    mutants = [mutant for mutant in collected() if any(text in str(mutant) for text in arguments.only)]
     if not mutants:
         raise SystemExit(f"--only {' '.join(arguments.only)}: no mutant contains it")
     if found := problems(mutants):
@@ -154,7 +172,22 @@ def main() -> None:
     if arguments.list:
         print(*mutants, f"{len(mutants)} mutants", sep="\n")
         return
-    left = try_all(mutants, arguments.jobs, arguments.timeout)
+    os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONDONTWRITEBYTECODE": "1"}
+    sys.dont_write_bytecode = True
+    for name in ("torch.func", "torch.testing", "torch.utils.checkpoint", "safetensors.torch"):
+        importlib.import_module(name)  # once, for all children; the package is imported by each from its copy
+    left = 0
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        roots = [copied(Path(folder) / str(index)) for index in range(arguments.jobs)]
+        all_tests = tuple(sorted({test for mutant in mutants for test in mutant.tests}))
+        nothing = replace(mutants[0], new=mutants[0].old, tests=all_tests)
+        [(_, before, seconds)] = run_all([nothing], roots, float("inf"))
+        if before.verdict != SURVIVED:
+            raise SystemExit(f"without any mutation the tests fail: {before.by}")
+        print(f"without mutation: passed in {seconds:.0f} s", flush=True)
+        for mutant, outcome, seconds in run_all(mutants, roots, arguments.timeout):
+            left += outcome.verdict != KILLED
+            print(f"{outcome.verdict:8} {seconds:5.1f} s  {mutant}  {outcome.by}", flush=True)
     print(f"{len(mutants) - left} of {len(mutants)} killed")
     raise SystemExit(1 if left else 0)
 

@@ -72,12 +72,6 @@ MUTANTS = (
         "torch.where(anchored, c, c_FM[name])",
         FLOW,
     ),
-    Mutant(
-        "objectives/flow_matching.py",
-        "        F = at_least_float32(network(",
-        "        F = (network(",
-        (f"{OBJECTIVES}::test_flow_matching_lifts_half_precision",),
-    ),
     Mutant("objectives/mean_flow.py", "expand(r - point.t, v) * dF", "expand(1 - point.t, v) * dF", MEAN_FLOW),
     Mutant("objectives/scm.py", "ramp * (1 - expand(t, v)) * dF", "(1 - expand(t, v)) * dF", SCM),
     Mutant(

@@ -14,12 +14,6 @@ MUTANTS = (
     ),
     Mutant(
         "sampling/solvers.py",
-        "_at(F, x_next, t_next, x_0.dtype))",
-        "_at(F, x, t_next, x_0.dtype))",
-        (f"{SAMPLERS}::test_heun_corrects_at_the_predicted_point",),
-    ),
-    Mutant(
-        "sampling/solvers.py",
         "(ahead - here) / (here - behind) / 2",
         "(ahead - here) / (here - behind)",
         (f"{SAMPLERS}::test_dpm_solver_pp_by_hand",),

@@ -75,12 +75,6 @@ MUTANTS = (
         "False",
         (f"{CHECKPOINTS}::test_another_teacher_is_refused_halfway",),
     ),
-    Mutant(
-        "training/state.py",
-        "folder.checkpoints()[: -run.every.keep]",
-        "folder.checkpoints()[: 1 - run.every.keep]",
-        (f"{CHECKPOINTS}::test_the_newest_checkpoints_are_kept",),
-    ),
     # the teacher
     Mutant(
         "training/build.py",
