@@ -25,7 +25,7 @@ def test_only_the_second_time_may_be_missing_where_weights_start_from():
     from dataclasses import replace
 
     state, student = TINY.build().state_dict(), replace(TINY, auxiliary_time=True).build()
-    may_miss = student.no_effect_as_initialised
+    may_miss = student.zero_init_prefixes
     load_strictly(student, state, "teacher", may_miss)
     assert all(torch.equal(student.state_dict()[name], value) for name, value in state.items())
     with pytest.raises(CheckpointError, match="4 missing: r_embedder"):

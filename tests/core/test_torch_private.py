@@ -32,7 +32,8 @@ def private_names(text: str) -> list[str]:
         if isinstance(node, ast.Import):
             found += [a.name for a in node.names if a.name.startswith("torch") and "._" in a.name]
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "setattr", "hasattr", "delattr"):
-            found += [a.value for a in node.args if isinstance(a, ast.Constant) and str(a.value).startswith("_")]
+            given = [str(a.value) for a in node.args if isinstance(a, ast.Constant)]
+            found += [name for name in given if name.startswith("_") and not name.startswith("__")]
     return found
 
 

@@ -2,15 +2,15 @@
 
 from tests.mutants import Mutant
 
-BASICS = "tests/flow/test_basics.py"
 GUIDANCE = "tests/flow/test_guidance.py"
-OBJECTIVES = "tests/objectives/test_objectives.py"
-PATH = (f"{BASICS}::test_the_path_runs_from_noise_to_data_with_constant_velocity",)
-TASKS = (f"{BASICS}::test_times_of_both_conditioning_strategies",)
+DISTANCES = "tests/flow/test_distances.py"
+VELOCITY = "tests/flow/test_velocity.py"
+PATH = ("tests/flow/test_paths.py::test_the_path_runs_from_noise_to_data_with_constant_velocity",)
+TASKS = ("tests/flow/test_time_conditioning.py::test_times_of_both_conditioning_strategies",)
 HAND_CASE = (f"{GUIDANCE}::test_guided_velocity_on_a_hand_case",)
-SCRATCH = (f"{GUIDANCE}::test_velocity_from_scratch_is_guided_by_the_networks_own_null",)
-GRAPHS = (f"{GUIDANCE}::test_targets_have_no_graph",)
-PARTS = (f"{OBJECTIVES}::test_a_part_draws_its_rows_of_what_the_whole_step_draws",)
+SCRATCH = (f"{VELOCITY}::test_velocity_from_scratch_is_guided_by_the_networks_own_null",)
+GRAPHS = (f"{VELOCITY}::test_targets_have_no_graph",)
+PARTS = ("tests/flow/test_interpolant.py::test_a_part_draws_its_rows_of_what_the_whole_step_draws",)
 
 MUTANTS = (
     # the path from noise to data
@@ -26,19 +26,19 @@ MUTANTS = (
         "flow/times.py",
         "return torch.randn(n, generator=rng, device",
         "return torch.randn(n, device",
-        (f"{BASICS}::test_times_are_a_function_of_the_generator_alone",),
+        ("tests/flow/test_times.py::test_times_are_a_function_of_the_generator_alone",),
     ),
     Mutant(
         "flow/distances.py",
         ".square().flatten(1).mean(1)",
         ".square().flatten(1).sum(1)",
-        (f"{BASICS}::test_mean_square_is_a_mean_over_the_sample",),
+        (f"{DISTANCES}::test_mean_square_is_a_mean_over_the_sample",),
     ),
     Mutant(
         "flow/distances.py",
         "return e / (e.detach() + self.c)",
         "return e / (e + self.c)",
-        (f"{BASICS}::test_normalised_distance_and_its_gradient_with_the_weight_frozen",),
+        (f"{DISTANCES}::test_normalised_distance_and_its_gradient_with_the_weight_frozen",),
     ),
     # how the network is told what to predict
     Mutant("flow/time_conditioning.py", 'return {"t": 2 - t}', 'return {"t": 1 + t}', TASKS),
@@ -47,7 +47,7 @@ MUTANTS = (
         "flow/conditions.py",
         "torch.where(dropped, null, cond)",
         "torch.where(dropped, cond, null)",
-        (f"{BASICS}::test_dropping_replaces_the_marked_labels_and_only_those",),
+        ("tests/flow/test_conditions.py::test_dropping_replaces_the_marked_labels_and_only_those",),
     ),
     # guidance
     Mutant(
@@ -84,7 +84,7 @@ MUTANTS = (
         "flow/velocity.py",
         "active = active & ~p.dropped",
         "pass",
-        (f"{GUIDANCE}::test_dropped_samples_keep_the_velocity_of_the_data",),
+        (f"{VELOCITY}::test_dropped_samples_keep_the_velocity_of_the_data",),
     ),
     # draws
     Mutant(
@@ -94,19 +94,19 @@ MUTANTS = (
         "flow/interpolant.py",
         "return condition.drop(batch.cond, dropped), dropped",
         "return batch.cond, dropped",
-        (f"{OBJECTIVES}::test_a_call_draws_noise_times_and_dropped_labels_from_the_generator",),
+        ("tests/objectives/test_facm.py::test_a_call_draws_noise_times_and_dropped_labels_from_the_generator",),
     ),
     # tensors and seeds
     Mutant(
         "core/tensors.py",
         "(torch.bfloat16, torch.float16) else x",
         "(torch.float16,) else x",
-        (f"{BASICS}::test_half_precision_is_lifted_to_float32_and_nothing_is_lowered",),
+        ("tests/core/test_tensors.py::test_half_precision_is_lifted_to_float32_and_nothing_is_lowered",),
     ),
     Mutant(
         "core/rng.py",
         "np.random.SeedSequence(parts)",
         "np.random.SeedSequence(sum(parts))",
-        (f"{BASICS}::test_seeds_are_a_function_of_every_part_and_of_their_order",),
+        ("tests/core/test_rng.py::test_seeds_are_a_function_of_every_part_and_of_their_order",),
     ),
 )

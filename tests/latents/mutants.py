@@ -4,7 +4,6 @@ from tests.mutants import Mutant
 
 STATISTICS = "tests/latents/test_statistics.py"
 PREPARE = "tests/latents/prepare/test_prepare.py"
-
 MUTANTS = (
     Mutant(
         "latents/statistics.py",

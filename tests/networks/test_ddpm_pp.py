@@ -148,7 +148,7 @@ def test_the_weights_head_is_zero_as_initialised_and_absent_by_default():
         small().log_weight(t)
 
 
-def test_what_has_no_effect_as_initialised_is_named():
+def test_what_has_zero_init_prefixes_is_named():
     plain, all_of_it = small(), small(auxiliary_time=True, weight_head=True)
     added = all_of_it.state_dict().keys() - plain.state_dict().keys()
     assert {name.split(".")[0] + "." for name in added} == set(all_of_it.zero_init_prefixes)

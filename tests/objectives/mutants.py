@@ -2,12 +2,12 @@
 
 from tests.mutants import Mutant
 
-OBJECTIVES = "tests/objectives/test_objectives.py"
+OBJECTIVES = "tests/objectives/test_facm.py"
 SLOWLY = "test_value_and_gradient_match_the_equations_written_slowly"
 FACM = (f"{OBJECTIVES}::{SLOWLY}",)
-HAND_CASE = (f"{OBJECTIVES}::test_shortcut_target_on_a_hand_case",)
-GRAPHS = (f"{OBJECTIVES}::test_only_the_predictions_carry_a_graph",)
-FLOW = (f"{OBJECTIVES}::test_flow_matching_with_mixed_conditioning_matches_the_slow_loop",)
+HAND_CASE = ("tests/objectives/test_consistency_target.py::test_shortcut_target_on_a_hand_case",)
+GRAPHS = ("tests/objectives/test_facm.py::test_only_the_predictions_carry_a_graph",)
+FLOW = ("tests/objectives/test_flow_matching.py::test_flow_matching_with_mixed_conditioning_matches_the_slow_loop",)
 MEAN_FLOW = (f"tests/objectives/test_mean_flow.py::{SLOWLY}",)
 SCM = (f"tests/objectives/test_scm.py::{SLOWLY}",)
 IMM = (f"tests/objectives/test_imm.py::{SLOWLY}",)
@@ -34,7 +34,7 @@ MUTANTS = (
         "objectives/consistency_target.py",
         "return same_dropout(network)",
         "return network",
-        (f"{OBJECTIVES}::test_anchor_shortcut_and_guidance_of_one_step_see_one_dropout_mask",),
+        ("tests/objectives/test_facm.py::test_anchor_shortcut_and_guidance_of_one_step_see_one_dropout_mask",),
     ),
     # FACM, Algorithm 1
     Mutant(
@@ -57,13 +57,13 @@ MUTANTS = (
         "objectives/facm.py",
         "        return Loss(self.L_CM.mean(), terms)",
         "        return Loss(self.L_norm.mean(), terms)",
-        (f"{OBJECTIVES}::test_the_parts_of_facms_loss_and_of_its_gradient_add_up_to_the_whole",),
+        ("tests/objectives/test_facm.py::test_the_parts_of_facms_loss_and_of_its_gradient_add_up_to_the_whole",),
     ),
     Mutant(
         "objectives/facm.py",
         "return lambda: anchor().loss(), lambda: shortcut().loss()",
         "first, second = anchor().loss(), shortcut().loss()\n        return lambda: first, lambda: second",
-        (f"{OBJECTIVES}::test_the_anchors_backward_pass_ends_before_the_shortcut_is_asked",),
+        ("tests/objectives/test_facm.py::test_the_anchors_backward_pass_ends_before_the_shortcut_is_asked",),
     ),
     # the others
     Mutant(

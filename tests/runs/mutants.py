@@ -3,10 +3,9 @@
 from tests.mutants import Mutant
 
 EMA = "tests/runs/test_ema.py"
-CHECKPOINTS = "tests/runs/test_checkpoints.py"
 FOLDER = "tests/runs/test_folder.py"
 FIRST = "tests/runs/test_first_version.py"
-
+CHECKPOINT = "tests/runs/test_checkpoint.py"
 MUTANTS = (
     # averages
     Mutant(
@@ -38,20 +37,20 @@ MUTANTS = (
         "runs/optim.py",
         "self.lr * warmup * self.decay(",
         "self.lr * self.decay(",
-        (f"{EMA}::test_learning_rate_warms_up_linearly_and_then_decays_over_the_whole_run",),
+        ("tests/runs/test_optim.py::test_learning_rate_warms_up_linearly_and_then_decays_over_the_whole_run",),
     ),
     # checkpoints
     Mutant(
         "runs/checkpoint.py",
         'digest(tensors) != header.get("sha256") or header',
         "header",
-        (f"{CHECKPOINTS}::test_every_flipped_byte_is_noticed",),
+        (f"{CHECKPOINT}::test_every_flipped_byte_is_noticed",),
     ),
     Mutant(
         "runs/checkpoint.py",
         ' or header.get("meta_sha256") != _sha256(meta)',
         "",
-        (f"{CHECKPOINTS}::test_every_flipped_byte_is_noticed",),
+        (f"{CHECKPOINT}::test_every_flipped_byte_is_noticed",),
     ),
     Mutant(
         "runs/checkpointer.py",
@@ -82,7 +81,7 @@ MUTANTS = (
         "core/serialize.py",
         "if f.init and not _at_default(f, getattr(value, f.name))]",
         "if f.init]",
-        (f"{FOLDER}::test_a_run_made_before_a_component_got_a_field_is_still_itself",),
+        ("tests/core/test_serialize.py::test_a_run_made_before_a_component_got_a_field_is_still_itself",),
     ),
     Mutant(
         "runs/folder.py",

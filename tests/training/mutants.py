@@ -2,12 +2,12 @@
 
 from tests.mutants import Mutant
 
-RESUME = "tests/training/test_resume.py"
-NONFINITE = "tests/training/test_nonfinite.py"
-CHECKPOINTS = "tests/runs/test_checkpoints.py"
-CRASH = (f"{RESUME}::test_a_crash_changes_nothing",)
-SKIPPED = (f"{NONFINITE}::test_a_skipped_step_leaves_weights_and_optimiser_alone_and_is_counted",)
 RANKS = "tests/distributed/test_training.py"
+FIRST_VERSION = "tests/runs/test_first_version.py"
+STATE = "tests/training/test_state.py"
+TRAINER = "tests/training/test_trainer.py"
+CRASH = (f"{STATE}::test_a_crash_changes_nothing",)
+SKIPPED = (f"{TRAINER}::test_a_skipped_step_leaves_weights_and_optimiser_alone_and_is_counted",)
 ACCUMULATED = (f"{RANKS}::test_accumulation_and_checkpointing_in_one_process",)
 
 MUTANTS = (
@@ -20,13 +20,13 @@ MUTANTS = (
         "        for group in state.optimizer.param_groups:\n"
         '            group["lr"] = run.optimizer.learning_rate(state.images, run.images)\n'
         "        state.images += run.batch_size\n        state.steps += 1\n",
-        ("tests/runs/test_first_version.py::test_interrupted_run_goes_on_bit_for_bit",),
+        (f"{FIRST_VERSION}::test_interrupted_run_goes_on_bit_for_bit",),
     ),
     Mutant(
         "training/trainer.py",
         "        self._update(~torch.isfinite(grad_norm))\n        state.ema.update(state.images, run.batch_size)\n",
         "        state.ema.update(state.images, run.batch_size)\n        self._update(~torch.isfinite(grad_norm))\n",
-        ("tests/runs/test_first_version.py::test_interrupted_run_goes_on_bit_for_bit",),
+        (f"{FIRST_VERSION}::test_interrupted_run_goes_on_bit_for_bit",),
     ),
     Mutant(
         "training/trainer.py",
@@ -47,7 +47,7 @@ MUTANTS = (
         "distributed/gradients.py",
         "clip_grad_norm_(network.parameters(), bound)",
         "clip_grad_norm_(network.parameters(), float('inf'))",
-        ("tests/runs/test_first_version.py::test_interrupted_run_goes_on_bit_for_bit",),
+        (f"{FIRST_VERSION}::test_interrupted_run_goes_on_bit_for_bit",),
     ),
     # what is resumed
     Mutant(
@@ -61,31 +61,31 @@ MUTANTS = (
         "training/state.py",
         '        self.skips.in_a_row.fill_(int(saved.meta["skipped_in_a_row"]))\n',
         "",
-        (f"{NONFINITE}::test_the_count_in_a_row_survives_a_resume",),
+        (f"{TRAINER}::test_the_count_in_a_row_survives_a_resume",),
     ),
     Mutant(
         "training/state.py",
         'if not is_fingerprint_of(saved.meta.get("run"), run):',
         "if False:",
-        (f"{CHECKPOINTS}::test_the_checkpoint_of_another_recipe_is_refused",),
+        (f"{STATE}::test_the_checkpoint_of_another_recipe_is_refused",),
     ),
     Mutant(
         "training/state.py",
         '(before or {}).get("sha256") != (teacher or {}).get("sha256")',
         "False",
-        (f"{CHECKPOINTS}::test_another_teacher_is_refused_halfway",),
+        (f"{STATE}::test_another_teacher_is_refused_halfway",),
     ),
     # the teacher
     Mutant(
         "training/build.py",
         "run.teacher.load().eval().requires_grad_(False)",
         "run.teacher.load().train().requires_grad_(False)",
-        ("tests/runs/test_first_version.py::test_teaches",),
+        (f"{FIRST_VERSION}::test_teaches",),
     ),
     Mutant(
         "training/build.py",
         '"sha256": digest(teacher.state_dict())}',
         '"sha256": ""}',
-        (f"{CHECKPOINTS}::test_a_teacher_is_recorded_by_its_weights",),
+        (f"{STATE}::test_a_teacher_is_recorded_by_its_weights",),
     ),
 )
