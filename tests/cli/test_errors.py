@@ -80,6 +80,14 @@ def test_the_installed_command_refuses_without_a_traceback(tmp_path):
         ("every.keep = 0, expected at least 1", "train", "--run.every.keep 0, expected at least 1"),
         ("images = 0: zero steps train nothing", "train", "images = 0: zero steps train nothing"),
         ("data with 10 classes, condition = Labels(3)", "train", "data with 10 classes, condition = Labels(3)"),
+        (
+            "What helps: a larger engine.accumulate (smaller micro-batches), engine.parallel = 'fsdp' on several ranks",
+            "train",
+            "What helps: a larger --engine.accumulate (smaller micro-batches), --engine.parallel fsdp on several ranks",
+        ),
+        ("a lower optimizer.lr, precision = 'fp32'", "train", "a lower --run.optimizer.lr, precision = 'fp32'"),
+        ("no snapshots (every.ema_snapshots = 0)", "sample", "no snapshots (every.ema_snapshots = 0)"),
+        ("in distributed/engine.py: engine.py", "train", "in distributed/engine.py: engine.py"),
         ("task = '0/none', expected SEED/NAME", "study", "--only 0/none, expected SEED/NAME"),
         ("name = 'mnist', expected one of", "study", "--at mnist, expected one of"),
         (

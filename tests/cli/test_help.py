@@ -77,7 +77,6 @@ def test_every_option_of_every_recipe_of_the_run_and_of_the_engine_has_a_help_te
     assert [fault for fault in faults(*words) if not of_component(fault)] == []
 
 
-@pytest.mark.xfail(strict=True, reason="fields of components get their docstrings one package at a time")
 def test_every_option_of_every_component_has_a_help_text():
     missing = {fault for words in OF_RECIPES for fault in faults(*words) if of_component(fault)}
     assert not missing, "\n".join(sorted(missing))

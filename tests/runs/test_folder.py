@@ -29,7 +29,7 @@ def finished(tmp_path_factory):
 @pytest.mark.parametrize("content", ["run.json", "anything.txt", ".hidden"])
 def test_a_folder_in_use_is_refused_and_untouched(tmp_path, content):
     (tmp_path / content).write_text("mine")
-    with pytest.raises(RunFolderError, match=f"--out {tmp_path} is in use and is never overwritten"):
+    with pytest.raises(RunFolderError, match=f"out = {tmp_path} is in use and is never overwritten"):
         create(tmp_path, flow_run())
     assert [p.name for p in tmp_path.iterdir()] == [content]
     assert (tmp_path / content).read_text() == "mine"

@@ -26,8 +26,6 @@ _RUN = {
     "batch_size": "--run.batch-size",
     "precision": "--precision",
     "gpus": "--gpus",
-    "gpu_memory": "--gpu-memory",
-    "shape": "--shape",
     "out": "--out",
 }
 FLAGS = {
@@ -50,13 +48,13 @@ PHRASES = {
     "and autoencoder = None: expected the one that": "and has no autoencoder: expected --autoencoder FILE, which",
     "expected autoencoder, one that makes": "expected --autoencoder, one that makes",
     "give its path, Inception(path)": "give its path, --inception FILE",
+    "expected shape, such as (4, 32, 32)": "expected --shape, as in --shape 4 32 32",
 }
 """What the library's errors expect of arguments, in words, and the same with options."""
 
-_ARGUMENT = re.compile(
-    r"(?P<before>^|\b(?:with|for|expected|or) )(?P<name>(?:(?:engine|every|optimizer|ema)\.)?[a-z_]+) = "
-    r"(?P<value>'[^']*'|[^\s,;:)]+)"
-)
+_VALUE = r"(?P<value>'[^']*'|[^\s,;:)]+)"
+_ARGUMENT = re.compile(rf"(?P<before>^|\b(?:with|for|expected|or) )(?P<name>[a-z_]+) = {_VALUE}")
+_FIELD = re.compile(rf"(?<![\w./-])(?P<part>engine|every|optimizer|ema)\.(?!py\b)(?P<name>[a-z_]+)\b(?: = {_VALUE})?")
 
 
 def in_flags(message: str, command: str) -> str:
@@ -65,17 +63,20 @@ def in_flags(message: str, command: str) -> str:
         message = message.replace(phrase, said)
     flags = FLAGS.get(command, {})
 
-    def option(found: re.Match[str]) -> str:
-        prefix, dot, field = found["name"].partition(".")
+    def argument(found: re.Match[str]) -> str:
         flag = flags.get(found["name"])
-        if dot and flags is _RUN:
-            flag = f"--{'' if prefix == 'engine' else 'run.'}{prefix}.{field.replace('_', '-')}"
-        if flag is None:
-            return found[0]
-        value = "" if found["value"] == "True" else f" {found['value'].strip(chr(39))}"
-        return found["before"] + flag + value
+        return found[0] if flag is None else found["before"] + flag + _spelled(found["value"])
 
-    return _ARGUMENT.sub(option, message)
+    def field(found: re.Match[str]) -> str:
+        prefix = "engine" if found["part"] == "engine" else f"run.{found['part']}"
+        return f"--{prefix}.{found['name'].replace('_', '-')}{_spelled(found['value'])}"
+
+    message = _ARGUMENT.sub(argument, message)
+    return _FIELD.sub(field, message) if flags is _RUN else message
+
+
+def _spelled(value: str | None) -> str:
+    return "" if value in (None, "True") else f" {str(value).strip(chr(39))}"
 
 
 @contextlib.contextmanager

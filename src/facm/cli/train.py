@@ -12,6 +12,7 @@ import tyro
 
 from facm.cli import recipe_options
 from facm.cli.device import Precision, placed
+from facm.cli.errors import in_flags
 from facm.cli.parsing import Advanced, Group
 from facm.cli.terminal import plain, say, warn
 from facm.distributed.engine import Engine
@@ -128,10 +129,12 @@ def run_plan(words: list[str], prog: str) -> None:
     from facm.training.memory_plan import plan as predict
 
     memory, shape = 1e9 * options.gpu_memory, options.shape or None
+    if not memory > 0:
+        raise ValueError(f"--gpu-memory {options.gpu_memory:g}, expected a positive number of GB")
     found = predict(run, options.gpus, memory, engine, shape, options.on)
     where = f"{options.gpus} x {options.gpu_memory:g} GB, {engine.kind(options.gpus)}"
     say(f"{recipe.spec} on {where}, {found.batch} images at once")
-    say(str(found))
+    say(in_flags(str(found), "plan").replace(", --", " --"))
 
 
 def resume(

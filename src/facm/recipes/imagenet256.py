@@ -38,7 +38,7 @@ def imagenet256_lightningdit_xl_pretrain(
     """Stage 1: a LightningDiT-XL/1 teacher, with half of the samples conditioned on c_FM (App. A.3 a).
 
     Args:
-        latents: Folder that facm prepare wrote, or the reference's.
+        latents: Folder that facm latents encode wrote, or the reference's.
         images: Length of the run in images seen.
         classes: Number of classes of the data set.
         seed: Seed of all random numbers of the run.
@@ -67,7 +67,7 @@ def imagenet256_lightningdit_xl(
     """Stage 2: the one- and two-step student of Table 1, distilled from stage 1.
 
     Args:
-        latents: Folder that facm prepare wrote, or the reference's.
+        latents: Folder that facm latents encode wrote, or the reference's.
         teacher: Run folder of stage 1, or a file such as 800ep-stg1.pt.
         images: Length of the run in images seen.
         classes: Number of classes of the data set.
@@ -90,7 +90,7 @@ def imagenet256_lightningdit_xl_scratch(
     """FACM from scratch: without a teacher, the velocity comes from the data.
 
     Args:
-        latents: Folder that facm prepare wrote, or the reference's.
+        latents: Folder that facm latents encode wrote, or the reference's.
         images: Length of the run in images seen.
         classes: Number of classes of the data set.
         guidance_scale: Guidance scale w, with the network at its null condition.
@@ -125,7 +125,7 @@ def imagenet256_sit_xl(
     """Table 2: a student of SiT-XL/2.
 
     Args:
-        latents: Folder that facm prepare wrote with Stable Diffusion's autoencoder.
+        latents: Folder that facm latents encode wrote with Stable Diffusion's autoencoder.
         teacher: File of the published weights, or a run folder.
         images: Length of the run in images seen.
         classes: Number of classes of the data set.
@@ -147,7 +147,7 @@ def imagenet256_repa_xl(
     """Table 2: a student of REPA's SiT-XL/2, whose time runs the other way.
 
     Args:
-        latents: Folder that facm prepare wrote with Stable Diffusion's autoencoder.
+        latents: Folder that facm latents encode wrote with Stable Diffusion's autoencoder.
         teacher: File of the published weights, or a run folder.
         images: Length of the run in images seen.
         classes: Number of classes of the data set.
@@ -169,7 +169,7 @@ def imagenet256_dit_xl(
     """Table 2: a student of DiT-XL/2, which predicts the noise of another path.
 
     Args:
-        latents: Folder that facm prepare wrote with Stable Diffusion's autoencoder.
+        latents: Folder that facm latents encode wrote with Stable Diffusion's autoencoder.
         teacher: File of the published weights, or a run folder.
         images: Length of the run in images seen.
         classes: Number of classes of the data set.

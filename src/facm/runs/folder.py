@@ -89,7 +89,7 @@ def create(path: Path, run: Run, recipe: str | None = None, recipe_file: Path | 
     """Make a run's folder and write what it needs before step 1. Raises RunFolderError if the folder is in use."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RunFolderError(
-            f"--out {path} is in use and is never overwritten: choose another folder, continue it with "
+            f"out = {path} is in use and is never overwritten: choose another folder, continue it with "
             f"'facm resume {path}', or delete it yourself"
         )
     source = recipe_file and {"name": recipe_file.stem, "folder": str(recipe_file.parent.resolve())}
@@ -114,7 +114,7 @@ def create_or_continue(
     if fingerprint(begun) != fingerprint(run):
         changed = [f.name for f in dataclasses.fields(Run) if getattr(begun, f.name) != getattr(run, f.name)]
         raise RunFolderError(
-            f"--out {path} holds another run than this command's ({', '.join(changed)} differ): choose another folder, "
+            f"out = {path} holds another run than this command's ({', '.join(changed)} differ): choose another folder, "
             f"or continue it as it is with 'facm resume {path}'"
         )
     return folder, begun

@@ -156,7 +156,7 @@ def test_what_does_not_fit_says_what_would():
     needed = plan(run, advise=False).total
     found = plan(run, 1, needed - 50 * 10**6)
     assert not found.fits
-    assert found.advice[-1].startswith("with --engine.checkpointing")
+    assert found.advice[-1].startswith("with engine.checkpointing = True")
     assert found.advice[-1].endswith("fits")
     hopeless = plan(run, 1, 1 * GB)
     assert hopeless.advice[-1] == "expected more GPUs, or more memory on each"
@@ -168,8 +168,8 @@ def test_what_does_not_fit_says_what_would():
     [
         (["--gpus", "0"], "--gpus 0"),
         (["--gpu-memory", "0"], "--gpu-memory 0"),
-        (["--gpus", "3"], "batch_size = 128 over 3 ranks"),
-        (["--gpus", "2", "--engine.accumulate", "3"], r"engine.accumulate = 3"),
+        (["--gpus", "3"], "--run.batch-size 128 over 3 ranks"),
+        (["--gpus", "2", "--engine.accumulate", "3"], "--engine.accumulate 3"),
     ],
 )
 def test_impossible_plans_name_the_option(arguments, named, capsys):

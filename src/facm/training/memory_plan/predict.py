@@ -104,9 +104,9 @@ def plan(
     """
     engine = engine or Engine()
     if gpus < 1:
-        raise ValueError(f"--gpus {gpus}, expected at least 1")
+        raise ValueError(f"gpus = {gpus}, expected at least 1")
     if not gpu_memory > 0:
-        raise ValueError(f"--gpu-memory {gpu_memory / GB:g}, expected a positive number of GB")
+        raise ValueError(f"gpu_memory = {gpu_memory:g}, expected a positive number of bytes")
     engine.check(run.batch_size, gpus)
     local = run.batch_size // (gpus * engine.accumulate)
     network, teacher = built(run.network), _teacher(run)
@@ -159,7 +159,7 @@ def _add_up(
 def _advice(
     run: Run, gpus: int, gpu_memory: float, engine: Engine, shape: tuple[int, ...] | None, device: str
 ) -> Iterator[str]:
-    """What to add to the command, least first, each with its total; ends at the first that fits."""
+    """Changes of the engine, least first, each with its total; ends at the first that fits."""
     for changed, option in _changes(run, gpus, engine):
         tried = plan(run, gpus, gpu_memory, changed, shape, device, advise=False)
         yield f"with {option}: {_gb(tried.total)}{', fits' if tried.fits else ''}"
@@ -172,21 +172,21 @@ def _changes(run: Run, gpus: int, engine: Engine) -> Iterator[tuple[Engine, str]
     said = []
     if not engine.checkpointing:
         engine = dataclasses.replace(engine, checkpointing=True)
-        said.append("--engine.checkpointing")
-        yield engine, " ".join(said)
+        said.append("engine.checkpointing = True")
+        yield engine, ", ".join(said)
     if engine.kind(gpus) == "ddp":
         engine = dataclasses.replace(engine, parallel="fsdp")
-        said.append("--engine.parallel fsdp")
-        yield engine, " ".join(said)
+        said.append("engine.parallel = 'fsdp'")
+        yield engine, ", ".join(said)
     smallest = run.batch_size // gpus
     if engine.accumulate < smallest:
         engine = dataclasses.replace(engine, accumulate=smallest)
-        yield engine, " ".join([*said, f"--engine.accumulate {smallest}"])
-        said.append(f"--engine.accumulate {smallest}")
+        yield engine, ", ".join([*said, f"engine.accumulate = {smallest}"])
+        said.append(f"engine.accumulate = {smallest}")
     if not engine.cpu_offload:
         engine = dataclasses.replace(engine, parallel="fsdp", cpu_offload=True)
-        said = [s for s in said if "parallel" not in s] + ["--engine.parallel fsdp --engine.cpu-offload"]
-        yield engine, " ".join(said)
+        said = [s for s in said if "parallel" not in s] + ["engine.parallel = 'fsdp'", "engine.cpu_offload = True"]
+        yield engine, ", ".join(said)
 
 
 def _bytes(module: nn.Module) -> int:
@@ -211,7 +211,7 @@ def _batch(run: Run, size: int, shape: tuple[int, ...] | None) -> Batch:
             dataset = run.data.open()
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"the run's data cannot be opened ({error}); expected --shape, as in --shape 4 32 32"
+                f"the run's data cannot be opened ({error}); expected shape, such as (4, 32, 32)"
             ) from error
         sample = dataset.read(np.arange(1))
         shape, cond = tuple(sample.x_1.shape[1:]), sample.cond
