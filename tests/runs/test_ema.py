@@ -1,4 +1,4 @@
-"""Power-function EMA against its integral, post-hoc synthesis, and the optimiser's schedule."""
+"""Power-function EMA against its integral, and post-hoc synthesis."""
 
 import math
 
@@ -249,6 +249,3 @@ def test_a_synthesis_sums_in_double_precision_and_keeps_the_dtype():
     out = synthesise(snapshots, 10, 0.1)["weight"]
     assert out.dtype == torch.float16
     assert out[0].item() == pytest.approx(weights[0] + 3 * weights[1], rel=1e-3)
-
-
-# The optimiser

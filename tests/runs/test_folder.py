@@ -1,4 +1,4 @@
-"""The run folder, a run as JSON, and networks out of a folder."""
+"""The run folder, and networks out of it."""
 
 import dataclasses
 import fcntl
@@ -21,9 +21,6 @@ from tests.training.run_parts import EVERY, IMAGES, Crash, before_step, crash_at
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     return trained(tmp_path_factory.mktemp("finished") / "run", flow_run())
-
-
-# --- a folder --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("content", ["run.json", "anything.txt", ".hidden"])
@@ -124,13 +121,46 @@ def test_ema_snapshots_of_close_lengths_are_kept_apart(tmp_path):
     assert len(folder.ema_snapshots()) == 15
 
 
-# --- a run as JSON ---------------------------------------------------------------------------------------------------
+def test_any_folder_can_be_a_run_and_any_run_a_folder(tmp_path):
+    """Names that glob, markup or a shell would take for something else."""
+    folder = trained(tmp_path / "[bold] a*b?/[/x] ü", flow_run())
+    assert len(folder.checkpoints()) == 2
+    assert len(folder.ema_snapshots()) == 10
+    cli.main(["show", str(folder.path)])
 
 
-# --- the user's recipe file ------------------------------------------------------------------------------------------
+def test_a_folder_object_needs_no_files(tmp_path):
+    folder = RunFolder(tmp_path / "nowhere")
+    assert folder.checkpoints() == folder.ema_snapshots() == []
 
 
-# --- what is checked before there is a folder ------------------------------------------------------------------------
+def test_leftovers_of_a_kill_are_never_taken_for_checkpoints(tmp_path):
+    folder = RunFolder(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "ema").mkdir()
+    (folder.checkpoint(64).with_name(f".{folder.checkpoint(64).name}.partial")).touch()
+    (folder.ema_snapshot(64, 0.05).with_name(f".{folder.ema_snapshot(64, 0.05).name}.partial")).touch()
+    assert folder.checkpoints() == [] == folder.ema_snapshots()
+
+
+def test_what_a_kill_leaves_is_never_taken_for_a_checkpoint(tmp_path):
+    (tmp_path / "checkpoints" / ".000000000080.partial").mkdir(parents=True)
+    (tmp_path / "checkpoints" / ".000000000064.removed").mkdir()
+    assert RunFolder(tmp_path).checkpoints() == []
+
+
+def test_resume_tidies_only_what_making_a_folder_leaves(tmp_path):
+    from facm.runs.folder import RunFolderError, create_or_continue
+
+    own, other = tmp_path / "own", tmp_path / "other"
+    for folder in (own, other):
+        folder.mkdir()
+        (folder / "environment.json").touch()
+    (other / "recipe.py").write_text("mine")
+    create_or_continue(own, flow_run())
+    with pytest.raises(RunFolderError, match="in use"):
+        create_or_continue(other, flow_run())
+    assert (other / "recipe.py").read_text() == "mine"
 
 
 # --- networks out of a folder ----------------------------------------------------------------------------------------
@@ -190,45 +220,3 @@ def test_an_unfinished_teacher_is_refused_unless_accepted(tmp_path):
     assert FromRun(str(folder.path), unfinished=True).load() is not None
     train(run, folder)
     assert FromRun(str(folder.path)).load() is not None
-
-
-def test_any_folder_can_be_a_run_and_any_run_a_folder(tmp_path):
-    """Names that glob, markup or a shell would take for something else."""
-    folder = trained(tmp_path / "[bold] a*b?/[/x] ü", flow_run())
-    assert len(folder.checkpoints()) == 2
-    assert len(folder.ema_snapshots()) == 10
-    cli.main(["show", str(folder.path)])
-
-
-def test_a_folder_object_needs_no_files(tmp_path):
-    folder = RunFolder(tmp_path / "nowhere")
-    assert folder.checkpoints() == folder.ema_snapshots() == []
-
-
-def test_leftovers_of_a_kill_are_never_taken_for_checkpoints(tmp_path):
-    folder = RunFolder(tmp_path)
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "ema").mkdir()
-    (folder.checkpoint(64).with_name(f".{folder.checkpoint(64).name}.partial")).touch()
-    (folder.ema_snapshot(64, 0.05).with_name(f".{folder.ema_snapshot(64, 0.05).name}.partial")).touch()
-    assert folder.checkpoints() == [] == folder.ema_snapshots()
-
-
-def test_what_a_kill_leaves_is_never_taken_for_a_checkpoint(tmp_path):
-    (tmp_path / "checkpoints" / ".000000000080.partial").mkdir(parents=True)
-    (tmp_path / "checkpoints" / ".000000000064.removed").mkdir()
-    assert RunFolder(tmp_path).checkpoints() == []
-
-
-def test_resume_tidies_only_what_making_a_folder_leaves(tmp_path):
-    from facm.runs.folder import RunFolderError, create_or_continue
-
-    own, other = tmp_path / "own", tmp_path / "other"
-    for folder in (own, other):
-        folder.mkdir()
-        (folder / "environment.json").touch()
-    (other / "recipe.py").write_text("mine")
-    create_or_continue(own, flow_run())
-    with pytest.raises(RunFolderError, match="in use"):
-        create_or_continue(other, flow_run())
-    assert (other / "recipe.py").read_text() == "mine"
