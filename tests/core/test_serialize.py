@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import inspect
 import json
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -229,21 +230,23 @@ def component(module, name):
     return dataclasses.make_dataclass(name, [], frozen=True, namespace={"__module__": module})
 
 
-def recipe():
+@pytest.fixture
+def recipe(monkeypatch):
     """A recipe file that defines a component, imports one, and imports a module of others."""
-    module, helper = ModuleType("recipe_of_mine"), ModuleType("helper_of_mine")
+    module, helper, elsewhere = (ModuleType(name) for name in ("recipe_of_mine", "helper_of_mine", "elsewhere"))
     module.Mine = component("recipe_of_mine", "Mine")
-    module.Imported = component("elsewhere", "Imported")
+    module.Imported = elsewhere.Imported = component("elsewhere", "Imported")
     helper.Inner = component("helper_of_mine", "Inner")
     module.helper, module.loud = helper, print
+    for imported in (helper, elsewhere):
+        monkeypatch.setitem(sys.modules, imported.__name__, imported)
     return module
 
 
 @pytest.mark.parametrize("name", ["recipe_of_mine:Mine", "elsewhere:Imported", "helper_of_mine:Inner"])
-def test_a_component_of_the_users_own_is_found_in_the_recipe_file(name):
-    module = recipe()
-    assert find(name, module).__name__ == name.partition(":")[2]
-    assert type(from_json({"type": name}, module)) is find(name, module)
+def test_a_component_of_the_users_own_is_found_in_the_recipe_file(name, recipe):
+    assert find(name, recipe).__name__ == name.partition(":")[2]
+    assert type(from_json({"type": name}, recipe)) is find(name, recipe)
     with pytest.raises(ValueError, match=r"is no component of this package, and no recipe file"):
         find(name)
 
@@ -251,9 +254,9 @@ def test_a_component_of_the_users_own_is_found_in_the_recipe_file(name):
 @pytest.mark.parametrize(
     "name", ["recipe_of_mine:Other", "recipe_of_mine:loud", "elsewhere:Mine", "os:system", ":", ""]
 )
-def test_a_name_that_the_recipe_file_does_not_have_is_refused(name):
+def test_a_name_that_the_recipe_file_does_not_have_is_refused(name, recipe):
     with pytest.raises(ValueError, match="refused"):
-        find(name, recipe())
+        find(name, recipe)
 
 
 def test_own_components_are_known_in_the_process_that_recorded_them():
