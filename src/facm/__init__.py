@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from facm.runs.ema import PowerEMA
     from facm.runs.optim import AdamW
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 _HOME = {
     "AdamW": "runs.optim",
