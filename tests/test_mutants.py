@@ -48,28 +48,29 @@ from pathlib import Path
 sys.dont_write_bytecode = True
 sys.path.insert(0, sys.argv[1])
 from mutants import Mutant, run_all
-tried = run_all([Mutant("sums.py", "a + b", sys.argv[3], ("test_sum.py::test_sum",))], [Path(sys.argv[2])], timeout=20)
+mutant = Mutant("sums.py", "a + b", sys.argv[3], ("test_sum.py::test_sum",))
+tried = run_all([mutant], [Path(sys.argv[2])], timeout=int(sys.argv[4]))
 [(_, outcome, _)] = tried
 print(outcome.verdict, outcome.by)
 """
 
 
 @pytest.mark.parametrize(
-    ("new", "said"),
+    ("new", "timeout", "said"),
     [
-        ("a - b", "killed test_sum.py::test_sum"),
-        ("b + a", "SURVIVED"),
-        ("a +", "BROKEN pytest exited with"),
-        ("[a for _ in iter(int, 1)]", "HANGS no answer within 20 s"),
+        ("a - b", 500, "killed test_sum.py::test_sum"),
+        ("b + a", 500, "SURVIVED"),
+        ("a +", 500, "BROKEN pytest exited with"),
+        ("[a for _ in iter(int, 1)]", 20, "HANGS no answer within 20 s"),
     ],
 )
-def test_the_runner_tells_what_became_of_a_mutant(tmp_path: Path, new, said):
+def test_the_runner_tells_what_became_of_a_mutant(tmp_path: Path, new, timeout, said):
     source = tmp_path / "src" / "facm" / "sums.py"
     source.parent.mkdir(parents=True)
     source.write_text("def total(a, b):\n    return a + b\n")
     (tmp_path / "test_sum.py").write_text("import sums\n\n\ndef test_sum():\n    assert sums.total(2, 3) == 5\n")
     (tmp_path / "pytest.ini").write_text(f"[pytest]\npythonpath = {source.parent}\n")
-    command = [sys.executable, "-c", ATTEMPT, str(ROOT / "tools"), str(tmp_path), new]
+    command = [sys.executable, "-c", ATTEMPT, str(ROOT / "tools"), str(tmp_path), new, str(timeout)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout.startswith(said), done.stderr
     assert "a + b" in source.read_text()
