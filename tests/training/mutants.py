@@ -80,7 +80,7 @@ MUTANTS = (
         "training/build.py",
         "run.teacher.load().eval().requires_grad_(False)",
         "run.teacher.load().train().requires_grad_(False)",
-        (f"{FIRST_VERSION}::test_teaches",),
+        ("tests/training/test_build.py::test_a_teacher_is_frozen_and_asked_without_dropout",),
     ),
     Mutant(
         "training/build.py",
