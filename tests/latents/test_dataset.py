@@ -387,7 +387,7 @@ def test_an_interrupted_preparation_is_no_data_set(prepared: Path, options: dict
     (prepared / SECOND).unlink()
     (prepared / "records" / f"{Path(SECOND).stem}.json").unlink()
     with pytest.raises(
-        ValueError, match=r"latents: preparation not finished \(7 of 12 samples\): run facm prepare again"
+        ValueError, match=r"latents: preparation not finished \(7 of 12 samples\): run facm latents encode again"
     ):
         Latents(str(prepared), num_classes=3, **options).open()
     (prepared / "records" / "settings.json").write_text("{")

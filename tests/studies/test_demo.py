@@ -157,7 +157,7 @@ def refused(capsys, *arguments):
 
 def test_a_folder_of_something_else_is_refused_and_untouched(tmp_path, capsys):
     (tmp_path / "precious.txt").write_text("mine")
-    assert f"out = {tmp_path} is in use by something else" in refused(capsys, "--out", tmp_path)
+    assert f"--out {tmp_path} is in use by something else" in refused(capsys, "--out", tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["precious.txt"]
 
 

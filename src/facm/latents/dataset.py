@@ -1,4 +1,4 @@
-"""Latents on disk, in the format of the reference that ``facm prepare`` writes too."""
+"""Latents on disk, in the format of the reference that ``facm latents encode`` writes too."""
 
 from __future__ import annotations
 

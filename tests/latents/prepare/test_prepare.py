@@ -751,7 +751,7 @@ VERIFY_FAULTS: dict[str, tuple[tuple[str, ...], Callable[[Path], object]]] = {
         lambda f: edit_manifest(f, lambda m: m["shards"].append(m["shards"][0])),
     ),
     "not finished": (
-        ("preparation not finished (12 of 12 samples): run facm prepare again",),
+        ("preparation not finished (12 of 12 samples): run facm latents encode again",),
         lambda f: (f / "latents.json").unlink(),
     ),
     "nothing": (
