@@ -197,20 +197,18 @@ def test_every_field_of_a_run_and_of_the_engine_is_an_option_or_a_component():
             assert f"--{prefix}.{field.name.replace('_', '-')}" in found
 
 
-TIMED_HELP = """
-import resource, sys
+HELP = """
+import sys
 from facm.cli import main
 try:
     main(["--help"])
 except SystemExit as done:
-    used = resource.getrusage(resource.RUSAGE_SELF)
     heavy = sorted({name.split(".")[0] for name in sys.modules} & {"torch", "numpy", "sklearn", "matplotlib", "PIL"})
-    print(done.code, used.ru_utime + used.ru_stime, heavy, sep="|")
+    print(done.code, heavy, sep="|")
 """
 
 
-def test_help_is_quick_and_imports_nothing_heavy():
-    done = subprocess.run([sys.executable, "-c", TIMED_HELP], capture_output=True, text=True, check=True)
-    code, seconds, heavy = done.stdout.splitlines()[-1].split("|")
+def test_help_imports_nothing_heavy():
+    done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=True)
+    code, heavy = done.stdout.splitlines()[-1].split("|")
     assert (code, heavy) == ("0", "[]")
-    assert float(seconds) < 0.5
