@@ -1,7 +1,9 @@
 """One optimiser step: micro-batches, backward, clip, update; a step without a finite gradient is skipped and counted.
 
-Nothing in a step waits for the device, and no rank waits for another but to reduce gradients: whether a gradient is
+The step itself never waits for the device, and no rank waits for another but to reduce gradients: whether a gradient is
 finite stays on the device, and is looked at every few steps.
+
+A guided teacher does wait, once a micro-batch: facm.flow.guidance asks it only for samples whose times are guided.
 """
 
 from __future__ import annotations
