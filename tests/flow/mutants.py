@@ -64,7 +64,7 @@ MUTANTS = (
     ),
     Mutant("flow/guidance.py", "torch.cat([cond, null[which]])", "torch.cat([cond, cond[which]])", HAND_CASE),
     # the velocity target
-    Mutant("flow/velocity.py", "v, w = p.x_1 - p.x_0, self", "v, w = p.x_0 - p.x_1, self", SCRATCH),
+    Mutant("flow/velocity.py", "v, w = p.v, self", "v, w = p.x_0 - p.x_1, self", SCRATCH),
     Mutant(
         "flow/velocity.py",
         "    needs_teacher = True\n\n    @property\n    def guidance_scale(self) -> float:\n"

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def dry_run(checked: CheckedRun, out: Path, resume: bool, engine: Engine, world: World) -> None:
     """Print the parts of the run and what it would write into ``out``.
 
-    Raises ValueError for a folder in use, and where the teacher, the first weights or the newest checkpoint cannot be
-    loaded or do not fit.
+    Raises RunFolderError for a folder in use, and what loading raises where the teacher, the first weights or the
+    newest checkpoint cannot be loaded or do not fit.
     """
     from facm.cli.train import extent
     from facm.distributed.process_group import ALONE
@@ -45,14 +45,13 @@ def _parameters(network: nn.Module) -> str:
 
 
 def _target(run: Run, out: Path, resume: bool) -> str:
-    from facm.runs.folder import create_or_continue
+    from facm.runs.folder import check_unused, create_or_continue
 
     if resume and (out / "run.json").exists():
         folder, _ = create_or_continue(out, run)  # which only compares where there is a run
         reached = int(folder.checkpoints()[-1].stem) if folder.checkpoints() else 0
         return f"would go on in {out} from {reached} of {run.images} images"
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"out = {out} is in use and is never overwritten: choose another folder")
+    check_unused(out)
     return f"would write to {out}"
 
 

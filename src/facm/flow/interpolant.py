@@ -13,7 +13,7 @@ from torch import Tensor
 
 from facm.core.objective import Condition
 from facm.core.types import Batch
-from facm.flow.paths import interpolate
+from facm.flow.paths import interpolate, velocity
 from facm.flow.times import TimeDistribution
 
 
@@ -39,7 +39,7 @@ class Interpolant:
     @property
     def v(self) -> Tensor:
         """x_1 - x_0 (B, ...), the conditional velocity."""
-        return self.x_1 - self.x_0
+        return velocity(self.x_0, self.x_1)
 
     def __len__(self) -> int:
         return len(self.x_1)

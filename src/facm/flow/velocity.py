@@ -66,7 +66,7 @@ class DataVelocity(VelocityTarget):
 
     @torch.no_grad()
     def __call__(self, network: Any, teacher: Any | None, p: Interpolant, condition: Condition, task: Task) -> Tensor:
-        v, w = p.x_1 - p.x_0, self.guidance.scale
+        v, w = p.v, self.guidance.scale
         if w == 1:
             return v
         times = (task.shortcut if self.at_shortcut else task.anchor)(p.t)

@@ -85,13 +85,18 @@ def _stored(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("[0-9]*") if path.suffix == ".safetensors" or path.is_dir())
 
 
-def create(path: Path, run: Run, recipe: str | None = None, recipe_file: Path | None = None) -> RunFolder:
-    """Make a run's folder and write what it needs before step 1. Raises RunFolderError if the folder is in use."""
+def check_unused(path: Path) -> None:
+    """Raise RunFolderError if a run's folder cannot be made at ``path``, for something is there."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RunFolderError(
             f"out = {path} is in use and is never overwritten: choose another folder, continue it with "
             f"'facm resume {path}', or delete it yourself"
         )
+
+
+def create(path: Path, run: Run, recipe: str | None = None, recipe_file: Path | None = None) -> RunFolder:
+    """Make a run's folder and write what it needs before step 1. Raises RunFolderError if the folder is in use."""
+    check_unused(path)
     source = recipe_file and {"name": recipe_file.stem, "folder": str(recipe_file.parent.resolve())}
     record = {"run": to_json(run), "fingerprint": fingerprint(run), "recipe": recipe, "source": source}
     path.mkdir(parents=True, exist_ok=True)
