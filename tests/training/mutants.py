@@ -3,11 +3,13 @@
 from tests.mutants import Mutant
 
 RANKS = "tests/distributed/test_training.py"
-FIRST_VERSION = "tests/runs/test_first_version.py"
 STATE = "tests/training/test_state.py"
 TRAINER = "tests/training/test_trainer.py"
 CRASH = (f"{STATE}::test_a_crash_changes_nothing",)
 SKIPPED = (f"{TRAINER}::test_a_skipped_step_leaves_weights_and_optimiser_alone_and_is_counted",)
+ORACLE = "tests/training/test_oracle.py"
+TEACHERS_RUN = (f"{ORACLE}::test_a_teachers_run_is_the_loop_written_by_hand",)
+STUDENTS_RUN = (f"{ORACLE}::test_a_students_run_is_the_loop_written_by_hand",)
 ACCUMULATED = (f"{RANKS}::test_accumulation_and_checkpointing_in_one_process",)
 
 MUTANTS = (
@@ -20,22 +22,22 @@ MUTANTS = (
         "        for group in state.optimizer.param_groups:\n"
         '            group["lr"] = run.optimizer.learning_rate(state.images, run.images)\n'
         "        state.images += run.batch_size\n        state.steps += 1\n",
-        (f"{FIRST_VERSION}::test_interrupted_run_goes_on_bit_for_bit",),
+        TEACHERS_RUN,
     ),
     Mutant(
         "training/trainer.py",
         "        self._update(~torch.isfinite(grad_norm))\n        state.ema.update(state.images, run.batch_size)\n",
         "        state.ema.update(state.images, run.batch_size)\n        self._update(~torch.isfinite(grad_norm))\n",
-        (f"{FIRST_VERSION}::test_interrupted_run_goes_on_bit_for_bit",),
+        TEACHERS_RUN,
     ),
     Mutant(
         "training/trainer.py",
         "(_poisoned(loss.total) / count).backward()",
         "_poisoned(loss.total).backward()",
-        ACCUMULATED,
+        TEACHERS_RUN,
     ),
     Mutant("training/trainer.py", "start + k * size,", "start,", ACCUMULATED),
-    Mutant("training/trainer.py", "(_poisoned(loss.total) / count)", "(loss.total / count)", SKIPPED),
+    Mutant("training/trainer.py", "(_poisoned(loss.total) / count)", "(loss.total / count)", TEACHERS_RUN),
     Mutant("training/trainer.py", "found_inf = skip.float()", "found_inf = torch.zeros_like(skip.float())", SKIPPED),
     Mutant(
         "training/trainer.py",
@@ -47,7 +49,51 @@ MUTANTS = (
         "distributed/gradients.py",
         "clip_grad_norm_(network.parameters(), bound)",
         "clip_grad_norm_(network.parameters(), float('inf'))",
-        (f"{FIRST_VERSION}::test_interrupted_run_goes_on_bit_for_bit",),
+        TEACHERS_RUN,
+    ),
+    Mutant(
+        "training/trainer.py",
+        "state.ema.update(state.images, run.batch_size)",
+        "state.ema.update(state.images - run.batch_size, run.batch_size)",
+        TEACHERS_RUN,
+    ),
+    Mutant(
+        "training/trainer.py",
+        "total = total + loss.total.detach() / count",
+        "total = total + loss.total.detach()",
+        TEACHERS_RUN,
+    ),
+    Mutant("training/trainer.py", "values[0] if len(values) == 1 else torch.cat(values)", "values[0]", TEACHERS_RUN),
+    # the optimiser
+    Mutant("runs/optim.py", "betas=self.betas", "betas=self.betas[::-1]", TEACHERS_RUN),
+    Mutant("runs/optim.py", "weight_decay=self.weight_decay", "weight_decay=0.0", TEACHERS_RUN),
+    Mutant("runs/optim.py", "eps=self.eps", "eps=1e-8", TEACHERS_RUN),
+    Mutant("runs/optim.py", "self.decay(images_seen / images)", "1.0", TEACHERS_RUN),
+    # the log
+    Mutant(
+        "training/trainer.py",
+        '{"images": state.images, **numbers',
+        '{"images": state.images - self.run.batch_size, **numbers',
+        TEACHERS_RUN,
+    ),
+    Mutant("training/trainer.py", "        state.window = Window()\n", "", TEACHERS_RUN),
+    Mutant(
+        "training/trainer.py",
+        "(images - self.run.batch_size) // every",
+        "(images - 1) // every",
+        TEACHERS_RUN,
+    ),
+    Mutant(
+        "training/trainer.py",
+        "        state.window.add(loss, grad_norm)\n",
+        "        if state.steps > 1:\n            state.window.add(loss, grad_norm)\n",
+        TEACHERS_RUN,
+    ),
+    Mutant(
+        "training/window.py",
+        "value.mean() for name, value in loss.terms",
+        "value.sum() for name, value in loss.terms",
+        STUDENTS_RUN,
     ),
     # what is resumed
     Mutant(
@@ -80,8 +126,9 @@ MUTANTS = (
         "training/build.py",
         "run.teacher.load().eval().requires_grad_(False)",
         "run.teacher.load().train().requires_grad_(False)",
-        ("tests/training/test_build.py::test_a_teacher_is_frozen_and_asked_without_dropout",),
+        STUDENTS_RUN,
     ),
+    Mutant("training/build.py", "spread(network.train(),", "spread(network.eval(),", TEACHERS_RUN),
     Mutant(
         "training/build.py",
         '"sha256": digest(teacher.state_dict())}',
