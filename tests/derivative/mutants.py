@@ -7,6 +7,7 @@ RULES = "tests/derivative/test_tangent_rules.py"
 AWKWARD = (f"{RULES}::test_strategies_agree_on_awkward_operations",)
 LAYERS = (f"{STRATEGIES}::test_strategies_agree_on_every_kind_of_layer",)
 NO_GRAPH = (f"{STRATEGIES}::test_the_tangent_leaves_no_graph_and_costs_one_pass",)
+KERNEL = ("tests/derivative/attention/test_attention.py::test_kernel_is_the_plain_formula[one of each]",)
 ATTENTION = ("tests/derivative/attention/test_attention.py::test_plain_is_forward_mode",)
 
 MUTANTS = (
@@ -32,6 +33,12 @@ MUTANTS = (
         "                pass",
         (f"{STRATEGIES}::test_a_chain_is_the_whole_network_with_its_dropout",),
     ),
+    Mutant(
+        "derivative/chain.py",
+        "at_least_float32(inner.leave(*state))",
+        "inner.leave(*state)",
+        (f"{STRATEGIES}::test_value_and_tangent_of_a_network_in_half_precision_are_in_single",),
+    ),
     Mutant("derivative/tangent_rules.py", "torch.addcmul(d * q, p, e)", "d * q", AWKWARD),
     Mutant("derivative/tangent_rules.py", "        rest[1] = None", "        pass", AWKWARD),
     Mutant(
@@ -45,5 +52,17 @@ MUTANTS = (
         "(moved - (weights * moved).sum(-1, keepdim=True))",
         "moved",
         ATTENTION,
+    ),
+    Mutant("derivative/attention/triton_kernel.py", "total1 - mean[:, None] * o1.to(tl.float32)", "total1", KERNEL),
+    Mutant("derivative/attention/triton_kernel.py", "total2 - mean[:, None] * o2.to(tl.float32)", "total2", KERNEL),
+    Mutant(
+        "derivative/attention/triton_kernel.py", "first + columns[None, :])", "first + columns[None, :] + 1)", KERNEL
+    ),
+    Mutant("derivative/attention/triton_kernel.py", "            DV += BN * dv_row * UNIT\n", "", KERNEL),
+    Mutant(
+        "derivative/attention/triton_kernel.py",
+        "            if HAS_DQ:\n                moved",
+        "            if HAS_DQ and HAS_DK:\n                moved",
+        KERNEL,
     ),
 )

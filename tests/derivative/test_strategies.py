@@ -329,6 +329,20 @@ def test_one_mask_within_a_step_and_another_in_the_next():
     assert torch.equal(first, masked(x, t))
 
 
+@pytest.mark.parametrize("derivative", [NoGraph(), WholeNetwork(), OpLevel(), Chain(), Chain(op_level=True)], ids=str)
+def test_value_and_tangent_of_a_network_in_half_precision_are_in_single(derivative):
+    """Under autocast; a target at bf16's precision would be a coarse one."""
+    torch.set_default_dtype(torch.float32)
+    torch.manual_seed(0)
+    network = LightningDiT(4, 2, 4, 16, 1, 2, num_classes=3).build()
+    x, v, t = torch.randn(3, 4, 4, 4), torch.randn(3, 4, 4, 4), torch.rand(3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert network(x, t, torch.arange(3)).dtype == torch.bfloat16
+        prediction = Prediction(network, ExpandedInterval().shortcut, torch.arange(3))
+        F, dF = derivative(prediction, (x, t), (v, torch.ones(3)))
+    assert F.dtype == dF.dtype == torch.float32
+
+
 def test_in_eval_mode_the_network_is_returned_as_it_is():
     network = MLP(4, 8, 1, dropout=0.3).build()
     assert same_dropout(network.eval()) is network

@@ -3,8 +3,10 @@
 from tests.mutants import Mutant
 
 TRAINING = "tests/distributed/test_training.py"
-TWO = (f"{TRAINING}::test_two_processes_are_one_over_50_steps",)
-MISUSE = ("tests/distributed/test_failures.py::test_misuse_is_named_on_every_rank",)
+RANKS = "tests/distributed/test_two_ranks.py"
+TWO = (f"{RANKS}::test_weights_averages_moments_and_log_are_those_of_one_process",)
+RESUMED = (f"{RANKS}::test_a_run_that_one_rank_stopped_goes_on_bit_for_bit",)
+MISUSE = (f"{RANKS}::test_misuse_is_named_on_every_rank",)
 
 MUTANTS = (
     Mutant(
@@ -25,12 +27,27 @@ MUTANTS = (
         "training/state.py",
         "value[world.rank] if len(value) == world.ranks else value.mean()",
         "value.mean()",
-        (f"{TRAINING}::test_a_resumed_run_of_two_is_the_uninterrupted_one_bit_for_bit",),
+        RESUMED,
     ),
     Mutant(
         "distributed/forward_ad_hooks.py",
         "x if tangent is None else fwd.make_dual(x, tangent.to(x.dtype))",
         "x",
-        (f"{TRAINING}::test_tangents_pass_through_sharded_units",),
+        (f"{RANKS}::test_tangents_pass_through_sharded_units",),
     ),
+    Mutant(
+        "training/trainer.py",
+        "numbers = means(self.world, window.means())",
+        "numbers = window.means()",
+        TWO,
+    ),
+    Mutant(
+        "training/trainer.py",
+        "seed_generators(derive(run.seed, 2, state.images, self.world.rank))",
+        "seed_generators(derive(run.seed, 2, state.images))",
+        (f"{RANKS}::test_every_rank_has_dropout_masks_of_its_own",),
+    ),
+    Mutant("training/trainer.py", "any_of(self.world, bool(stop))", "bool(stop)", RESUMED),
+    Mutant("training/build.py", "        check_parameters(network, world)\n", "        pass\n", MISUSE),
+    Mutant("training/trainer.py", "(() if shared else (1 + batch.start,))", "((1 + batch.start,))", TWO),
 )

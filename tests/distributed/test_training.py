@@ -20,9 +20,9 @@ from facm.runs.folder import RunFolder
 from tests.distributed.parallel_parts import (
     Awake,
     call,
+    close_logs,
     contents,
     difference,
-    log_of,
     student_run,
     teacher_run,
     train_in,
@@ -269,13 +269,6 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def short(root):
     return RunFolder(root / "one-short")
-
-
-def close_logs(a, b, tolerance):
-    for x, y in zip(log_of(a), log_of(b), strict=True):
-        assert x.keys() == y.keys()
-        for name, value in x.items():
-            assert value == pytest.approx(y[name], rel=tolerance, abs=tolerance), name
 
 
 @pytest.mark.slow

@@ -62,6 +62,13 @@ def test_identical_sets_are_at_distance_zero(n):
     assert distance(rows, rows.flip(0)) == pytest.approx(0, abs=1e-6)
 
 
+def test_rounding_makes_no_distance_negative():
+    """Without a bound it does, for one or another of these: equal Gaussians, whose terms cancel."""
+    for seed in range(50):
+        rows = 100 * torch.randn(40, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        assert 0 <= distance(rows, rows) < 1e-8
+
+
 def test_singular_covariances():
     a, b = random_covariance(40, 5, 0), random_covariance(40, 7, 1)
     lift = 1e-9 * torch.eye(40, dtype=torch.float64)

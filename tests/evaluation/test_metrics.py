@@ -161,6 +161,9 @@ def test_generated_images_are_quantised_and_toys_are_not(toy):
     measure.update(images + 0.3 / 127.5)
     assert measure.result().frechet_distance == pytest.approx(0, abs=1e-9)
 
+    finer = build_reference(Samples((images + 0.3 / 127.5).clamp(-1, 1)), extractor)  # as real ones are, from bytes
+    torch.testing.assert_close(finer.mean, build_reference(dataset, extractor).mean, rtol=0, atol=1e-7)
+
     extractor, reference = toy
     measure = Measure(extractor, reference)
     measure.update(points(500, 0) + torch.tensor([10.0, 0]))
@@ -207,3 +210,17 @@ def test_errors_say_what_was_expected(toy):
         build_reference(Samples(torch.arange(256.0).reshape(4, 1, 8, 8)), Brightness())
     with pytest.raises(ValueError, match=r"'identity' returned \(4, 3\), expected \(4, 2\)"):
         build_reference(Samples(torch.zeros(4, 3)), extractor)
+
+
+class WithLogits(Brightness):
+    def features_and_logits(self, x):
+        return self(x), self.classify(x)
+
+
+@pytest.mark.parametrize(("n", "splits"), [(9, None), (10, 10), (11, 10)])
+def test_the_inception_score_needs_a_sample_for_each_of_its_ten_parts(n, splits):
+    images = torch.linspace(-1, 1, n).reshape(n, 1, 1, 1).expand(n, 1, 2, 2)
+    measure = Measure(WithLogits(), build_reference(Samples(images), WithLogits()), n=n, accuracy=False)
+    measure.update(images)
+    result = measure.result()
+    assert (result.splits, result.inception_score is None) == (splits, splits is None)

@@ -24,6 +24,12 @@ MUTANTS = (
     ),
     Mutant(
         "flow/times.py",
+        "torch.sigmoid(self.mean - self.std * z)",
+        "torch.sigmoid(self.mean + self.std * z)",
+        ("tests/flow/test_times.py::test_a_positive_normal_leads_towards_noise",),
+    ),
+    Mutant(
+        "flow/times.py",
         "return torch.randn(n, generator=rng, device",
         "return torch.randn(n, device",
         ("tests/flow/test_times.py::test_times_are_a_function_of_the_generator_alone",),

@@ -50,6 +50,14 @@ def test_median_of_the_papers_times_is_nearer_to_data():
     assert LogitNormal(0.8, 1.6).from_normal(torch.zeros(1)).item() == pytest.approx(1 / (1 + math.exp(-0.8)))
 
 
+@pytest.mark.parametrize("time", DISTRIBUTIONS[2:])
+def test_a_positive_normal_leads_towards_noise(time):
+    z = torch.linspace(-2, 2, 5)
+    expected = [quantile(time, NormalDist().cdf(-value)) for value in z.tolist()]
+    assert time.from_normal(z).tolist() == pytest.approx(expected, rel=1e-5)
+    assert expected == sorted(expected, reverse=True)
+
+
 @pytest.mark.parametrize(
     ("make", "named"),
     [

@@ -14,7 +14,27 @@ IMM = (f"tests/objectives/test_imm.py::{SLOWLY}",)
 SHORTCUT_MODEL = (f"tests/objectives/test_shortcut_model.py::{SLOWLY}",)
 DISCRETE = ("tests/objectives/test_discrete_cm.py::test_value_and_gradient_match_the_equation_written_slowly",)
 
+ASKS = ("tests/objectives/test_scm.py::test_a_call_asks_the_teacher_that_it_is_given",)
+
 MUTANTS = (
+    Mutant(
+        "objectives/scm.py",
+        "return self.scm(network, batch, rng, teacher, self.ramp)",
+        "return self.scm(network, batch, rng, None, self.ramp)",
+        ASKS,
+    ),
+    Mutant(
+        "objectives/scm.py",
+        "self.evaluate(network, point, teacher, ramp)",
+        "self.evaluate(network, point, None, ramp)",
+        ASKS,
+    ),
+    Mutant(
+        "objectives/scm.py",
+        "        self.draws_for_whole_step = scm.draws_for_whole_step\n",
+        "",
+        ("tests/objectives/test_scm.py::test_what_is_warmed_up_is_the_objective_in_all_else",),
+    ),
     # the relaxed target, Eq. 11-13
     Mutant("objectives/consistency_target.py", "F_sg = F_CM.detach()", "F_sg = F_CM", GRAPHS),
     Mutant("objectives/consistency_target.py", "g = F_sg - v_bar", "g = v_bar - F_sg", HAND_CASE),

@@ -327,6 +327,24 @@ def test_a_call_draws_everything_from_the_generator():
     assert torch.equal(objective.at(10_240_000)(network, batch, generator(5), None).total, whole)
 
 
+def test_a_call_asks_the_teacher_that_it_is_given():
+    network, batch = mlp(1), Batch(randn(16, DIM), LABELS)
+    objective = SCM(Labels(CLASSES), TeacherVelocity(Guidance()), label_dropout=0.3)
+    rng = generator(5)
+    point = Interpolant.draw(batch, objective.time, objective.condition, 0.3, rng)
+    for clock in (objective.warmup_images // 4, objective.warmup_images):
+        expected = objective.evaluate(network, point, TEACHER, objective.ramp(clock)).loss().total
+        assert torch.equal(objective.at(clock)(network, batch, generator(5), TEACHER).total, expected)
+    assert torch.equal(objective(network, batch, generator(5), TEACHER).total, expected)
+
+
+@pytest.mark.parametrize("name", ["condition", "velocity", "task", "derivative", "draws_for_whole_step"])
+def test_what_is_warmed_up_is_the_objective_in_all_else(name):
+    objective = SCM(Labels(CLASSES), DataVelocity(), AuxiliaryTime(), derivative=NoGraph())
+    assert objective.draws_for_whole_step
+    assert getattr(objective.at(0), name) == getattr(objective, name)
+
+
 def test_the_mean_over_the_parts_of_a_batch_is_that_of_the_whole():
     network, batch = mlp(1), Batch(2 * randn(16, DIM), LABELS)
     objective = SCM(Labels(CLASSES), DataVelocity(Guidance(), at_shortcut=True), label_dropout=0.4)
@@ -388,10 +406,12 @@ class Awake:
 
 
 def parallel_run(derivative):
-    from facm.data import Digits
+    from facm.data import Noise
 
     objective = SCM(Labels(10), DataVelocity(), warmup_images=64, derivative=derivative)
-    return scm_run(network=Awake(), data=Digits(), objective=objective, optimizer=AdamW(lr=1e-3))
+    return scm_run(
+        network=Awake(), data=Noise((1, 8, 8), num_classes=10), objective=objective, optimizer=AdamW(lr=1e-3)
+    )
 
 
 DERIVATIVES = {"op": OpLevel(), "whole": WholeNetwork(), "chain": Chain()}

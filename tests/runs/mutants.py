@@ -6,6 +6,8 @@ EMA = "tests/runs/test_ema.py"
 FOLDER = "tests/runs/test_folder.py"
 FIRST = "tests/runs/test_first_version.py"
 CHECKPOINT = "tests/runs/test_checkpoint.py"
+GENERATORS = ("tests/core/test_rng.py::test_the_state_of_the_global_generators_is_all_of_it",)
+
 MUTANTS = (
     # averages
     Mutant(
@@ -58,6 +60,25 @@ MUTANTS = (
         "elif False:",
         ("tests/distributed/test_failures.py::test_a_damaged_one_is_named_and_the_one_before_loads",),
     ),
+    Mutant(
+        "runs/checkpointer.py",
+        "        os.replace(path, gone)\n        shutil.rmtree(gone)\n",
+        "        shutil.rmtree(path)\n",
+        ("tests/runs/test_checkpointer.py::test_a_directory_is_removed_under_another_name",),
+    ),
+    Mutant(
+        "core/files.py",
+        "        partial.chmod(0o666 & ~UMASK)",
+        "        pass",
+        ("tests/runs/test_checkpointer.py::test_whole_tensors_are_a_file_that_others_may_read_as_the_umask_says",),
+    ),
+    Mutant(
+        "core/rng.py",
+        'random.setstate((version, tuple(tensors["python"].tolist()), gauss))',
+        'random.setstate((version, tuple(tensors["python"].tolist()), None))',
+        GENERATORS,
+    ),
+    Mutant("core/rng.py", "position, has_gauss, cached))", "position))", GENERATORS),
     # names on disk
     Mutant(
         "runs/folder.py",

@@ -95,6 +95,13 @@ MUTANTS = (
         "value.sum() for name, value in loss.terms",
         STUDENTS_RUN,
     ),
+    # what it would take
+    Mutant(
+        "training/memory_plan/predict.py",
+        'teacher=0 if teacher is None else _bytes(teacher) // (shards if kind == "fsdp" else 1)',
+        "teacher=0",
+        ("tests/training/memory_plan/test_predict.py::test_shards_and_copies",),
+    ),
     # what is resumed
     Mutant(
         "training/state.py",

@@ -81,6 +81,7 @@ class DrawsGlobally:
     def __call__(self, network: Any, batch: Batch, rng: torch.Generator, teacher: Any = None) -> Loss:
         loss = FlowMatching(self.condition)(network, batch, rng, teacher)
         factor = 1 + random.random() + float(np.random.rand()) + float(torch.rand(()))
+        factor += 0.1 * random.gauss(0, 1) + 0.1 * float(np.random.randn())  # both keep the second one of a pair
         return Loss(loss.total * factor, loss.terms)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 UMASK = os.umask(0)  # it can only be read by setting it
+os.umask(UMASK)
 
 
 @contextlib.contextmanager

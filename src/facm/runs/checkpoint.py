@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from facm.core.files import UMASK, atomically
+from facm.core.files import atomically
 from facm.core.hashing import digest
 from facm.core.state_dict import CheckpointError
 
@@ -33,9 +32,6 @@ class Checkpoint:
         """The tensors under ``prefix/``, without it."""
         start = f"{prefix}/"
         return {name[len(start) :]: value for name, value in self.tensors.items() if name.startswith(start)}
-
-
-os.umask(UMASK)
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:

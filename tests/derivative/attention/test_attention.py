@@ -366,6 +366,12 @@ def test_kernel_module_imports_without_triton():
 
 LAYOUTS = ("of one product", "amid nan", "columns", "expanded", "odd")
 GROUPS = {  # name: cases of (queries, keys, head dimension, options)
+    "one of each": [  # two tiles and two chunks of columns; without dk and dv; a mask and strides; half precision
+        (33, 17, 24, {"layout": "odd"}),
+        (5, 7, 8, {"given": "dq"}),
+        (20, 20, 16, {"is_causal": True, "given": "dk dv", "lead": (2, 1), "layout": "columns", "scale": -0.3}),
+        (8, 20, 16, {"dtype": "float16"}),
+    ],
     "shapes": [(20, 23, d, {}) for d in (8, 40, 64, 72, 96, 128, 144, 256)]
     + [(n, m, 72, {}) for n, m in ((70, 45), (32, 16), (33, 17), (1, 1))]
     + [(n, m, 40, {"is_causal": True}) for n, m in ((70, 70), (70, 20), (20, 70))],
@@ -395,7 +401,9 @@ def python(*arguments, **environment):
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize(
+    "group", [group if group == "one of each" else pytest.param(group, marks=pytest.mark.slow) for group in GROUPS]
+)
 def test_kernel_is_the_plain_formula(group):
     errors = json.loads(python("-m", __name__, group, TRITON_INTERPRET="1"))
     assert len(errors) == len(GROUPS[group])

@@ -123,6 +123,7 @@ def test_shards_and_copies():
         for gpus, kind in ((1, "auto"), (4, "ddp"), (4, "fsdp"))
     )
     assert ddp.parameters == alone.parameters == pytest.approx(4 * fsdp.parameters, rel=0.01)
+    assert ddp.teacher == alone.teacher == alone.parameters > 0  # the same network
     assert ddp.activations < alone.activations / 3
     assert ddp.buckets == ddp.gradients
     assert fsdp.activations == ddp.activations
