@@ -11,6 +11,7 @@ from PIL import Image
 from facm.runs.folder import open_run
 from facm.training.trainer import NonFiniteError
 from tests.cli.cli_parts import OVERRIDES, RECIPES, command, refused
+from tests.core.core_parts import held_elsewhere
 from tests.training.run_parts import before_step, contents, signal_at
 
 
@@ -213,7 +214,7 @@ def test_errors_of_the_library_name_options(recipes, capsys):
         (["mine.py:_private"], "with one of moons, broken, needs, pictures, nothing, clash"),
         (["mine.py"], "expected mine.py:FUNCTION, with one of moons"),
         (["yours.py:moons"], "there is no file yours.py"),
-        (["folder.py:moons"], "cannot read the recipe file folder.py: Is a directory"),
+        (["folder.py:moons"], "folder.py is a folder, expected a regular file"),
         (["mine.py:nothing"], "returned int, expected a facm.runs.config.Run"),
         (["mine.py:broken"], "broken at the first step"),
         (["mine.py:clash"], "has an argument 'out', an option of the command: rename it"),
@@ -248,19 +249,19 @@ def test_a_run_that_got_somewhere_is_kept_when_it_fails(recipes, monkeypatch):
     assert (recipes / "runs" / "moons" / "run.json").exists()
 
 
-def test_a_folder_of_another_process_is_not_taken_away(recipes, monkeypatch, capsys):
-    import contextlib
-
-    from facm.runs.folder import LockedError
-
-    @contextlib.contextmanager
-    def held(folder):
-        raise LockedError("another process has it")
-        yield
-
-    monkeypatch.setattr("facm.training.loop.locked", held)
-    assert "another process has it" in refused(capsys, "train", "mine.py:moons")
-    assert (recipes / "runs" / "moons" / "run.json").exists()
+def test_a_folder_of_another_process_is_not_taken_away(recipes, capsys):
+    """One that is being made, which holds its lock alone, and one that has a run."""
+    for words in (["--out", "a"], ["--out", "a", "--resume"]):
+        Path("a").mkdir(exist_ok=True)
+        with held_elsewhere(Path("a")):
+            assert "a is in use by another process" in refused(capsys, "train", "mine.py:moons", *words)
+        assert [path.name for path in Path("a").iterdir()] == [".lock"]
+    command("train", "mine.py:moons", "--out", "a", "--quiet")
+    before = contents(open_run(Path("a"))[0])
+    with held_elsewhere(Path("a")):
+        assert "a is in use" in refused(capsys, "train", "mine.py:moons", "--out", "a", "--resume")
+        assert "a is in use" in refused(capsys, "resume", "a")
+    assert contents(open_run(Path("a"))[0]) == before
 
 
 def test_resuming_a_finished_run_says_that_it_is_done(runs, capsys):

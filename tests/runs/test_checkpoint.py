@@ -14,7 +14,7 @@ from facm.core.state_dict import CheckpointError
 from facm.pretrained.trained import load_trained
 from facm.runs.checkpoint import PICKLED, load, save
 from facm.runs.config import Intervals
-from facm.runs.folder import create
+from facm.runs.folder import RunFolderError, create
 from facm.training.loop import train
 from tests.core.core_parts import TENSORS
 from tests.training.run_parts import flow_run, in_child, trained
@@ -126,8 +126,11 @@ def test_a_foreign_safetensors_file_is_refused(folder):
 
 def test_a_folder_or_a_missing_file_is_named(tmp_path):
     (tmp_path / "x.safetensors").mkdir()
-    for name in ("x.safetensors", "y.safetensors"):
-        with pytest.raises(CheckpointError, match=f"cannot read .*{name}"):
+    for name, said in (
+        ("x.safetensors", "x.safetensors is a folder"),
+        ("y.safetensors", "cannot read .*y.safetensors"),
+    ):
+        with pytest.raises(CheckpointError, match=said):
             load(tmp_path / name)
 
 
@@ -136,7 +139,7 @@ def full_disk(*arguments, **options):
 
 
 @pytest.mark.parametrize(
-    "where", ["safetensors.torch.save_file", "facm.runs.checkpoint.os.fsync", "facm.runs.checkpoint.os.replace"]
+    "where", ["safetensors.torch.save_file", "facm.core.files.os.fsync", "facm.core.files.os.replace"]
 )
 def test_a_full_disk_is_named_and_the_older_checkpoints_stay(folder, monkeypatch, where):
     before, newest = folder.checkpoints()
@@ -175,7 +178,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     run = flow_run()
     folder = create(tmp_path / "run", run)
     (folder.path / "checkpoints").write_text("a file where the folder should be")
-    with pytest.raises(CheckpointError, match=f"could not save {folder.path}/checkpoints/"):
+    with pytest.raises(RunFolderError, match=f"{folder.path}/checkpoints is not a folder"):
         train(run, folder)
 
 

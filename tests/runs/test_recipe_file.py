@@ -6,7 +6,7 @@ import pytest
 
 from facm.cli.lookup import find_recipe
 from facm.core.serialize import to_json
-from facm.runs.folder import RunFolderError, create, open_run
+from facm.runs.folder import RunFolderError, UntrustedRecipeError, create, open_run
 from facm.training.loop import train
 
 RECIPE = """
@@ -47,8 +47,10 @@ def test_a_missing_or_changed_recipe_is_named(tmp_path):
     folder = create(tmp_path / "run", run, f"{file}:run", file)
     sys.modules.pop(type(run.network).__module__)
     (folder.path / "recipe.py").write_text(RECIPE.replace("= 8", "= 9"))
-    with pytest.raises(RunFolderError, match=r":Mine is no component of this package, and no recipe file"):
+    with pytest.raises(UntrustedRecipeError, match=r"run/recipe\.py is program code"):
         open_run(folder.path)
+    with pytest.raises(RunFolderError, match=r":Mine is no component of this package, and no recipe file"):
+        open_run(folder.path, trust_recipe=True)
     (folder.path / "recipe.py").unlink()
     with pytest.raises(RunFolderError, match=r"cannot read the recipe file .*recipe\.py"):
         open_run(folder.path)

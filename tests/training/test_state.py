@@ -57,11 +57,16 @@ def test_deleting_the_damaged_checkpoint_goes_on_from_the_one_before(finished, f
 
 
 def test_an_ema_snapshot_in_place_of_a_checkpoint_is_refused(folder):
-    shutil.copy(folder.ema_snapshots()[-1][2], folder.checkpoint(10_000))
-    with pytest.raises(CheckpointError, match="another recipe"):
-        train(flow_run(), folder)
-    with pytest.raises(CheckpointError, match="missing"):
-        load_trained(folder.path)
+    images, sigma_rel, snapshot = folder.ema_snapshots()[-1]
+    for clock, said in (
+        (10_000, f"holds images = {images}, and its name says 10000"),
+        (images, f"holds sigma_rel = {sigma_rel}, and its name says none"),
+    ):
+        shutil.copy(snapshot, folder.checkpoint(clock))
+        for attempt in (lambda: train(flow_run(), folder), lambda: load_trained(folder.path)):
+            with pytest.raises(CheckpointError, match=said):
+                attempt()
+        folder.checkpoint(clock).unlink()
 
 
 def test_the_checkpoint_of_another_recipe_is_refused(folder, tmp_path):
@@ -116,7 +121,7 @@ def test_old_checkpoints_go_only_after_the_new_one_is_safe(tmp_path, monkeypatch
                 os.kill(os.getpid(), signal.SIGKILL)
             real(source, target)
 
-        monkeypatch.setattr("facm.runs.checkpoint.os.replace", then_die)
+        monkeypatch.setattr("facm.core.files.os.replace", then_die)
         train(run, folder)
 
     assert in_child(child) == -signal.SIGKILL
@@ -265,11 +270,13 @@ def test_a_kill_while_saving_changes_nothing(whole, tmp_path, monkeypatch, momen
         train(run, folder)
 
     assert in_child(child) == -signal.SIGKILL
-    assert len(list(folder.path.rglob("*.partial"))) == (moment in ("half-written", "before the rename") or syncing)
+    unnamed = moment in ("before writing", "half-written", "before the rename") or syncing
+    assert len(list(folder.path.rglob("*.partial"))) == unnamed
     for file in folder.checkpoints():
         load(file)  # whole, whatever happened
     train(run, folder)
     assert contents(folder) == expected
+    assert not list(folder.path.rglob("*.partial"))
 
 
 def monkeypatch_target(dotted):

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from facm.training.checks import CheckedRun
 
 
-def dry_run(checked: CheckedRun, out: Path, resume: bool, engine: Engine, world: World) -> None:
+def dry_run(
+    checked: CheckedRun, out: Path, recipe_file: Path | None, resume: bool, engine: Engine, world: World
+) -> None:
     """Print the parts of the run and what it would write into ``out``.
 
     Raises RunFolderError for a folder in use, and what loading raises where the teacher, the first weights or the
@@ -27,7 +29,7 @@ def dry_run(checked: CheckedRun, out: Path, resume: bool, engine: Engine, world:
     from facm.runs.folder import RunFolder
     from facm.training.build import build
 
-    run, dataset, target = checked.run, checked.dataset, _target(checked.run, out, resume)
+    run, dataset, target = checked.run, checked.dataset, _target(checked.run, out, recipe_file, resume)
     trainer = build(checked, RunFolder(out), Engine(), ALONE, world.device)
     say(f"data: {type(run.data).__name__}, {len(dataset)} samples of shape {tuple(dataset.shape)}")
     initial = "random" if run.initial is None else run.initial
@@ -44,14 +46,14 @@ def _parameters(network: nn.Module) -> str:
     return f"{sum(p.numel() for p in network.parameters()):,} parameters"
 
 
-def _target(run: Run, out: Path, resume: bool) -> str:
-    from facm.runs.folder import check_unused, create_or_continue
+def _target(run: Run, out: Path, recipe_file: Path | None, resume: bool) -> str:
+    from facm.runs.checkpointer import reached
+    from facm.runs.folder import RunFolder, check_unused, create_or_continue
 
-    if resume and (out / "run.json").exists():
+    if resume and RunFolder(out).run_json.exists():
         folder, _ = create_or_continue(out, run)  # which only compares where there is a run
-        reached = int(folder.checkpoints()[-1].stem) if folder.checkpoints() else 0
-        return f"would go on in {out} from {reached} of {run.images} images"
-    check_unused(out)
+        return f"would go on in {out} from {reached(folder, run)} of {run.images} images"
+    check_unused(out, recipe_file, resume)
     return f"would write to {out}"
 
 

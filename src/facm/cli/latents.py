@@ -150,4 +150,4 @@ def _draw(latents: Path, grid: Path, paths: tuple[str, ...]) -> None:
     if decode is None:
         raise ValueError(f"{latents} does not say what decodes it: expected --autoencoder")
     chosen = np.linspace(0, len(dataset) - 1, min(20, len(dataset)), dtype=np.int64).repeat(2)
-    save_grid(grid, decode(dataset.read_mirrored(chosen, np.arange(len(chosen)) % 2 == 1).x_1))
+    save_grid(grid, decode(dataset.read_mirrored(chosen, np.arange(len(chosen)) % 2 == 1).x_1), new=True)

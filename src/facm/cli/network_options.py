@@ -116,6 +116,8 @@ class NetworkOptions:
     """Of a run: EMA length sigma_rel; any length if the run kept snapshots; default: the run's first."""
     raw: bool = False
     """Of a run: the raw weights instead of an EMA."""
+    trust_recipe: bool = False
+    """Of a run: execute the recipe file that came with it, from now on, whoever wrote it."""
     family: str | None = None
     """Of a file: whose it is, where its content fits several: facm, lightningdit, sit, repa, dit or edm."""
     weights: str | None = None
@@ -141,7 +143,7 @@ class NetworkOptions:
                 raise ValueError(
                     f"--{name.replace('_', '-')} {value} with the run {path}, expected it with a file only"
                 )
-        return load_trained(path, self.ema, self.raw)
+        return load_trained(path, self.ema, self.raw, trust_recipe=self.trust_recipe)
 
     def _open_file(self, path: Path, sampling: SamplingOptions) -> Trained:
         from facm.latents.autoencoders import autoencoder_at
@@ -149,6 +151,8 @@ class NetworkOptions:
 
         if self.ema is not None or self.raw:
             raise ValueError(f"--ema or --raw with the file {path}, expected --weights to choose in a file")
+        if self.trust_recipe:
+            raise ValueError(f"--trust-recipe with the file {path}, which has no recipe, expected it with a run only")
         return load_file(
             path,
             self.family,

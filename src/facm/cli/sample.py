@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from facm.cli.network_options import (
 )
 from facm.cli.parsing import Advanced, Group
 from facm.cli.terminal import say
+from facm.core.files import TakenError, atomically
 from facm.distributed.engine import Engine
 
 if TYPE_CHECKING:
@@ -94,20 +95,23 @@ def sample(
         method = solver.method(trained, how.sampler, options.num_steps)
         clock = "" if trained.images_seen is None else f"{trained.images_seen:012d}-"
         name = f"{clock}{type(method).__name__.lower()}{options.num_steps}-seed{how.seed}"
-        target = options.out or _unused(trained.samples, name)
+        folder = trained.samples
         decoder = which.decoder(trained, world.device)
         trained = in_precision(trained, how.precision, world.device)
         x, cond = _drawn(trained, method, decoder, options, how, solver, world)
         if x is None:
             return
-        save_grid(target, x)
+        if options.out is not None:
+            save_grid(options.out, x, new=True)
+        target = options.out or _saved(x, folder, name)
         say(f"{len(x)} samples, {type(method).__name__} with {options.num_steps} evaluations: {target}")
         say(f"{trained.which} of {trained.path}{'' if decoder is None else f', decoded by {decoder.identity}'}")
         if options.npz:
             import numpy as np
 
             labels = np.zeros(0, np.int64) if cond is None else cond.numpy()
-            np.savez_compressed(target.with_suffix(".npz"), images=to_uint8(x), labels=labels)
+            with atomically(target.with_suffix(".npz"), new=True) as partial, partial.open("wb") as file:
+                np.savez_compressed(file, images=to_uint8(x), labels=labels)
 
 
 def _drawn(
@@ -163,8 +167,15 @@ def _cond(condition: Condition, options: SampleOptions) -> torch.Tensor | None:
     return torch.tensor([classes[i % len(classes)] for i in range(n)])
 
 
-def _unused(folder: Path, name: str) -> Path:
-    """A PNG's path in ``folder``, numbered where the name is taken."""
-    names = itertools.chain([name], (f"{name}-{k}" for k in itertools.count(2)))
-    paths = (folder / f"{name}.png" for name in names)
-    return next(path for path in paths if not (path.exists() or path.with_suffix(".npz").exists()))
+def _saved(x: torch.Tensor, folder: Path, name: str) -> Path:
+    """A new picture in ``folder``, numbered where the name is taken, also by a command that draws at the same time."""
+    from facm.sampling.images import save_grid
+
+    k = 1
+    while True:
+        path = folder / f"{name if k == 1 else f'{name}-{k}'}.png"
+        with contextlib.suppress(TakenError):
+            if not path.with_suffix(".npz").exists():
+                save_grid(path, x, new=True)
+                return path
+        k += 1

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,20 +28,23 @@ def list_all() -> None:
     _list_studies()
 
 
-def show(what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|RECIPE")]) -> None:
+def show(
+    what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|RECIPE")], trust_recipe: bool = False
+) -> None:
     """Show what a recipe or a run is. The recipes and studies: facm list.
 
     Args:
         what: a run's folder, a recipe's name, or mine.py:run.
+        trust_recipe: execute the recipe file that came with the run, from now on, whoever wrote it.
     """
     if what == "recipes":
         _list_recipes()
     elif what == "studies":
         _list_studies()
-    elif (Path(what) / "run.json").exists():
+    elif os.path.lexists(Path(what) / "run.json"):
         from facm.runs.folder import open_run
 
-        folder, run = open_run(Path(what))
+        folder, run = open_run(Path(what), trust_recipe)
         _show_run(run, what)
         _show_state(folder, run)
     elif Path(what).is_dir():
@@ -139,12 +144,27 @@ def _grow(tree: Tree, value: Any) -> None:
 
 def _show_state(folder: RunFolder, run: Run) -> None:
     from facm.runs import log as logs
+    from facm.runs.checkpointer import reached
 
-    checkpoints = folder.checkpoints()
-    images = int(checkpoints[-1].stem) if checkpoints else 0
+    images = reached(folder, run)
     state = "finished" if images >= run.images else f"unfinished: facm resume {folder.path}"
     say(f"{images:,} of {run.images:,} images ({state}), {len(folder.ema_snapshots())} EMA snapshots")
-    if last := logs.read(folder.log)[-1:]:
-        say("last log record: " + ", ".join(f"{plain(k)} {v:.4g}" for k, v in last[0].items()))
-    if folder.evaluations.exists():
-        evaluation_table(logs.read(folder.evaluations))
+    with _records_of(folder.log):
+        if last := logs.read(folder.log)[-1:]:
+            say("last log record: " + ", ".join(f"{plain(k)} {v:.4g}" for k, v in last[0].items()))
+    with _records_of(folder.evaluations):
+        if folder.evaluations.exists():
+            evaluation_table(logs.read(folder.evaluations))
+
+
+@contextlib.contextmanager
+def _records_of(file: Path) -> Iterator[None]:
+    """Records that lack what they are shown with, or hold something else there, are an error that names their file."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, ValueError) and str(file) in str(error):
+            raise
+        raise ValueError(
+            f"{file} holds records that are not this package's ({type(error).__name__}: {error})"
+        ) from error

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -48,6 +49,8 @@ class TrainOptions:
     """Print the run as JSON, with every default, and do nothing else."""
     quiet: bool = False
     """Print nothing but errors."""
+    trust_recipe: bool = False
+    """Execute the recipe files that came with the runs that this one starts or learns from, whoever wrote them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,29 +102,28 @@ def _train(recipe: Recipe, options: TrainOptions, run: Run, engine: Engine) -> N
     from facm.cli.dry_run import dry_run
     from facm.distributed.collectives import by_first
     from facm.distributed.process_group import opened, restarts
-    from facm.runs.folder import LockedError, RunFolder, create, create_or_continue, discard
+    from facm.pretrained.trained import trust_sources
+    from facm.runs.folder import begun
+    from facm.runs.recipe_file import read_recipe
+    from facm.runs.trust import remember
     from facm.training.checks import check
 
-    out = options.out or Path("runs") / recipe.name
-    make: Any = create_or_continue if options.resume or restarts() else create
-    with opened(engine) as ranks:
+    out, resume = options.out or Path("runs") / recipe.name, options.resume or restarts()
+    with opened(engine) as ranks, contextlib.ExitStack() as stack:
         world = placed(ranks, options.device)
+        if options.trust_recipe:
+            trust_sources(run)
         checked = check(run, engine, world.ranks)  # before there is a folder
         if options.dry_run:
-            by_first(world, lambda: dry_run(checked, out, make is create_or_continue, engine, world))
+            by_first(world, lambda: dry_run(checked, out, recipe.file, resume, engine, world))
             return
-        by_first(world, lambda: make(out, run, recipe.spec, recipe.file) and None)
-        folder = RunFolder(out)
+        made = begun(out, run, recipe.spec, recipe.file, resume)
+        folder = by_first(world, lambda: stack.enter_context(made)[0])
+        if recipe.file is not None and not world.first:
+            remember(read_recipe(recipe.file), recipe.file.parent)  # on this machine, too
         if world.first and not options.quiet:
             say(f"training {recipe.spec} in {out}: {extent(run, world)}")
-        try:
-            _run_to_end(checked, folder, options.quiet, engine, world)
-        except LockedError:  # the folder is another's
-            raise
-        except Exception:
-            if world.first:
-                discard(folder)
-            raise
+        _run_to_end(checked, folder, options.quiet, engine, world)
 
 
 def run_plan(words: list[str], prog: str) -> None:
@@ -141,6 +143,7 @@ def resume(
     run: RunPath,
     device: str = "auto",
     quiet: bool = False,
+    trust_recipe: bool = False,
     engine: Advanced[Engine] = ENGINE,
 ) -> None:
     """Continue an interrupted run from its newest checkpoint; the result is the same as without the interruption.
@@ -149,14 +152,19 @@ def resume(
         run: the run's folder.
         device: where to compute: auto (a GPU if there is one), cpu, cuda, or a GPU's number as in cuda:1.
         quiet: print nothing but errors.
+        trust_recipe: execute the recipe files that came with the run, and with the runs that it starts or learns from,
+            from now on, whoever wrote them.
         engine: how the run is executed, which may differ from before.
     """
     from facm.distributed.process_group import opened
+    from facm.pretrained.trained import trust_sources
     from facm.runs.folder import open_run
     from facm.training.checks import check
 
     with opened(engine) as world:
-        folder, configured = open_run(run)
+        folder, configured = open_run(run, trust_recipe)
+        if trust_recipe:
+            trust_sources(configured)
         _run_to_end(check(configured, engine, world.ranks), folder, quiet, engine, placed(world, device))
 
 

@@ -19,6 +19,7 @@ def export(
     out: Path,
     ema: float | None = None,
     raw: bool = False,
+    trust_recipe: bool = False,
 ) -> None:
     """Write a run's newest network into one file, whatever engine trained it.
 
@@ -28,6 +29,7 @@ def export(
             not overwritten.
         ema: EMA length sigma_rel; any length if the run kept snapshots; default: the run's first.
         raw: the raw weights instead of an EMA.
+        trust_recipe: execute the recipe file that came with the run, from now on, whoever wrote it.
     """
     from facm.pretrained import export_reference
     from facm.pretrained.trained import export as write
@@ -37,7 +39,7 @@ def export(
         raise ValueError(f"--out {out}, expected a name that ends in .safetensors, or in .pt for the authors' layout")
     if out.exists():
         raise ValueError(f"--out {out} exists and is not overwritten; choose another name")
-    trained = load_trained(run, ema, raw)
+    trained = load_trained(run, ema, raw, trust_recipe=trust_recipe)
     if out.suffix == ".pt":
         export_reference(trained.network, trained.config, out, trained.interface.learns_shortcut)
     else:

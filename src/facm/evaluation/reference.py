@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from facm.core.files import atomically
+from facm.core.files import TakenError, atomically
 from facm.core.types import Dataset
 from facm.evaluation.features import FeatureExtractor, check_positive, read_blocks, real_features
 from facm.evaluation.frechet import Moments, frechet_distance
@@ -104,8 +104,6 @@ def reference_floor(dataset: Dataset, extractor: FeatureExtractor, *, seed: int 
 def save_reference(reference: Reference, path: Path) -> None:
     """Write ``mu``, ``sigma`` under the names that other programs read, and beside them what makes the file say what
     it is: n, features, fingerprint, rows, shape. Raises ValueError for a file that exists or cannot be written."""
-    if path.exists():
-        raise ValueError(f"{path} exists and is not overwritten")
     content = {
         "mu": reference.mean.numpy(),
         "sigma": reference.covariance.numpy(),
@@ -119,9 +117,11 @@ def save_reference(reference: Reference, path: Path) -> None:
         content["shape"] = np.array(reference.shape, dtype=np.int64)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomically(path) as partial, partial.open("wb") as file:
+        with atomically(path, new=True) as partial, partial.open("wb") as file:
             np.savez(file, **content)  # type: ignore[arg-type]  # numpy's stub takes names for flags
             file.flush()
+    except TakenError as error:
+        raise ValueError(f"{path} exists and is not overwritten") from error
     except OSError as error:
         raise ValueError(f"could not write {path}: {error.strerror or error}") from error
 

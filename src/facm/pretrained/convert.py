@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from facm.core.files import atomically
+from facm.core.files import TakenError, atomically
 from facm.core.state_dict import CheckpointError, check_fits
 from facm.core.types import NetworkConfig
 from facm.networks.adapters.variance_preserving import VariancePreserving
@@ -75,7 +75,9 @@ def export_reference(
     bare = {name.removeprefix(prefix): value for name, value in state.items()}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with atomically(out) as partial:
+        with atomically(out, new=True) as partial:
             torch.save({"ema": bare, "_extracted_from": ORIGIN[None if prefix else learns_shortcut]}, partial)
+    except TakenError as error:
+        raise ValueError(f"{out} exists and is not overwritten: expected the name of a new file") from error
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"could not write {out}: {error}") from error

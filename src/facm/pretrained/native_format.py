@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from facm.core.files import atomically
+from facm.core.files import TakenError, atomically
 from facm.core.serialize import from_json, to_json, types_in
 from facm.core.state_dict import CheckpointError
 from facm.core.types import NetworkConfig
@@ -88,13 +88,13 @@ def write_own(out: Path, config: NetworkConfig, state: Mapping[str, Tensor], sai
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    if out.exists():
-        raise ValueError(f"{out} exists and is not overwritten: expected the name of a new file")
     metadata = {"format": "pt", "config": json.dumps(to_json(config)), **said}
     weights = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with atomically(out) as partial:
+        with atomically(out, new=True) as partial:
             save_file(weights, partial, metadata=metadata)
+    except TakenError as error:
+        raise ValueError(f"{out} exists and is not overwritten: expected the name of a new file") from error
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"could not write {out}: {error}") from error

@@ -18,7 +18,7 @@ from facm.latents.decode import Decoder, decoder_of
 from facm.latents.statistics import Statistics
 from facm.pretrained.latent_space import STABLE_DIFFUSION, VAVAE
 from facm.pretrained.native_format import said_of, spelled, write_own
-from facm.runs.checkpointer import Stored, load, open_stored
+from facm.runs.checkpointer import Stored, clock_of, load_snapshot, open_of_run
 from facm.runs.config import Run
 from facm.runs.ema import Snapshot, synthesise
 from facm.runs.folder import RunFolder, open_run
@@ -81,12 +81,12 @@ class Trained:
     @property
     def evaluations(self) -> Path:
         """Where rows of measured numbers go: in the run's folder, or beside the file."""
-        return self.path / "evaluations.jsonl" if self.path.is_dir() else self._beside("evaluations.jsonl")
+        return RunFolder(self.path).evaluations if self.path.is_dir() else self._beside("evaluations.jsonl")
 
     @property
     def samples(self) -> Path:
         """The folder for pictures."""
-        return self.path / "samples" if self.path.is_dir() else self._beside("samples")
+        return RunFolder(self.path).samples if self.path.is_dir() else self._beside("samples")
 
     def _beside(self, what: str) -> Path:
         return self.path.with_name(f"{self.path.stem}.{what}")
@@ -100,42 +100,55 @@ def newest_checkpoint(folder: RunFolder) -> Path:
     return checkpoints[-1]
 
 
-def open_newest(folder: RunFolder, world: World = ALONE) -> Stored:
-    """The newest checkpoint, verified. Raises CheckpointError, naming the one before, if it is damaged."""
+def open_newest(folder: RunFolder, run: Run, world: World = ALONE) -> Stored:
+    """The newest checkpoint, verified. Raises CheckpointError, naming the one before, if it is damaged or another's."""
     file = newest_checkpoint(folder)
     try:
-        return open_stored(file, world)
+        return open_of_run(file, run, world)
     except CheckpointError as error:
         hint = "there is none before it"
-        if earlier := folder.checkpoints()[:-1]:
+        if earlier := [path for path in folder.checkpoints() if clock_of(path) < clock_of(file)]:
             hint = f"the one before is {earlier[-1]}: delete or move {file.name} to go on from there"
         raise CheckpointError(f"{error}; {hint}") from error
 
 
-def load_trained(path: Path, sigma_rel: float | None = None, raw: bool = False, images: int | None = None) -> Trained:
+def load_trained(
+    path: Path,
+    sigma_rel: float | None = None,
+    raw: bool = False,
+    images: int | None = None,
+    trust_recipe: bool = False,
+) -> Trained:
     """The newest network of the run at ``path``, or the one at an earlier clock.
 
     sigma_rel: which EMA; one that the run did not track is synthesised from its snapshots; None: the run's first.
     raw: the weights as they are, without EMA.
     images: the clock of a snapshot of a tracked EMA.
+    trust_recipe: execute the recipe file that came with the run; see :func:`facm.runs.folder.open_run`.
     Raises ValueError for a combination or a snapshot that there is not.
     """
     if raw and sigma_rel is not None:
         raise ValueError(f"raw = True with sigma_rel = {sigma_rel}: expected one of them, the raw weights or an EMA")
-    folder, run = open_run(path)
+    folder, run = open_run(path, trust_recipe)
     if images is not None:
         return _snapshot(folder, run, images, sigma_rel, raw)
-    checkpoint = open_newest(folder)
-    images_seen = int(checkpoint.meta["images"])
+    while True:
+        file = newest_checkpoint(folder)
+        try:
+            return _newest(folder, run, sigma_rel, raw)
+        except CheckpointError:
+            if file.exists():
+                raise  # else the run goes on, and has deleted it for a newer one meanwhile
+
+
+def _newest(folder: RunFolder, run: Run, sigma_rel: float | None, raw: bool) -> Trained:
+    checkpoint = open_newest(folder, run)
     if not raw:
         sigma_rel = run.ema.sigma_rels[0] if sigma_rel is None else sigma_rel
     state = checkpoint.part("network") if sigma_rel is None else _averaged(checkpoint, folder, run, sigma_rel)
-    network = run.network.build()
-    load_strictly(network, state, str(checkpoint.path))
-    network.eval().requires_grad_(False)
     which = "raw" if sigma_rel is None else f"EMA {sigma_rel:g}"
-    interface = as_objective(run.objective).interface
-    return Trained(network, run.network, interface, run.data, path, which, sigma_rel, images_seen, checkpoint.sha256)
+    clock = int(checkpoint.meta["images"])
+    return _built(folder, run, state, checkpoint.path, which, sigma_rel, clock, checkpoint.sha256)
 
 
 def _snapshot(folder: RunFolder, run: Run, images: int, sigma_rel: float | None, raw: bool) -> Trained:
@@ -146,20 +159,34 @@ def _snapshot(folder: RunFolder, run: Run, images: int, sigma_rel: float | None,
             f"{folder.path} has no EMA {sigma_rel:g} snapshot at images = {images}{' and never raw ones' * raw}; "
             f"expected one of {', '.join(map(str, kept)) or 'none: every.ema_snapshots = 0'}"
         )
-    stored = load(kept[images])
-    network = run.network.build()
-    load_strictly(network, stored.tensors, str(kept[images]))
-    network.eval().requires_grad_(False)
+    stored = load_snapshot(kept[images], images, sigma_rel, run)
     which = f"EMA {sigma_rel:g} at {images} images"
+    return _built(folder, run, stored.tensors, kept[images], which, sigma_rel, images, stored.sha256)
+
+
+def _built(
+    folder: RunFolder,
+    run: Run,
+    state: dict[str, torch.Tensor],
+    source: Path,
+    which: str,
+    sigma_rel: float | None,
+    images: int,
+    sha256: str,
+) -> Trained:
+    """The run's network with these weights. Raises CheckpointError where they do not fit it."""
+    network = run.network.build()
+    load_strictly(network, state, str(source))
+    network.eval().requires_grad_(False)
     interface = as_objective(run.objective).interface
-    return Trained(network, run.network, interface, run.data, folder.path, which, sigma_rel, images, stored.sha256)
+    return Trained(network, run.network, interface, run.data, folder.path, which, sigma_rel, images, sha256)
 
 
 def _averaged(checkpoint: Stored, folder: RunFolder, run: Run, sigma_rel: float) -> dict[str, torch.Tensor]:
     if sigma_rel in run.ema.sigma_rels:
         return checkpoint.part(f"ema/{sigma_rel}")
     snapshots = [
-        Snapshot(images, length, lambda file=file: load(file).tensors)  # type: ignore[misc]
+        Snapshot(images, length, lambda at=(file, images, length): load_snapshot(*at, run).tensors)  # type: ignore[misc]
         for images, length, file in folder.ema_snapshots()
     ]
     if not snapshots:
@@ -214,3 +241,10 @@ class FromRun:
         """The fraction of samples that the run trained at the null condition; None if its objective does not say."""
         _, run = open_run(Path(self.path))
         return as_objective(run.objective).label_dropout
+
+
+def trust_sources(run: Run) -> None:
+    """Trust the recipe files of the runs that a run starts or learns from; see :func:`facm.runs.folder.open_run`."""
+    for source in (run.teacher, run.initial):
+        if isinstance(source, FromRun):
+            open_run(Path(source.path), trust_recipe=True)

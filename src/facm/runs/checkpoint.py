@@ -15,6 +15,8 @@ from torch import Tensor
 from facm.core.files import atomically
 from facm.core.hashing import digest
 from facm.core.state_dict import CheckpointError
+from facm.core.untrusted.door import open_regular, parse_json
+from facm.core.untrusted.safetensors_header import Header, read_header
 
 FORMAT = "facm-checkpoint-1"
 PICKLED = (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05")  # how such files start, but a safetensors file may, too
@@ -75,24 +77,50 @@ def load(path: Path) -> Checkpoint:
     """Read a checkpoint and verify it. Raises CheckpointError naming the file and what is wrong with it."""
     from safetensors import SafetensorError, safe_open
 
+    said = _header(path).metadata
     try:
-        with path.open("rb") as file:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, ValueError, OSError) as error:
+        raise CheckpointError(f"{path} is truncated or damaged ({error})") from error
+    if digest(tensors) != said.get("sha256"):
+        raise CheckpointError(f"{path} is damaged: its content does not match its digest")
+    return Checkpoint(tensors, _meta(path, said), said["sha256"])
+
+
+def load_meta(path: Path) -> dict[str, Any]:
+    """The record about a checkpoint's tensors, without reading these. Raises CheckpointError."""
+    return _meta(path, _header(path).metadata)
+
+
+def _header(path: Path) -> Header:
+    try:
+        with open_regular(path, links=False) as file:
             start = file.read(2)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
     try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, ValueError, OSError) as error:
+        header = read_header(path, links=False)
+    except (ValueError, OSError) as error:
         if start in PICKLED:
             raise CheckpointError(
                 f"{path} is a pickled file (torch.save), which may carry code: refused; expected safetensors"
             ) from error
         raise CheckpointError(f"{path} is truncated or damaged ({error})") from error
-    if header.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not a checkpoint of this package (format = {header.get('format')!r})")
-    meta = header.get("meta", "")
-    if digest(tensors) != header.get("sha256") or header.get("meta_sha256") != _sha256(meta):
+    if header.metadata.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} is not a checkpoint of this package (format = {header.metadata.get('format')!r})"
+        )
+    return header
+
+
+def _meta(path: Path, said: Mapping[str, str]) -> dict[str, Any]:
+    meta = said.get("meta", "")
+    if said.get("meta_sha256") != _sha256(meta):
         raise CheckpointError(f"{path} is damaged: its content does not match its digest")
-    return Checkpoint(tensors, json.loads(meta), header["sha256"])
+    try:
+        return dict(parse_json(meta, f"the record in {path}"))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} does not hold a checkpoint's record ({error})") from error

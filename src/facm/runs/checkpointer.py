@@ -21,13 +21,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facm.core.files import sync, write_text
+from facm.core.files import PARTIAL, sync, write_text
+from facm.core.serialize import is_fingerprint_of
 from facm.core.state_dict import CheckpointError
+from facm.core.untrusted.door import open_regular, read_json
+from facm.core.untrusted.safetensors_header import read_header
 from facm.distributed.collectives import by_first, gathered, meet
 from facm.distributed.process_group import ALONE, World
 from facm.distributed.wrap import fill, is_sharded
 from facm.runs import checkpoint
 from facm.runs.checkpoint import Checkpoint
+from facm.runs.config import Run
+from facm.runs.folder import REMOVED, RunFolder
 
 FORMAT = "facm-sharded-checkpoint-1"
 RECORD = "checkpoint.json"
@@ -102,7 +107,7 @@ def directory_of(path: Path) -> Path:
 def _save_sharded(target: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], world: World) -> None:
     import torch.distributed.checkpoint as dcp
 
-    partial = target.with_name(f".{target.name}.partial")
+    partial = target.with_name(f".{target.name}{PARTIAL}")
 
     def begin() -> None:
         remove(partial)
@@ -141,53 +146,145 @@ def open_stored(path: Path, world: World = ALONE) -> Stored:
 
     Raises CheckpointError naming the file and what is wrong with it.
     """
-    if not path.is_dir():
+    if not _is_directory(path):
         saved = checkpoint.load(path)
         return Stored(path, saved.meta, saved.sha256, {n: (v.shape, v.dtype) for n, v in saved.tensors.items()}, saved)
+    record = _record(path)
+    wrong = ""
+    for name in sorted(record["files"])[world.rank :: world.ranks]:
+        wrong = wrong or _wrong(path, name, record["files"][name])
+    for found in gathered(world, wrong):
+        if found:
+            raise CheckpointError(found)
+    import torch.distributed.checkpoint as dcp
+
     try:
-        record = json.loads((path / RECORD).read_text(encoding="utf-8"))
+        metadata = dcp.HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
+        shapes = {name: (entry.size, entry.properties.dtype) for name, entry in sorted(metadata.items())}  # type: ignore[union-attr]
+    except OSError as error:
+        raise CheckpointError(f"{path} is incomplete ({error})") from error
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise CheckpointError(f"{path} is damaged: its files do not say how they belong together ({error})") from error
+    return Stored(path, record["meta"], record["sha256"], shapes)
+
+
+def _is_directory(path: Path) -> bool:
+    if path.is_symlink():
+        raise CheckpointError(f"{path} is a symbolic link, expected the checkpoint itself")
+    return path.is_dir()
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """The record in a directory, and the files that are there are those that it names."""
+    try:
+        record = read_json(path / RECORD, links=False)
         content = {"meta": record["meta"], "files": record["files"]}
         whole = record["format"] == FORMAT and record["sha256"] == _hash(content)
+        hashes = {str(name): str(value) for name, value in dict(record["files"]).items()}
+        others = {file.name for file in path.glob("*.safetensors")} - hashes.keys()
+        meta = dict(record["meta"])
     except OSError as error:
         raise CheckpointError(f"{path} is incomplete: cannot read its {RECORD} ({error.strerror or error})") from error
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged: its {RECORD} is not a checkpoint's record ({error})") from error
     if not whole:
         raise CheckpointError(f"{path} is damaged: its {RECORD} does not match its digest")
-    wrong = ""
-    for name in sorted(record["files"])[world.rank :: world.ranks]:
-        file = path / Path(name).name
-        if not file.exists():
-            wrong = wrong or f"{path} is incomplete: {name} is missing"
-        elif _sha256(file) != record["files"][name]:
-            wrong = wrong or f"{path} is damaged: {name} does not match its digest"
-    for found in gathered(world, wrong):
-        if found:
-            raise CheckpointError(found)
-    import torch.distributed.checkpoint as dcp
+    if others:
+        raise CheckpointError(f"{path} is damaged: {min(others)} is not of it")
+    return {"meta": meta, "files": hashes, "sha256": record["sha256"]}
 
-    metadata = dcp.HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
-    shapes = {name: (entry.size, entry.properties.dtype) for name, entry in sorted(metadata.items())}  # type: ignore[union-attr]
-    return Stored(path, record["meta"], record["sha256"], shapes)
+
+def _wrong(folder: Path, name: str, sha256: str) -> str:
+    """What is wrong with a file of a directory; empty where it is what it was."""
+    file = folder / name
+    if file.parent != folder or name in ("", ".", ".."):
+        return f"{folder} is damaged: its {RECORD} names {name!r}, expected files in it"
+    try:
+        if _sha256(file) != sha256:
+            return f"{folder} is damaged: {name} does not match its digest"
+        read_header(file, links=False)
+    except FileNotFoundError:
+        return f"{folder} is incomplete: {name} is missing"
+    except (OSError, ValueError) as error:
+        return f"{folder} is damaged: {error}"
+    return ""
+
+
+def open_of_run(path: Path, run: Run, world: World = ALONE) -> Stored:
+    """A checkpoint of this run, verified. Raises CheckpointError, also for one of another run or clock."""
+    stored = open_stored(path, world)
+    _check_belongs(path, stored.meta, clock_of(path), None, run)
+    return stored
+
+
+def reached(folder: RunFolder, run: Run) -> int:
+    """The clock of the newest checkpoint, by its name and its record alone; 0 where there is none yet.
+
+    Raises CheckpointError for one of another run or clock, or whose record cannot be read.
+    """
+    checkpoints = folder.checkpoints()
+    if not checkpoints:
+        return 0
+    path = checkpoints[-1]
+    meta = _record(path)["meta"] if _is_directory(path) else checkpoint.load_meta(path)
+    _check_belongs(path, meta, clock_of(path), None, run)
+    return clock_of(path)
+
+
+def load_snapshot(path: Path, images: int, sigma_rel: float, run: Run) -> Checkpoint:
+    """The averages of a run at a clock. Raises CheckpointError, also for those of another run, clock or length."""
+    saved = load(path)
+    _check_belongs(path, saved.meta, images, sigma_rel, run)
+    return saved
+
+
+def clock_of(path: Path) -> int:
+    """The images seen that a checkpoint's name says."""
+    return int(path.name.partition(".")[0])
+
+
+def _check_belongs(path: Path, meta: Mapping[str, Any], images: int, sigma_rel: float | None, run: Run) -> None:
+    """What is stored at ``path`` is what its name says, and of this run: snapshots of version 0.1 do not say of which.
+
+    sigma_rel: the length of the EMA, None for a checkpoint.
+    """
+    said = {"images": meta.get("images"), "sigma_rel": meta.get("sigma_rel")}
+    named = {"images": images, "sigma_rel": sigma_rel}
+    for what, value in named.items():
+        if said[what] != value or isinstance(said[what], bool):
+            expected = "none" if value is None else value
+            raise CheckpointError(
+                f"{path} holds {what} = {said[what]!r}, and its name says {expected}: another file has taken its place"
+            )
+    if (sigma_rel is None or "run" in meta) and not is_fingerprint_of(meta.get("run"), run):
+        raise CheckpointError(
+            f"{path} belongs to another recipe than this run's, which is in {path.parent.parent / 'run.json'}: resume "
+            "it in its own folder"
+        )
 
 
 def load(path: Path) -> Checkpoint:
     """A checkpoint of either kind, all of it in main memory. Raises CheckpointError."""
-    if not path.is_dir():
+    if not _is_directory(path):
         return checkpoint.load(path)
     stored = open_stored(path)
     return Checkpoint(stored.part(""), stored.meta, stored.sha256)
 
 
 def remove(path: Path) -> None:
-    """Delete a checkpoint of either kind, if it is there. A directory loses its name first: it is never half one."""
-    if path.is_dir():
-        gone = path.with_name(f".{path.name.strip('.')}.removed")
-        shutil.rmtree(gone, ignore_errors=True)  # of a removal that was cut short
+    """Delete a checkpoint of either kind, if it is there. A directory loses its name first: it is never half one.
+
+    A link is deleted itself, and never what it leads to.
+    """
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+    elif path.name.endswith(REMOVED):
+        shutil.rmtree(path)
+    else:
+        gone = path.with_name(f".{path.name.strip('.')}{REMOVED}")
+        remove(gone)  # of a removal that was cut short
         os.replace(path, gone)
         shutil.rmtree(gone)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _hash(content: Mapping[str, Any]) -> str:
@@ -195,7 +292,7 @@ def _hash(content: Mapping[str, Any]) -> str:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path, links=False) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -3,34 +3,68 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import importlib.util
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from facm.core.untrusted.door import MOST_TEXT, read_bytes
 
-def load_module(file: Path, name: str, folder: Path | None = None) -> ModuleType:
-    """A user's recipe file as a module whose name holds its content's hash, so that the copy in a run folder gives
-    the same classes. ``folder``: where its own imports are found. Raises ValueError if it cannot be read or run."""
+
+def read_recipe(file: Path, links: bool = True) -> bytes:
+    """A recipe file's content. Raises ValueError if it cannot be read, or is no regular file; links: follow one."""
     try:
-        content = file.read_bytes()
+        return read_bytes(file, MOST_TEXT, links)
     except OSError as error:
         raise ValueError(f"cannot read the recipe file {file}: {error.strerror or error}") from error
-    unique = f"facm_recipe_{name}_{hashlib.sha256(content).hexdigest()[:12]}"
-    if unique in sys.modules:
-        return sys.modules[unique]
-    spec = importlib.util.spec_from_file_location(unique, file)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{file} is not a Python file")
-    home = str((folder or file.parent).resolve())
-    if home not in sys.path:
-        sys.path.append(home)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[unique] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[unique]
-        raise
-    return module
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe file that was read and not yet executed.
+
+    file: where it is.
+    name: the file's name before it was copied into a run folder, without suffix.
+    content: what is executed, whatever happens to the file meanwhile, or lies in a cache of byte code next to it.
+    """
+
+    file: Path
+    name: str
+    content: bytes
+
+    @property
+    def module_name(self) -> str:
+        """Holds the content's hash, so that the copy in a run folder gives the same classes."""
+        return f"facm_recipe_{self.name}_{hashlib.sha256(self.content).hexdigest()[:12]}"
+
+    @property
+    def loaded(self) -> ModuleType | None:
+        """The module, where this process has executed it."""
+        return sys.modules.get(self.module_name)
+
+    def load(self, home: Path) -> ModuleType:
+        """The module, executed unless it is loaded. home: the folder where its own imports are found.
+
+        Raises ValueError for a file that is not Python, and what executing it raises.
+        """
+        if self.loaded is not None:
+            return self.loaded
+        spec = importlib.util.spec_from_file_location(self.module_name, self.file)
+        if spec is None:
+            raise ValueError(f"{self.file} is not a Python file")
+        module = importlib.util.module_from_spec(spec)
+        if (folder := str(home.resolve())) not in sys.path:
+            sys.path.append(folder)
+        sys.modules[self.module_name] = module
+        try:
+            exec(compile(self.content, self.file, "exec", dont_inherit=True), vars(module))
+        except BaseException:
+            del sys.modules[self.module_name]
+            raise
+        return module
+
+
+def load_module(file: Path, name: str) -> ModuleType:
+    """A recipe file that the user names, as a module. Raises ValueError if it cannot be read or run."""
+    return Recipe(file, name, read_recipe(file)).load(file.parent)

@@ -45,7 +45,8 @@ def grid_png(x: Tensor, columns: int = 10, gap: int = 1, scale: int | None = Non
     return buffer.getvalue()
 
 
-def save_grid(path: Path, x: Tensor, columns: int = 10) -> None:
+def save_grid(path: Path, x: Tensor, columns: int = 10, new: bool = False) -> None:
+    """Write the picture of :func:`grid_png`. new: raise TakenError where there is something at ``path``."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomically(path) as partial:
+    with atomically(path, new) as partial:
         partial.write_bytes(grid_png(x, columns))

@@ -11,17 +11,20 @@ from typing import Any
 
 import torch
 
+from facm.core.claims import contents, held
 from facm.core.files import atomically, write_text
+from facm.core.untrusted.door import read_json, read_text
 from facm.evaluation.evaluate import evaluate
 from facm.evaluation.evaluator import Evaluator, build_evaluator
 from facm.evaluation.reference import reference_floor
 from facm.evaluation.row import Row, append_row
 from facm.evaluation.samples import Sampling
-from facm.pretrained.trained import Trained, load_trained, newest_checkpoint
+from facm.pretrained.trained import Trained, load_trained
 from facm.recipes.digits import digits_student, digits_teacher
 from facm.runs import log as logs
+from facm.runs.checkpointer import reached
 from facm.runs.config import Run
-from facm.runs.folder import RunFolder, RunFolderError, create, open_run
+from facm.runs.folder import RunFolder, RunFolderError, create_or_continue
 from facm.sampling.methods import Consistency, Euler, Method
 from facm.studies.demo_report import contact_sheet, write_report
 from facm.studies.html import Panel, steps
@@ -45,7 +48,7 @@ class Clock:
     path: Path
 
     def read(self) -> dict[str, float]:
-        return json.loads(self.path.read_text()) if self.path.exists() else {}
+        return dict(read_json(self.path, links=False)) if self.path.exists() else {}
 
     def add(self, part: str, seconds: float) -> None:
         spent = self.read()
@@ -56,14 +59,24 @@ def run_demo(out: Path, seed: int, quiet: bool) -> None:
     """Train, distil, sample, evaluate and report in ``out``; parts that are finished are not done again."""
     summary_file, report_file = out / "summary.json", out / "report.html"
     if summary_file.exists():
-        _claim(out, seed)
+        _begin(out, seed)
         print(f"{out} holds a finished demo; for a new one choose another folder or delete it")
-        _print_table(json.loads(summary_file.read_text()), report_file)
+        try:
+            _print_table(read_json(summary_file, links=False), report_file)
+        except (LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"{summary_file} is not a demo's ({type(error).__name__}: {error})") from error
         return
+    _check_mine(out, seed)  # no lock is left in somebody else's folder
+    with held(out, make=True):
+        _begin(out, seed)
+        _run(out, seed, quiet)
+
+
+def _run(out: Path, seed: int, quiet: bool) -> None:
+    summary_file, report_file = out / "summary.json", out / "report.html"
     clock = Clock(out / "seconds.json")
     teacher_path, student_path = out / "teacher", out / "student"
     teacher_run, student_run = digits_teacher(seed=seed), digits_student(str(teacher_path), seed=seed)
-    _claim(out, seed)
     if not _train_part(teacher_run, teacher_path, "teacher", clock, quiet):
         return
     if not _train_part(student_run, student_path, "distill", clock, quiet):
@@ -94,40 +107,43 @@ def _evaluate_and_report(out: Path, seed: int, clock: Clock, quiet: bool) -> dic
         summary,
         {who: logs.read(folder.log) for who, folder in folders.items()},
         panels,
-        {who: folder.run_json.read_text() for who, folder in folders.items()},
-        (out / "student" / "environment.json").read_text(),
+        {who: read_text(folder.run_json) for who, folder in folders.items()},
+        read_text(folders["student"].environment_json),
     )
     with atomically(out / "samples.png") as partial:
         partial.write_bytes(contact_sheet(panels))
     return summary
 
 
-def _claim(out: Path, seed: int) -> None:
-    """The folder is this demo's: empty, or begun earlier with the same seed."""
+def _begin(out: Path, seed: int) -> None:
+    """Mark the folder as this demo's, unless it is already."""
+    if not _check_mine(out, seed):
+        write_text(out / "demo.json", json.dumps({"seed": seed}))
+
+
+def _check_mine(out: Path, seed: int) -> bool:
+    """Whether the folder is this demo's, begun earlier with the same seed. Raises RunFolderError if it is another's."""
     mark = out / "demo.json"
-    if out.exists() and any(out.iterdir()):
-        if not mark.exists():
-            raise RunFolderError(
-                f"out = {out} is in use by something else and is never overwritten: choose another folder"
-            )
-        begun = json.loads(mark.read_text())
-        if begun != {"seed": seed}:
-            raise RunFolderError(f"out = {out} holds a demo begun with {begun}, not seed {seed}: choose another folder")
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(mark, json.dumps({"seed": seed}))
+    if not (out.exists() and contents(out)):
+        return False
+    if not mark.exists():
+        raise RunFolderError(f"out = {out} is in use by something else and is never overwritten: choose another folder")
+    begun = read_json(mark, links=False)
+    if begun != {"seed": seed}:
+        raise RunFolderError(f"out = {out} holds a demo begun with {begun}, not seed {seed}: choose another folder")
+    return True
 
 
 def _train_part(run: Run, path: Path, part: str, clock: Clock, quiet: bool) -> bool:
     """Train one run, or what is left of it; False if it was interrupted."""
-    if (path / "run.json").exists():
-        folder, begun = open_run(path)
-        if begun != run:
-            raise RunFolderError(f"{path} holds another recipe than this version's demo: choose another folder")
-        if folder.checkpoints() and int(newest_checkpoint(folder).stem) >= run.images:
-            return True
-    else:
-        folder = _create_again(path, run)
+    try:
+        folder, _ = create_or_continue(path, run)
+    except RunFolderError as error:
+        raise RunFolderError(
+            f"{path} holds another recipe than this version's demo: choose another folder ({error})"
+        ) from error
+    if reached(folder, run) >= run.images:
+        return True
     began = time.monotonic()
     with progress(run, part, quiet) as report:
         outcome = train(run, folder, report=report)
@@ -137,13 +153,6 @@ def _train_part(run: Run, path: Path, part: str, clock: Clock, quiet: bool) -> b
             f"{outcome.signal}: saved at {outcome.images} of {run.images} images; the same command goes on from there"
         )
     return outcome.finished
-
-
-def _create_again(path: Path, run: Run) -> RunFolder:
-    """A folder that a kill left without its run.json holds nothing but the environment: it is written again."""
-    for name in ("environment.json", ".environment.json.partial", ".run.json.partial"):
-        (path / name).unlink(missing_ok=True)
-    return create(path, run)
 
 
 def _measure(trained: Trained, method: Method, evaluator: Evaluator, quiet: bool) -> Row:

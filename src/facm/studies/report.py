@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from facm.core.files import atomically, write_text
+from facm.core.untrusted.door import read_text
 from facm.evaluation.evaluator import Evaluator
 from facm.pretrained.trained import load_trained
 from facm.runs.folder import RunFolder
@@ -31,6 +32,7 @@ def write(summary: Summary, evaluator: Evaluator, home: Path, folder: Path, comm
         with atomically(folder / name) as partial:
             partial.write_bytes(png)
     first = home / f"seed-{summary.seeds[0]}"
+    environment = read_text(RunFolder(first / summary.lines[0].entry.name).environment_json)
     parts = [
         f"<h1>{html.escape(summary.study.title)}</h1>",
         f"<p>{html.escape(said(summary))}</p>",
@@ -41,10 +43,11 @@ def write(summary: Summary, evaluator: Evaluator, home: Path, folder: Path, comm
         *(grid(panel) for panel in panels(summary, evaluator, first, device)),
         "</div><h2>Configurations</h2>",
         *(
-            f"<h3>{html.escape(line.entry.label)}</h3>{folded_json((first / line.entry.name / 'run.json').read_text())}"
+            f"<h3>{html.escape(line.entry.label)}</h3>"
+            f"{folded_json(read_text(RunFolder(first / line.entry.name).run_json))}"
             for line in (*summary.teachers, *summary.lines)
         ),
-        f"<h2>Environment</h2>{folded_json((first / summary.lines[0].entry.name / 'environment.json').read_text())}",
+        f"<h2>Environment</h2>{folded_json(environment)}",
     ]
     write_text(folder / "report.html", page(f"facm study: {summary.study.title}", parts))
     return folder / "report.html"

@@ -11,6 +11,7 @@ from typing import Any
 from facm.core.files import write_text
 from facm.core.objective import as_objective
 from facm.core.serialize import modernised, to_json
+from facm.core.untrusted.door import read_json
 from facm.evaluation.evaluate import evaluate
 from facm.evaluation.evaluator import Evaluator
 from facm.evaluation.features import NonFiniteSamplesError
@@ -19,6 +20,7 @@ from facm.evaluation.samples import Sampling
 from facm.flow.guidance import NO_GUIDANCE
 from facm.pretrained.trained import load_trained
 from facm.runs import log as logs
+from facm.runs.checkpointer import reached
 from facm.runs.config import Run
 from facm.runs.folder import RunFolder, RunFolderError, create_or_continue, open_run
 from facm.sampling.methods import Method, default_method
@@ -72,14 +74,19 @@ def measured(path: Path, want: Wanted, run: Run, n: int, features: str) -> dict[
 
 def _end(path: Path, run: Run) -> int:
     """The clock of the run's last checkpoint: the first multiple of the batch from ``run.images`` on."""
-    checkpoints = RunFolder(path).checkpoints()
-    return int(checkpoints[-1].stem) if checkpoints else run.images
+    return reached(RunFolder(path), run) or run.images
 
 
 def stopped(path: Path) -> dict[str, Any] | None:
     """What stopped the run at ``path`` for good, if something did: {"error": ..., "images": ...}."""
     file = path / STOPPED
-    return json.loads(file.read_text()) if file.exists() else None
+    try:
+        said = read_json(file, links=False)
+    except FileNotFoundError:
+        return None
+    if not isinstance(said, dict) or not isinstance(said.get("images"), int):
+        raise ValueError(f"{file} does not say what stopped the run: delete it to measure the run")
+    return said
 
 
 def trained_whole(path: Path) -> bool:
@@ -87,8 +94,7 @@ def trained_whole(path: Path) -> bool:
     if not (path / "run.json").exists():
         return False
     folder, run = open_run(path)
-    checkpoints = folder.checkpoints()
-    return bool(checkpoints) and int(checkpoints[-1].stem) >= run.images
+    return reached(folder, run) >= run.images
 
 
 def finished(entry: Entry, path: Path, n: int, features: str) -> bool:

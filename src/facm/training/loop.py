@@ -107,7 +107,7 @@ def train(
                     if report is not None:
                         report(record)
             if run.every.ema_snapshots and trainer.due(run.every.ema_snapshots):
-                save_ema_snapshots(state, folder)
+                save_ema_snapshots(state, run, folder)
             if trainer.due(run.every.checkpoint):
                 save_checkpoint(state, run, folder, trainer.teacher_record)
                 if on_checkpoint is not None:

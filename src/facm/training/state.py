@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from facm.core.rng import global_random_state, set_global_random_state
-from facm.core.serialize import fingerprint, is_fingerprint_of
+from facm.core.serialize import fingerprint
 from facm.core.state_dict import CheckpointError, check_fits
 from facm.distributed.collectives import by_first, from_first, gathered
 from facm.distributed.process_group import ALONE, World
@@ -140,11 +140,9 @@ def restore(state: TrainState, run: Run, folder: RunFolder, teacher: dict[str, s
     """
     if not folder.checkpoints():
         return
-    saved = open_newest(folder, state.world)
+    saved = open_newest(folder, run, state.world)
     source = str(saved.path)
-    if not is_fingerprint_of(saved.meta.get("run"), run):
-        raise CheckpointError(f"{source} belongs to another recipe than this run's; resume it in its own folder")
-    before = saved.meta["teacher"]
+    before = saved.meta.get("teacher")
     if before != teacher and (before or {}).get("sha256") != (teacher or {}).get("sha256"):
         raise CheckpointError(
             f"{source} was trained with the teacher {before}, and the teacher is now {teacher}: "
@@ -155,13 +153,16 @@ def restore(state: TrainState, run: Run, folder: RunFolder, teacher: dict[str, s
             f"{source} was trained on data with the fingerprint {saved.meta['data']}, and the data are now "
             f"{state.data}: restore them, or start a new run"
         )
-    state.load_state_dict(saved)
+    try:
+        state.load_state_dict(saved)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise CheckpointError(f"{source} does not hold the state of a run ({type(error).__name__}: {error})") from error
 
 
-def save_ema_snapshots(state: TrainState, folder: RunFolder) -> None:
+def save_ema_snapshots(state: TrainState, run: Run, folder: RunFolder) -> None:
     """Keep the averages of this moment, from which other lengths can be synthesised."""
     for sigma_rel, average in state.ema.averages.items():
-        meta = {"images": state.images, "sigma_rel": sigma_rel}
+        meta = {"images": state.images, "sigma_rel": sigma_rel, "run": fingerprint(run)}
         save(folder.ema_snapshot(state.images, sigma_rel), average, meta, state.world)
 
 

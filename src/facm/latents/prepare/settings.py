@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from facm.core import claims
 from facm.core.files import write_text
 from facm.core.serialize import modernised
 from facm.latents.manifest import MANIFEST, RECORDS, SETTINGS, STATISTICS
@@ -61,11 +61,10 @@ def held(out: Path) -> Iterator[None]:
 
     Raises ValueError where another process prepares latents in it.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as file:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            stack.enter_context(claims.held(out, make=True))
+        except claims.HeldError as error:
             raise ValueError(f"{out} is in use by another process that prepares latents in it") from error
         yield
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from facm.distributed.engine import Engine
 from facm.flow.conditions import Labels
 from facm.pretrained.trained import FromRun
 from facm.runs.config import Run
-from facm.runs.folder import RunFolderError, open_run
+from facm.runs.folder import open_run
 from facm.training.memory_plan.rehearsal import Rehearsal, built, rehearse
 
 GB = 10**9
@@ -198,9 +197,8 @@ def _teacher(run: Run) -> nn.Module | None:
     if run.teacher is None:
         return None
     config: Any = run.network
-    if isinstance(run.teacher, FromRun):
-        with contextlib.suppress(RunFolderError):
-            config = open_run(Path(run.teacher.path))[1].network
+    if isinstance(run.teacher, FromRun) and (Path(run.teacher.path) / "run.json").exists():
+        config = open_run(Path(run.teacher.path))[1].network
     return built(config).requires_grad_(False).eval()
 
 
