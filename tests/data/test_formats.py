@@ -123,10 +123,11 @@ def test_broken_idx(tmp_path: Path, fault: str) -> None:
     assert stem in str(error.value)
 
 
-@pytest.mark.parametrize("content", [gzip.compress(bytes(1000))[:-12], b"not gzip at all"], ids=["truncated", "other"])
-def test_broken_gzip(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize("end", [-12, -4, -1], ids=["data", "length", "last byte"])
+def test_broken_gzip(tmp_path: Path, end: int) -> None:
     write_mnist(tmp_path, ".gz")
-    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(content)
+    file = tmp_path / "train-images-idx3-ubyte.gz"
+    file.write_bytes(file.read_bytes()[:end])
     with pytest.raises(ValueError, match=r"train-images-idx3-ubyte\.gz: not a whole gzip file"):
         Idx(str(tmp_path)).open()
 
@@ -426,7 +427,7 @@ def test_broken_image_is_named(tmp_path: Path, suffix: str) -> None:
 def test_deep_images_are_refused_not_clipped(tmp_path: Path) -> None:
     save(tmp_path / "deep.png", np.full((4, 4), 40_000, np.uint16))
     data = ImageFolder(str(tmp_path), size=4, classes_from_folders=False).open()
-    with pytest.raises(ValueError, match=r"deep\.png: mode I;16 has over 8 bits a channel"):
+    with pytest.raises(ValueError, match=r"deep\.png has over 8 bits a channel \(16\), expected 8"):
         data.read(np.array([0]))
 
 

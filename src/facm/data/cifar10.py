@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
 import re
-import tarfile
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,20 @@ from typing import Literal
 import numpy as np
 
 from facm.core.untrusted.arrays import load_plain
+from facm.core.untrusted.door import open_regular, read_bytes
+from facm.core.untrusted.picture import picture
+from facm.core.untrusted.tar import BLOCK, Damaged, is_header, members
+from facm.core.untrusted.unpack import OPENERS, PACKED, TooLarge, unpacked
+from facm.core.untrusted.zip import Damaged as Broken
+from facm.core.untrusted.zip import open_zip
 from facm.data.checked import check_choice
 from facm.data.in_memory import InMemory
 
 COUNTS = {"train": 50_000, "test": 10_000}
 BATCHES = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}
 RECORD = 1 + 3 * 32 * 32
+MOST_BATCH = 2**26
+"""Bytes of a file of batches: 64 MiB, of which the published ones have 31 MB."""
 
 Arrays = tuple[np.ndarray, np.ndarray]
 """Images (N, 3, 32, 32) uint8 and labels (N,)."""
@@ -54,11 +61,12 @@ class Cifar10:
 
     def open(self) -> InMemory:
         path = Path(self.path).expanduser()
-        if path.is_dir():
+        kind = _kind(path)
+        if kind == "folder":
             images, labels = _from_batches(_files_in_folder(path, self.split), self.split, path)
-        elif path.is_file() and zipfile.is_zipfile(path):
+        elif kind == "zip":
             images, labels = _from_sheets(path, self.split)
-        elif path.is_file() and tarfile.is_tarfile(path):
+        elif kind == "tar":
             images, labels = _from_batches(_files_in_tar(path, self.split), self.split, path)
         else:
             raise ValueError(
@@ -73,24 +81,41 @@ class Cifar10:
         return InMemory(images, labels, num_classes=10, flip=self.flip, name=name)
 
 
+def _kind(path: Path) -> str:
+    """ "folder", "zip" or "tar", the latter packed or not; empty for anything else."""
+    if path.is_dir():
+        return "folder"
+    if not path.exists():
+        return ""
+    with open_regular(path) as file:
+        start = file.read(BLOCK)
+    if start.startswith(b"PK"):
+        return "zip"
+    return "tar" if is_header(start) or start.startswith(tuple(OPENERS)) else ""
+
+
 def _files_in_folder(path: Path, split: str) -> dict[str, bytes]:
     """The contents of the batch files in a folder, by file name; empty without any."""
     for folder in (path, path / "cifar-10-batches-bin", path / "cifar-10-batches-py"):
-        found = {name: (folder / name).read_bytes() for name in _file_names(split) if (folder / name).is_file()}
-        if found:
-            return found
+        there = [name for name in _file_names(split) if os.path.lexists(folder / name)]
+        if there:
+            return {name: read_bytes(folder / name, MOST_BATCH) for name in there}
     return {}
 
 
 def _files_in_tar(path: Path, split: str) -> dict[str, bytes]:
-    found = {}
+    found: dict[str, bytes] = {}
     try:
-        with tarfile.open(path) as archive:
-            for member in archive:  # in its order: seeking back in a compressed one rereads it
-                content = archive.extractfile(member) if Path(member.name).name in _file_names(split) else None
-                if content is not None:
-                    found[Path(member.name).name] = content.read()
-    except (OSError, EOFError, tarfile.TarError) as error:
+        with unpacked(path) as archive:
+            for member in members(archive):  # to the end, where the checksum stands
+                name = Path(member.name).name
+                if name not in _file_names(split):
+                    continue
+                if name in found or member.size > MOST_BATCH:
+                    fault = "is there twice" if name in found else f"has {member.size} bytes"
+                    raise Damaged(f"{member.name} {fault}, expected one of at most {MOST_BATCH} bytes")
+                found[name] = bytes(archive.read(member.size))
+    except (*PACKED, TooLarge, Damaged) as error:
         raise ValueError(f"{path}: not a whole tar archive ({error})") from error
     return found
 
@@ -133,16 +158,14 @@ def _pickled_batch(content: bytes, name: str) -> Arrays:
 
 
 def _from_sheets(path: Path, split: str) -> Arrays:
-    with zipfile.ZipFile(path) as archive:
-        names = sorted(name for name in archive.namelist() if re.fullmatch(rf"{split}/\d+_\w+_\d+\.webp", name))
-        if not names:
-            raise ValueError(f"{path}: no {split}/003_cat_07.webp or the like, expected a zip of WebP sheets")
-        contents = []
-        for name in names:
-            try:
-                contents.append(archive.read(name))
-            except (zipfile.BadZipFile, OSError, EOFError) as error:
-                raise ValueError(f"{path}: {name}: broken zip entry ({error})") from error
+    try:
+        with open_zip(path) as archive:
+            names = sorted(name for name in archive.sizes if re.fullmatch(rf"{split}/\d{{1,4}}_\w+_\d{{1,9}}\.webp", name))
+            contents = [archive.read(name) for name in names]
+    except Broken as error:
+        raise ValueError(f"{path}: {error}") from error
+    if not names:
+        raise ValueError(f"{path}: no {split}/003_cat_07.webp or the like, expected a zip of WebP sheets")
     with ThreadPoolExecutor() as pool:
         sheets = list(pool.map(_sheet, contents, [f"{path}: {name}" for name in names]))
     labels = [int(name.removeprefix(f"{split}/").split("_")[0]) for name in names]
@@ -151,13 +174,7 @@ def _from_sheets(path: Path, split: str) -> Arrays:
 
 def _sheet(content: bytes, name: str) -> np.ndarray:
     """The images (100, 3, 32, 32) of a sheet, row by row."""
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            pixels = np.asarray(image.convert("RGB"))
-    except Exception as error:  # Pillow's decoders fail in many ways
-        raise ValueError(f"{name}: unreadable image ({error})") from error
+    pixels = np.asarray(picture(io.BytesIO(content), name))
     if pixels.shape != (320, 320, 3):
         raise ValueError(f"{name}: {pixels.shape[1]} x {pixels.shape[0]} pixels, expected 320 x 320")
     return pixels.reshape(10, 32, 10, 32, 3).transpose(0, 2, 4, 1, 3).reshape(100, 3, 32, 32)

@@ -6,17 +6,14 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from facm.core.types import Batch
+from facm.core.untrusted.picture import picture
 from facm.data.checked import check_at_least, check_choice
 from facm.data.in_memory import from_bytes
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 THREADS = min(8, os.cpu_count() or 1)
@@ -114,30 +111,6 @@ def class_folders(owner: str, root: Path, files: tuple[str, ...], remedy: str) -
     classes = tuple(sorted(set(folders)))
     numbers = {name: i for i, name in enumerate(classes)}
     return np.array([numbers[name] for name in folders], np.int64), classes
-
-
-def picture(content: str | IO[bytes], name: str) -> Image:
-    """The RGB image with 8 bits a channel in a file, upright (EXIF) and composed over black where it is transparent.
-
-    content: A path or an open file.
-    Raises ValueError naming ``name`` where the image cannot be decoded or has over 8 bits a channel.
-    """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        with Image.open(content) as file:
-            image = ImageOps.exif_transpose(file)
-            image.load()
-    except UnidentifiedImageError as error:  # its message names the open file's object
-        raise ValueError(f"{name}: unreadable image (of no format that Pillow knows)") from error
-    except Exception as error:  # Pillow's decoders fail in many ways
-        raise ValueError(f"{name}: unreadable image ({type(error).__name__}: {error})") from error
-    if image.mode[0] in "IF":  # Pillow would clip these to 255 rather than scale them
-        raise ValueError(f"{name}: mode {image.mode} has over 8 bits a channel, expected 8")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
-    return image.convert("RGB")
 
 
 def decode(path: str, channels: int, size: int) -> np.ndarray:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
 import math
-import zlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from facm.core.untrusted.unpack import PACKED, Stream, TooLarge, unpacked
 from facm.data.checked import check_at_least, check_choice
 from facm.data.in_memory import InMemory
 
@@ -54,38 +54,35 @@ class Idx:
 
 
 def read_idx(path: Path, axes: int) -> np.ndarray:
-    """The uint8 array with ``axes`` axes in an idx file, which is decompressed where its name ends in .gz.
+    """The uint8 array with ``axes`` axes in an idx file, which may be packed by gzip.
 
     Raises ValueError naming the file unless magic number, sizes and length agree."""
-    content = _content(path)
+    try:
+        with unpacked(path) as file:
+            return _array(file, path, axes)
+    except (*PACKED, TooLarge) as error:
+        raise ValueError(f"{path}: not a whole gzip file ({error})") from error
+
+
+def _array(file: Stream, path: Path, axes: int) -> np.ndarray:
     header = 4 * (1 + axes)
-    if len(content) < header:
-        raise ValueError(f"{path}: {len(content)} bytes, expected an idx header of {header}")
-    magic, *shape = (int(word) for word in np.frombuffer(content, ">u4", count=1 + axes))
+    start = file.read(header)
+    if len(start) < header:
+        raise ValueError(f"{path}: {len(start)} bytes, expected an idx header of {header}")
+    magic, *shape = (int(word) for word in np.frombuffer(start, ">u4"))
     expected = 0x0800 + axes  # two zero bytes, 8 = unsigned bytes, number of axes
     if magic != expected:
         raise ValueError(f"{path}: magic number {magic:#010x}, expected {expected:#010x} (unsigned bytes, {axes} axes)")
     if 0 in shape:
         raise ValueError(f"{path}: header says shape {tuple(shape)}, expected no empty axis")
-    if len(content) != header + math.prod(shape):
-        raise ValueError(
-            f"{path}: {len(content) - header} bytes of data, expected {math.prod(shape)} by the header {tuple(shape)}"
-        )
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+    content = file.read(math.prod(shape) + 1)  # beyond its end, where gzip's checksum stands
+    if len(content) != math.prod(shape):
+        raise ValueError(f"{path}: {len(content)} bytes of data, expected {math.prod(shape)} by the header {tuple(shape)}")
+    return np.frombuffer(content, np.uint8).reshape(shape)
 
 
 def _find(folder: Path, stem: str) -> Path:
     for path in (folder / stem, folder / f"{stem}.gz"):
-        if path.is_file():
+        if os.path.lexists(path):
             return path
     raise ValueError(f"Idx: folder = {str(folder)!r} holds neither {stem} nor {stem}.gz, expected one of them")
-
-
-def _content(path: Path) -> bytes:
-    content = path.read_bytes()
-    if path.suffix != ".gz":
-        return content
-    try:
-        return gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: not a whole gzip file ({error})") from error

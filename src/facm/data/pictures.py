@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from facm.core.types import Batch
+from facm.core.untrusted.picture import picture
 from facm.data.checked import check_at_least
 from facm.data.crop import centre_crop
-from facm.data.folder import THREADS, ImageFolder, class_folders, picture
+from facm.data.folder import THREADS, ImageFolder, class_folders
 from facm.data.in_memory import from_bytes
 
 if TYPE_CHECKING:

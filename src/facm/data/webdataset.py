@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import json
 import os
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +11,16 @@ from typing import IO
 
 import numpy as np
 
+from facm.core.untrusted.door import open_regular, parse_json
+from facm.core.untrusted.picture import MOST_BYTES
+from facm.core.untrusted.tar import Damaged, Member, members
 from facm.data.folder import SUFFIXES
 from facm.data.pictures import Pictures
 
 HIGHEST = 2**31 - 1
 """The largest number that is taken for a class label."""
-END = 2 * tarfile.BLOCKSIZE
-"""Number of zero bytes that end an archive."""
+MOST_LABEL = 2**20
+"""Bytes of a .cls or .json."""
 
 
 @dataclass(frozen=True)
@@ -51,17 +52,17 @@ class TarPictures:
         place, span = np.array(which), np.array(spans)
 
         def read(index: int) -> IO[bytes]:
-            with tars[place[index]].open("rb") as file:
+            with open_regular(tars[place[index]]) as file:
                 return io.BytesIO(os.pread(file.fileno(), int(span[index, 1]), int(span[index, 0])))
 
         return Pictures(tuple(names), np.array(labels, np.int64), (), read, f"TarPictures({self.path})")
 
 
 def tar_files(path: Path) -> list[Path]:
-    """``path`` itself if it is a file named *.tar, otherwise the tar files in that folder, sorted by name."""
-    if path.is_file():
-        return [path] if path.suffix == ".tar" else []
-    return sorted(file for file in path.glob("*.tar") if file.is_file())
+    """``path`` itself if it is named *.tar and no folder, otherwise all *.tar in that folder, sorted by name."""
+    if path.suffix == ".tar" and not path.is_dir():
+        return [path] if os.path.lexists(path) else []
+    return sorted(path.glob("*.tar"))
 
 
 @dataclass
@@ -101,42 +102,29 @@ def _samples(path: Path) -> Iterator[_Sample]:
         if suffix in SUFFIXES:
             if current.name:
                 raise ValueError(f"{path}: sample {key} has two images, {current.name} and {member.name}")
-            current.name, current.offset, current.size = member.name, member.offset_data, member.size
+            current.name, current.offset, current.size = member.name, member.offset, member.size
+            if member.size > MOST_BYTES:
+                raise ValueError(f"{path}: {member.name} has {member.size} bytes, expected at most {MOST_BYTES}")
         else:
             _add_label(path, current, member.name, content)
     if current is not None:
         yield _complete(path, current)
 
 
-def _members(path: Path) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
-    """The header of each regular file, with its content where that is a label."""
+def _members(path: Path) -> Iterator[tuple[Member, bytes]]:
+    """Each regular file, with its content where that is a label."""
     try:
-        with tarfile.open(path, "r:") as tar:
-            while (member := tar.next()) is not None:
-                tar.members = []  # type: ignore[attr-defined]  # otherwise it would keep all headers
-                if not member.isreg():
-                    continue
-                file = tar.extractfile(member) if member.name.lower().endswith((".cls", ".json")) else None
-                yield member, file.read() if file is not None else b""
-            _check_end(path, tar.offset)
-    except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:
+        with open_regular(path) as file:
+            for member in members(file, os.fstat(file.fileno()).st_size):
+                content = b""
+                if member.name.lower().endswith((".cls", ".json")):
+                    file.seek(member.offset)
+                    content = file.read(min(member.size, MOST_LABEL + 1))
+                    if len(content) > MOST_LABEL:
+                        raise Damaged(f"{member.name} has {member.size} bytes, expected at most {MOST_LABEL}")
+                yield member, content
+    except (Damaged, OSError) as error:
         raise ValueError(f"{path}: not a whole tar archive, uncompressed ({error})") from error
-
-
-def _check_end(path: Path, offset: int) -> None:
-    """Raise unless only zeros, and enough of them, follow ``offset``, where ``tarfile`` has stopped.
-
-    It also stops silently at a damaged header, and would skip all members after it.
-    """
-    with path.open("rb") as file:
-        file.seek(offset)
-        found = 0
-        while part := file.read(1 << 20):
-            if part.count(0) != len(part):
-                raise tarfile.ReadError(f"no header at byte {offset}, where data follow")
-            found += len(part)
-    if found < END:
-        raise tarfile.ReadError(f"it ends at byte {offset + found} without the {END} zeros that end an archive")
 
 
 def _add_label(path: Path, sample: _Sample, name: str, content: bytes) -> None:
@@ -158,10 +146,10 @@ def _add_label(path: Path, sample: _Sample, name: str, content: bytes) -> None:
 
 def _number(content: bytes, is_json: bool) -> int | None:
     try:
-        value = json.loads(content)
+        value = parse_json(content.decode(), "a label")
         if is_json:
             value = value["label"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         return None
     return value if type(value) is int and 0 <= value <= HIGHEST else None
 

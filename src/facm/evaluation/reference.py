@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import zipfile
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +16,18 @@ from torch import Tensor
 
 from facm.core.files import TakenError, atomically
 from facm.core.types import Dataset
+from facm.core.untrusted.arrays import Claim, claim_of, read_array, rows_of
+from facm.core.untrusted.door import open_regular
+from facm.core.untrusted.zip import Archive, Damaged, open_zip
 from facm.evaluation.features import FeatureExtractor, check_positive, read_blocks, real_features
 from facm.evaluation.frechet import Moments, frechet_distance
 
 KEEP = 10_000
+MOST = {"mu": 2**20, "sigma": 2**30, "n": 64, "features": 2**16, "fingerprint": 2**16, "rows": 2**30, "shape": 1024}
+"""The arrays of a file that are used, and how many bytes each may have."""
+EXPECTED = "expected an .npz with mu and sigma"
+MOST_IMAGE = 2**26
+"""Bytes of an image in a file."""
 
 
 @dataclass(frozen=True)
@@ -139,21 +150,26 @@ def load_reference(
     Raises ValueError naming the file: not there, not an .npz, keys missing, another number of features than the
     extractor's, not finite, not symmetric, a negative variance, or made with other features than the extractor's.
     """
-    digest, content = _read(path, ("arr_0",) if images else ())
-    mean, covariance = (_array(content, name, path) for name in ("mu", "sigma"))
-    _check_moments(mean, covariance, extractor, path)
+    digest = _sha256(path)
+    with _opened(path) as archive:
+        there = [name.removesuffix(".npy") for name in archive.sizes]
+        missing = [name for name in ("mu", "sigma", *["arr_0"] * images) if name not in there]
+        if missing:
+            raise ValueError(f"{path} has no {' and no '.join(missing)}; it has {', '.join(there[:20]) or 'nothing'}")
+        _check_claims({name: claim_of(archive, name) for name in MOST if name in there}, extractor, path)
+        content = {name: read_array(archive, name) for name in MOST if name in there and not (name == "rows" and images)}
+        rows = _rows_of_images(archive, extractor, path, keep, batch_size) if images else None
+    mean, covariance = (torch.from_numpy(content[name].astype(np.float64)) for name in ("mu", "sigma"))
+    _check_moments(mean, covariance, path)
     features = _text(content, "features")
     if features is not None and features != extractor.identity:
         raise ValueError(
             f"{path} was made with the features {features!r}, expected the extractor's {extractor.identity!r}"
         )
-    rows = torch.zeros(0, extractor.num_features)
-    if "rows" in content:
-        rows = _array(content, "rows", path).float()
-        if rows.ndim != 2 or rows.shape[1] != len(mean) or not rows.isfinite().all():
-            raise ValueError(f"{path}: rows {tuple(rows.shape)}, expected finite ones of shape (N, {len(mean)})")
-    if images:
-        rows = _rows_of_images(content, extractor, path, keep, batch_size)
+    if rows is None:
+        rows = torch.from_numpy(content.get("rows", np.zeros((0, len(mean)))).astype(np.float32))
+        if not rows.isfinite().all():
+            raise ValueError(f"{path}: rows {tuple(rows.shape)}, expected finite ones")
     n, shape = _integers(content, "n", path), _integers(content, "shape", path)
     if n is not None and (len(n) != 1 or n[0] < 2):
         raise ValueError(f"{path}: n = {n}, expected one number of images, at least 2")
@@ -172,33 +188,41 @@ def load_reference(
     )
 
 
-def _read(path: Path, wanted: tuple[str, ...]) -> tuple[str, dict[str, np.ndarray]]:
-    """sha256 of the file, and of its arrays those that are used: ADM's also hold two gigabytes of images."""
-    used = ("mu", "sigma", "n", "features", "fingerprint", "rows", "shape", *wanted)
-    expected = "expected an .npz with mu and sigma"
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Archive]:
+    """The .npz as an archive. Raises ValueError naming it, also for what is damaged in it."""
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise TypeError("one array")
-            there = list(archive.files)
-            content = {name: archive[name] for name in used if name in there}
+        with open_zip(path) as archive:
+            yield archive
+    except (OSError, Damaged) as error:
+        raise ValueError(f"{path} cannot be read ({error}); {EXPECTED}") from error
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with open_regular(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
-        raise ValueError(f"{path}: there is no such file; {expected}") from None
-    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read ({error}); {expected}") from error
-    missing = [name for name in ("mu", "sigma", *wanted) if name not in there]
-    if missing:
-        raise ValueError(f"{path} has no {' and no '.join(missing)}; it has {', '.join(there) or 'nothing'}")
-    return digest, content
+        raise ValueError(f"{path}: there is no such file; {EXPECTED}") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror or error}); {EXPECTED}") from error
 
 
-def _array(content: dict[str, np.ndarray], name: str, path: Path) -> Tensor:
-    value = content[name]
-    if value.dtype.kind != "f":
-        raise ValueError(f"{path}: {name} is {value.dtype}, expected floating point")
-    return torch.from_numpy(value.astype(np.float64))
+def _check_claims(claims: dict[str, Claim], extractor: FeatureExtractor, path: Path) -> None:
+    """Raise ValueError unless the arrays are of the types and sizes that such a file has; none is read yet."""
+    for name in ("mu", "sigma", "rows"):
+        if name in claims and claims[name].dtype.kind != "f":
+            raise ValueError(f"{path}: {name} is {claims[name].dtype}, expected floating point")
+    mean, covariance, f = claims["mu"].shape, claims["sigma"].shape, extractor.num_features
+    if len(mean) != 1 or covariance != 2 * mean:
+        raise ValueError(f"{path}: mu {mean} and sigma {covariance}, expected (F,) and (F, F)")
+    if mean != (f,):
+        raise ValueError(f"{path}: {mean[0]} features in the file, the extractor {extractor.identity!r} has {f}")
+    if "rows" in claims and (len(claims["rows"].shape) != 2 or claims["rows"].shape[1] != f):
+        raise ValueError(f"{path}: rows {claims['rows'].shape}, expected finite ones of shape (N, {f})")
+    large = next((name for name, claim in claims.items() if claim.bytes > MOST[name]), None)
+    if large is not None:
+        raise ValueError(f"{path}: {large} has {claims[large].bytes} bytes, expected at most {MOST[large]}")
 
 
 def _integers(content: dict[str, np.ndarray], name: str, path: Path) -> tuple[int, ...] | None:
@@ -214,14 +238,7 @@ def _text(content: dict[str, np.ndarray], name: str) -> str | None:
     return str(content[name]) if name in content else None
 
 
-def _check_moments(mean: Tensor, covariance: Tensor, extractor: FeatureExtractor, path: Path) -> None:
-    f = extractor.num_features
-    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-        raise ValueError(
-            f"{path}: mu {tuple(mean.shape)} and sigma {tuple(covariance.shape)}, expected (F,) and (F, F)"
-        )
-    if len(mean) != f:
-        raise ValueError(f"{path}: {len(mean)} features in the file, the extractor {extractor.identity!r} has {f}")
+def _check_moments(mean: Tensor, covariance: Tensor, path: Path) -> None:
     if not (mean.isfinite().all() and covariance.isfinite().all()):
         raise ValueError(f"{path}: mu or sigma has entries that are not finite")
     skew = float((covariance - covariance.T).abs().max())
@@ -233,15 +250,18 @@ def _check_moments(mean: Tensor, covariance: Tensor, extractor: FeatureExtractor
 
 
 def _rows_of_images(
-    content: dict[str, np.ndarray], extractor: FeatureExtractor, path: Path, keep: int, batch_size: int
+    archive: Archive, extractor: FeatureExtractor, path: Path, keep: int, batch_size: int
 ) -> Tensor:
     check_positive(keep=keep, batch_size=batch_size)
-    pixels = content["arr_0"]
-    if pixels.dtype != np.uint8 or pixels.ndim != 4 or not len(pixels):
-        raise ValueError(f"{path}: arr_0 is {pixels.dtype} {pixels.shape}, expected images, uint8 (N, H, W, C)")
-    chosen = np.linspace(0, len(pixels) - 1, min(len(pixels), keep)).round().astype(np.int64)
-    rows = []
-    for start in range(0, len(chosen), batch_size):
-        block = torch.from_numpy(pixels[chosen[start : start + batch_size]])
-        rows.append(real_features(extractor, block.permute(0, 3, 1, 2).float() / 127.5 - 1))
+    claim = claim_of(archive, "arr_0")
+    if claim.dtype != np.uint8 or len(claim.shape) != 4 or not claim.shape[0]:
+        raise ValueError(f"{path}: arr_0 is {claim.dtype} {claim.shape}, expected images, uint8 (N, H, W, C)")
+    if math.prod(claim.shape[1:]) > MOST_IMAGE:
+        raise ValueError(f"{path}: arr_0 is of images {claim.shape[1:]}, expected at most {MOST_IMAGE} bytes each")
+    n = claim.shape[0]
+    chosen = np.linspace(0, n - 1, min(n, keep)).round().astype(np.int64)
+    images, rows = rows_of(archive, "arr_0", chosen), []
+    while block := list(islice(images, batch_size)):  # read in their order: two gigabytes are never in memory
+        pixels = torch.from_numpy(np.stack(block))
+        rows.append(real_features(extractor, pixels.permute(0, 3, 1, 2).float() / 127.5 - 1))
     return torch.cat(rows)

@@ -83,10 +83,10 @@ def read_persistent(path: Path, what: str) -> Any:
     """
     try:
         with path.open("rb") as file:
-            _check_opcodes(file, _NOT_HERE)
+            check_opcodes(file, _NOT_HERE)
             size = file.tell()
             file.seek(0)
-            return _Reader(file, size).load()
+            return _PersistentReader(file, size).load()
     except TooMuch as error:
         raise ValueError(f"{path} holds {error}: reading it could take without end. Expected {what}") from error
     except Refused as error:
@@ -160,7 +160,7 @@ def _named(module: Record, kind: str, prefix: str, path: Path) -> dict[str, Any]
     return named
 
 
-def _check_opcodes(file: IO[bytes], refused: Set[str] = frozenset(), only: Set[str] | None = None) -> None:
+def check_opcodes(file: IO[bytes], refused: Set[str] = frozenset(), only: Set[str] | None = None) -> None:
     """Scan the opcodes of one pickle without creating any object. Raises TooMuch or Refused."""
     for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
         if count >= MOST_OPCODES:
@@ -189,12 +189,16 @@ _STORAGE = frozenset(
 _Python: Any = pickle._Unpickler  # the type stubs do not know its methods
 
 
-class _Reader(_Python):
+class Reader(_Python):
     """The unpickler written in Python, whose methods can be replaced.
 
     The one in C hashes any key, and allocates its memo for any index that a file claims. A tuple of two equal tuples,
     repeated to some depth, takes 2**depth steps to hash; keys here are texts and small non-negative integers.
+
+    stand_ins: What is called for each name of a module and a thing in it; any other name is refused.
     """
+
+    stand_ins: Mapping[tuple[str, str], Any]
 
     def __init__(self, file: IO[bytes], size: int) -> None:
         """``size`` is the size of the pickle in bytes."""
@@ -204,10 +208,10 @@ class _Reader(_Python):
 
     def find_class(self, module: str, name: str, /) -> Any:
         try:
-            found = _STAND_INS[module, name]
+            found = self.stand_ins[module, name]
         except KeyError:
             raise Refused(f"{module}.{name}") from None
-        return _Call(self._once) if found is _NUMBERS else found
+        return Call(self._once) if found is _NUMBERS else found
 
     def _once(self, content: Any) -> Tensor:
         """The tensor in an archive; all archives together must fit into the file, or short calls could repeat one."""
@@ -281,12 +285,12 @@ class _Reader(_Python):
 def _keys(items: list[Any]) -> list[Any]:
     for key in items:
         # Python hashes larger integers by a remainder, so that a file could choose many with the same hash.
-        if type(key) is not str and not (type(key) is int and 0 <= key < 2**32):
+        if type(key) not in (str, bytes) and not (type(key) is int and 0 <= key < 2**32):
             raise TooMuch(f"a key that is a {type(key).__name__}, not a text or a small whole number")
     return items
 
 
-class _Call:
+class Call:
     """A stand-in for a function that a file may call."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -330,7 +334,7 @@ def _numbers(content: Any) -> Tensor:
     try:
         archive = io.BytesIO(content)
         for _ in range(5):
-            _check_opcodes(archive, only=_STORAGE)
+            check_opcodes(archive, only=_STORAGE)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # typed storages are deprecated
             storage = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
@@ -382,18 +386,22 @@ def _number(dtype: Any, content: Any) -> Any:
     return struct.unpack(dtype.order + NUMBERS[dtype.code], content)[0]
 
 
-_NUMBERS = _Call(_numbers)
+_NUMBERS = Call(_numbers)
 
 _STAND_INS: dict[tuple[str, str], Any] = {
-    ("torch_utils.persistence", "_reconstruct_persistent_obj"): _Call(_persistent),
+    ("torch_utils.persistence", "_reconstruct_persistent_obj"): Call(_persistent),
     ("torch.nn.modules.container", "ModuleDict"): _ModuleDict,
     ("torch.storage", "_load_from_bytes"): _NUMBERS,
-    ("torch._utils", "_rebuild_tensor_v2"): _Call(_tensor),
-    ("torch._utils", "_rebuild_parameter"): _Call(_parameter),
+    ("torch._utils", "_rebuild_tensor_v2"): Call(_tensor),
+    ("torch._utils", "_rebuild_parameter"): Call(_parameter),
     ("collections", "OrderedDict"): _Dict,
     ("dnnlib.util", "EasyDict"): _Dict,
-    ("builtins", "set"): _Call(_set),
+    ("builtins", "set"): Call(_set),
     ("numpy", "dtype"): _Dtype,
-    ("numpy.core.multiarray", "scalar"): _Call(_number),
-    ("numpy._core.multiarray", "scalar"): _Call(_number),
+    ("numpy.core.multiarray", "scalar"): Call(_number),
+    ("numpy._core.multiarray", "scalar"): Call(_number),
 }
+
+
+class _PersistentReader(Reader):
+    stand_ins = _STAND_INS
