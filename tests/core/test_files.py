@@ -3,14 +3,6 @@
 from __future__ import annotations
 
 import os
-<<<<<<< HEAD
-import subprocess
-import sys
-
-import pytest
-
-from facm.core.files import UMASK, atomically, write_text
-=======
 import socket
 import subprocess
 import sys
@@ -20,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from facm.core.files import PARTIAL, TakenError, atomically, open_in_place, write_text
->>>>>>> e12dce9 (Run folders from others: nothing in them is executed, followed or waited for; folders are claimed before they are written)
 from tests.training.run_parts import Crash
 
 
@@ -38,24 +29,6 @@ def test_a_write_that_fails_leaves_the_old_content_and_nothing_else(tmp_path: Pa
     assert os.listdir(tmp_path) == ["x.txt"]
 
 
-<<<<<<< HEAD
-def test_a_file_is_readable_as_the_umask_says_whatever_its_writer_made_it(tmp_path):
-    """Some writers, such as safetensors', make files that only their owner may read."""
-    file = tmp_path / "x.txt"
-    with atomically(file) as partial:
-        os.close(os.open(partial, os.O_CREAT | os.O_WRONLY, 0o600))
-    assert file.stat().st_mode & 0o777 == 0o666 & ~UMASK
-
-
-def test_reading_the_umask_leaves_it_as_it_was():
-    """Alone in its process: another module could put it back."""
-    code = (
-        "import os; before = os.umask(0o027); os.umask(before); os.umask(0o027); import facm.core.files; "
-        "print(os.umask(0) == 0o027)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "True"
-=======
 def test_two_that_write_one_file_do_not_meet(tmp_path: Path) -> None:
     file = tmp_path / ("x" * 255)  # as long as names can be
     with atomically(file) as one, atomically(file) as other:
@@ -135,4 +108,3 @@ def test_what_is_written_in_place_is_a_regular_file(make: Callable[[Path], objec
     with pytest.raises(ValueError, match=f"{tmp_path}/x {said}"):
         open_in_place(tmp_path / "x", os.O_RDWR)
     assert not (tmp_path / "nowhere").exists()
->>>>>>> e12dce9 (Run folders from others: nothing in them is executed, followed or waited for; folders are claimed before they are written)

@@ -132,7 +132,10 @@ def test_wrong_files_are_refused_by_name(built, extractor, tmp_path):
         (content(built, mu=np.zeros(4, int)), "mu is int64, expected floating point"),
         (content(built, features=np.array("other-123")), "made with the features 'other-123', expected .* 'identity'"),
         (content(built, rows=np.zeros((5, 3))), r"rows \(5, 3\), expected finite ones of shape \(N, 4\)"),
-        (content(built, mu=np.array([None] * 4)), "cannot be read.*array of dtype.*O.*expected an .npz with mu and sigma"),
+        (
+            content(built, mu=np.array([None] * 4)),
+            "cannot be read.*array of dtype.*O.*expected an .npz with mu and sigma",
+        ),
     ]
     for number, (arrays, message) in enumerate(cases):
         file = tmp_path / f"{number}.npz"

@@ -160,7 +160,9 @@ def _pickled_batch(content: bytes, name: str) -> Arrays:
 def _from_sheets(path: Path, split: str) -> Arrays:
     try:
         with open_zip(path) as archive:
-            names = sorted(name for name in archive.sizes if re.fullmatch(rf"{split}/\d{{1,4}}_\w+_\d{{1,9}}\.webp", name))
+            names = sorted(
+                name for name in archive.sizes if re.fullmatch(rf"{split}/\d{{1,4}}_\w+_\d{{1,9}}\.webp", name)
+            )
             contents = [archive.read(name) for name in names]
     except Broken as error:
         raise ValueError(f"{path}: {error}") from error

@@ -77,7 +77,9 @@ def _array(file: Stream, path: Path, axes: int) -> np.ndarray:
         raise ValueError(f"{path}: header says shape {tuple(shape)}, expected no empty axis")
     content = file.read(math.prod(shape) + 1)  # beyond its end, where gzip's checksum stands
     if len(content) != math.prod(shape):
-        raise ValueError(f"{path}: {len(content)} bytes of data, expected {math.prod(shape)} by the header {tuple(shape)}")
+        raise ValueError(
+            f"{path}: {len(content)} bytes of data, expected {math.prod(shape)} by the header {tuple(shape)}"
+        )
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 

@@ -157,7 +157,9 @@ def load_reference(
         if missing:
             raise ValueError(f"{path} has no {' and no '.join(missing)}; it has {', '.join(there[:20]) or 'nothing'}")
         _check_claims({name: claim_of(archive, name) for name in MOST if name in there}, extractor, path)
-        content = {name: read_array(archive, name) for name in MOST if name in there and not (name == "rows" and images)}
+        content = {
+            name: read_array(archive, name) for name in MOST if name in there and not (name == "rows" and images)
+        }
         rows = _rows_of_images(archive, extractor, path, keep, batch_size) if images else None
     mean, covariance = (torch.from_numpy(content[name].astype(np.float64)) for name in ("mu", "sigma"))
     _check_moments(mean, covariance, path)
@@ -249,9 +251,7 @@ def _check_moments(mean: Tensor, covariance: Tensor, path: Path) -> None:
         raise ValueError(f"{path}: sigma has a negative variance ({lowest:g}), expected a covariance")
 
 
-def _rows_of_images(
-    archive: Archive, extractor: FeatureExtractor, path: Path, keep: int, batch_size: int
-) -> Tensor:
+def _rows_of_images(archive: Archive, extractor: FeatureExtractor, path: Path, keep: int, batch_size: int) -> Tensor:
     check_positive(keep=keep, batch_size=batch_size)
     claim = claim_of(archive, "arr_0")
     if claim.dtype != np.uint8 or len(claim.shape) != 4 or not claim.shape[0]:

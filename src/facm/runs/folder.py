@@ -90,28 +90,28 @@ class RunFolder:
 
     @property
     def samples(self) -> Path:
-        return self._folder("samples")
+        return self._inside("samples")
 
     def checkpoint(self, images: int) -> Path:
-        return self._folder("checkpoints") / f"{images:012d}.safetensors"
+        return self._inside("checkpoints") / f"{images:012d}.safetensors"
 
     def checkpoints(self) -> list[Path]:
         """All checkpoints, oldest first: files, and directories of sharded ones."""
-        found = _stored(self._folder("checkpoints"), _CHECKPOINT)
+        found = _stored(self._inside("checkpoints"), _CHECKPOINT)
         return [path for _, path in sorted((int(images), path) for (images,), path in found)]
 
     def ema_snapshot(self, images: int, sigma_rel: float) -> Path:
-        return self._folder("ema") / f"{images:012d}-{sigma_rel}.safetensors"
+        return self._inside("ema") / f"{images:012d}-{sigma_rel}.safetensors"
 
     def ema_snapshots(self) -> list[tuple[int, float, Path]]:
         """(images seen, sigma_rel, file) of every kept EMA snapshot, oldest first."""
-        found = _stored(self._folder("ema"), _SNAPSHOT)
+        found = _stored(self._inside("ema"), _SNAPSHOT)
         return sorted((int(images), float(sigma_rel), path) for (images, sigma_rel), path in found)
 
     def _file(self, name: str) -> Path:
         return _own(self.path / name, stat.S_ISREG, "a regular file")
 
-    def _folder(self, name: str) -> Path:
+    def _inside(self, name: str) -> Path:
         return _own(self.path / name, stat.S_ISDIR, "a folder")
 
 
@@ -335,7 +335,7 @@ def _tidy(folder: RunFolder) -> None:
     """Remove what was being written or deleted when a process was killed. The lock is held: whoever else writes in the
     folder meanwhile, such as ``facm sample``, uses other names."""
     left = [*folder.path.glob(f".*{PARTIAL}"), *folder.samples.glob(f".[0-9]*.png.*{PARTIAL}")]
-    for parts in (folder._folder("checkpoints"), folder._folder("ema")):
+    for parts in (folder._inside("checkpoints"), folder._inside("ema")):
         left += [*parts.glob(f".*{PARTIAL}"), *parts.glob(f".*{REMOVED}")]
     for path in left:
         if path.is_dir() and not path.is_symlink():

@@ -11,7 +11,7 @@ from typing import IO, Any, ClassVar
 
 import numpy as np
 
-from facm.core.untrusted.persistence import Record, Refused, Call, check_opcodes, Reader
+from facm.core.untrusted.persistence import Call, Reader, Record, Refused, check_opcodes
 from facm.core.untrusted.zip import Archive, Damaged
 
 NUMBERS = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248]|[SU][0-9]{1,6})")

@@ -80,7 +80,9 @@ def members(file: Source, length: int | None = None) -> Iterator[Member]:
                 named = content.partition(b"\0")[0]
             place = _after(begin, size)
             continue
-        name = (said.get("GNU.sparse.name") or said.get("path") or named or _name(block)).decode(errors="surrogateescape")
+        name = (said.get("GNU.sparse.name") or said.get("path") or named or _name(block)).decode(
+            errors="surrogateescape"
+        )
         if kind == b"S" or any(key.startswith("GNU.sparse") for key in said):
             raise Damaged(f"{name} has holes (tar -S), expected all of its bytes: pack it without -S")
         if "size" in said:
