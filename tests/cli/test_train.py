@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from facm.runs.folder import open_run
-from facm.training.trainer import NonFiniteError
+from facm.training.finite import NonFiniteError
 from tests.cli.cli_parts import OVERRIDES, RECIPES, command, refused
 from tests.core.core_parts import held_elsewhere
 from tests.training.run_parts import before_step, contents, signal_at

@@ -20,8 +20,10 @@ def whole(tmp_path_factory):
     return whole_runs(tmp_path_factory.mktemp("whole"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("clock", [0, 48, 160])
+@pytest.mark.parametrize(
+    ("number", "clock"),
+    [(signal.SIGTERM, 0), (signal.SIGTERM, 48), (signal.SIGTERM, 160), (signal.SIGINT, 48), (signal.SIGHUP, 48)],
+)
 def test_a_signal_saves_and_resuming_changes_nothing(whole, tmp_path, number, clock):
     run, expected = whole["student"]
     folder = create(tmp_path / "run", run)
@@ -58,9 +60,21 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path):
 
 
 def test_the_handlers_are_given_back(tmp_path):
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
     trained(tmp_path / "run", flow_run())
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_a_closed_terminal_is_ignored_where_the_command_was_started_to_ignore_it(tmp_path):
+    """As nohup starts it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        run = flow_run()
+        with before_step(signal_at(48, signal.SIGHUP)):
+            assert train(run, create(tmp_path / "run", run)).finished
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_an_interrupted_command_says_how_to_go_on(whole, tmp_path, capsys):

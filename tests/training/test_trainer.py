@@ -22,8 +22,9 @@ from facm.runs.config import Intervals
 from facm.runs.folder import create
 from facm.training.build import build
 from facm.training.checks import check
+from facm.training.finite import NonFiniteError
 from facm.training.loop import train
-from facm.training.trainer import LOOK_EVERY, NonFiniteError
+from facm.training.trainer import LOOK_EVERY
 from tests.training.run_parts import (
     BATCH,
     EVERY,

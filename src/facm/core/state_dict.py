@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from facm.core.finite import buffers_of, listed, non_finite
+
 
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be written, or must not be read."""
@@ -15,13 +17,20 @@ class CheckpointError(RuntimeError):
 def load_strictly(
     module: torch.nn.Module, state: Mapping[str, Tensor], source: str, may_miss: tuple[str, ...] = ()
 ) -> None:
-    """Load weights; CheckpointError lists every missing, unexpected or misshapen one.
+    """Load weights; CheckpointError lists every missing, unexpected or misshapen one, or those that are not finite.
 
     source: Where the weights come from, for the error.
     may_miss: Prefixes of parameters that may be absent from ``state``, as they have no effect as initialised.
     """
     check_fits(module, {name: value.shape for name, value in state.items()}, source, may_miss)
+    check_finite(module, state, source)
     module.load_state_dict({**module.state_dict(), **state}, strict=True)
+
+
+def check_finite(module: torch.nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Raise CheckpointError if weights of ``module`` are not finite. Its buffers may be infinite, as masks are."""
+    if bad := non_finite(state, buffers_of(module)):
+        raise CheckpointError(f"{source} is no network to compute with: {listed(bad)} hold NaN or infinity")
 
 
 def check_fits(

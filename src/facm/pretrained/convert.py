@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from facm.core.files import TakenError, atomically
-from facm.core.state_dict import CheckpointError, check_fits
+from facm.core.state_dict import CheckpointError, check_finite, check_fits
 from facm.core.types import NetworkConfig
 from facm.networks.adapters.variance_preserving import VariancePreserving
 from facm.networks.lightning_dit import LightningDiT
@@ -69,6 +69,7 @@ def export_reference(
         empty = config.build()
     try:
         check_fits(empty, {name: value.shape for name, value in state.items()}, f"the {type(network).__name__}")
+        check_finite(empty, state, f"the {type(network).__name__}")
     except CheckpointError as error:
         raise ValueError(f"{error} of config = {config!r}") from error
     prefix = "inner." if inner is not config else ""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from facm.core.files import TakenError, atomically
 from facm.core.serialize import from_json, to_json, types_in
-from facm.core.state_dict import CheckpointError
+from facm.core.state_dict import CheckpointError, check_finite
 from facm.core.types import NetworkConfig
 from facm.latents.statistics import Statistics
 
@@ -84,10 +84,13 @@ def said_of(statistics: Statistics) -> str:
 
 
 def write_own(out: Path, config: NetworkConfig, state: Mapping[str, Tensor], said: Mapping[str, str]) -> None:
-    """Write atomically. Raises ValueError if ``out`` exists, CheckpointError if it cannot be written."""
+    """Write atomically. Raises ValueError if ``out`` exists, CheckpointError if it cannot be written, or if a weight is
+    not finite."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    with torch.device("meta"):
+        check_finite(config.build(), state, f"what was to become {out}")
     metadata = {"format": "pt", "config": json.dumps(to_json(config)), **said}
     weights = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
     try:

@@ -106,10 +106,15 @@ def open_newest(folder: RunFolder, run: Run, world: World = ALONE) -> Stored:
     try:
         return open_of_run(file, run, world)
     except CheckpointError as error:
-        hint = "there is none before it"
-        if earlier := [path for path in folder.checkpoints() if clock_of(path) < clock_of(file)]:
-            hint = f"the one before is {earlier[-1]}: delete or move {file.name} to go on from there"
-        raise CheckpointError(f"{error}; {hint}") from error
+        raise CheckpointError(f"{error}; {one_before(file, folder)}") from error
+
+
+def one_before(file: Path, folder: RunFolder) -> str:
+    """What to do where the checkpoint ``file`` cannot be used, in words."""
+    earlier = [path for path in folder.checkpoints() if clock_of(path) < clock_of(file)]
+    if not earlier:
+        return "there is none before it"
+    return f"the one before is {earlier[-1]}: delete or move {file.name} to go on from there"
 
 
 def load_trained(

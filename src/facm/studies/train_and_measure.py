@@ -26,8 +26,8 @@ from facm.runs.folder import RunFolder, RunFolderError, create_or_continue, open
 from facm.sampling.methods import Method, default_method
 from facm.studies.study import Entry
 from facm.training.checks import check
+from facm.training.finite import NonFiniteError
 from facm.training.loop import Outcome, train
-from facm.training.trainer import NonFiniteError
 
 SEED_OF_EVALUATION = 1
 STOPPED = "stopped.json"

@@ -6,7 +6,7 @@ import torch
 
 from facm.core.hashing import digest
 from facm.core.serialize import fingerprint
-from facm.core.state_dict import load_strictly
+from facm.core.state_dict import check_finite, load_strictly
 from facm.data.stream import Stream
 from facm.distributed.collectives import check_same
 from facm.distributed.engine import Engine
@@ -18,6 +18,7 @@ from facm.runs.config import Run
 from facm.runs.ema import EMA
 from facm.runs.folder import RunFolder
 from facm.training.checks import CheckedRun
+from facm.training.finite import check_finite_state
 from facm.training.precision import resolved_precision
 from facm.training.state import Skips, TrainState, restore
 from facm.training.trainer import Trainer
@@ -44,6 +45,7 @@ def build(checked: CheckedRun, folder: RunFolder, engine: Engine, world: World, 
         getattr(checked.dataset, "fingerprint", None),
     )
     restore(state, run, folder, teacher_record)
+    check_finite_state(state.weights(), network, world, f"network = {run.network} does not begin with finite weights")
     rng = torch.Generator(device)
     return Trainer(run, checked.objective, stream, state, teacher, teacher_record, engine, world, device, rng)
 
@@ -87,6 +89,7 @@ def _teacher(
     if run.teacher is None:
         return None, None
     teacher = run.teacher.load().eval().requires_grad_(False)
+    check_finite(teacher, teacher.state_dict(), f"teacher = {run.teacher}")
     record = {"identity": repr(run.teacher), "sha256": digest(teacher.state_dict())}
     check_same(world, "the teacher", record)
     if engine.kind(world.ranks) == "fsdp":

@@ -69,13 +69,15 @@ def train(
     """Train ``run`` in ``folder``, from its newest checkpoint if it has one; resuming equals no interruption.
 
     report: called on the first rank with every line of the log.
-    on_checkpoint: called on all ranks after every checkpoint.
+    on_checkpoint: called on all ranks after every checkpoint, and again for the one that the run goes on from, since
+    the process may have ended before it was called.
     world: the ranks that train together, all of which call this; the first one writes and reports.
 
-    Saves and returns on SIGTERM and on Ctrl-C, on whichever rank it arrives. Raises NonFiniteError after
-    ``run.max_nonfinite`` skipped steps in a row, CheckpointError where a checkpoint cannot be written or belongs to
-    another run, network or teacher, ValueError where batch and ranks do not divide or the ranks do not agree,
-    RuntimeError where gradients are not synchronised, OutOfMemory with what would help.
+    Saves and returns on SIGTERM, SIGHUP and Ctrl-C, on whichever rank it arrives. Raises NonFiniteError after
+    ``run.max_nonfinite`` skipped steps in a row, and instead of saving weights, averages or moments that are not
+    finite; CheckpointError where a checkpoint cannot be written or belongs to another run, network or teacher,
+    ValueError where batch and ranks do not divide or the ranks do not agree, RuntimeError where gradients are not
+    synchronised, OutOfMemory with what would help.
     """
     device = device or world.device
     with contextlib.ExitStack() as stack:
@@ -91,6 +93,8 @@ def train(
             log.rewind(folder.log, state.images)
             log.append(folder.sessions, {"images": state.images, **_session(trainer)})
         forget()
+        if state.images:
+            _call_back(on_checkpoint, trainer)
         stream = stack.enter_context(contextlib.closing(_batches(trainer)))
         first = True
         while not trainer.finished and not trainer.asked_to_stop(stop):
@@ -110,15 +114,19 @@ def train(
                 save_ema_snapshots(state, run, folder)
             if trainer.due(run.every.checkpoint):
                 save_checkpoint(state, run, folder, trainer.teacher_record)
-                if on_checkpoint is not None:
-                    with borrowed_generators():  # a resumed run is not called back again
-                        on_checkpoint(trainer)
+                _call_back(on_checkpoint, trainer)
         if not trainer.finished:
             trainer.look()
             save_checkpoint(state, run, folder, trainer.teacher_record)
         signals = signals_of_all(world, stop)
         seconds = time.monotonic() - began
         return Outcome(state.images, trainer.finished, signals[0] if signals else None, seconds, int(state.skips.total))
+
+
+def _call_back(on_checkpoint: Callable[[Trainer], None] | None, trainer: Trainer) -> None:
+    if on_checkpoint is not None:
+        with borrowed_generators():  # what it draws changes nothing in the run
+            on_checkpoint(trainer)
 
 
 def _batches(trainer: Trainer) -> Generator[Batch]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from facm.distributed.collectives import any_of
+from facm.distributed.collectives import any_of, by_first
 from facm.distributed.wrap import is_sharded
 from facm.flow.conditions import Labels, Unconditional
 from facm.latents.decode import Decoder
@@ -26,12 +26,13 @@ TEACHER_NFE = 8
 def draw_preview(trainer: Trainer, path: Path, decode: Decoder | None = None) -> None:
     """Samples of the first EMA, from the same noise every time, latents decoded.
 
-    Nothing is drawn for data that are not images and for which there is no ``decode``, for an objective that does not
-    say its condition, or for conditions other than labels.
+    Nothing is drawn where there is a picture at ``path`` already, for data that are not images and for which there is
+    no ``decode``, for an objective that does not say its condition, or for conditions other than labels.
     """
     state, interface, shape = trainer.state, trainer.objective.interface, trainer.dataset.shape
     drawable = any_of(state.world, decode is not None) or is_image(shape)
-    if not isinstance(interface.condition, Labels | Unconditional) or not drawable:
+    there = by_first(state.world, path.exists)
+    if there or not isinstance(interface.condition, Labels | Unconditional) or not drawable:
         return
     parameter = next(state.network.parameters())
     if not (state.world.first or is_sharded(parameter)):

@@ -13,11 +13,12 @@ from facm.core.serialize import fingerprint
 from facm.core.state_dict import CheckpointError, check_fits
 from facm.distributed.collectives import by_first, from_first, gathered
 from facm.distributed.process_group import ALONE, World
-from facm.pretrained.trained import open_newest
+from facm.pretrained.trained import one_before, open_newest
 from facm.runs.checkpointer import Stored, directory_of, remove, save
 from facm.runs.config import Run
 from facm.runs.ema import EMA
 from facm.runs.folder import RunFolder
+from facm.training.finite import NonFiniteError, check_finite_state
 from facm.training.window import Window
 
 
@@ -117,10 +118,17 @@ class TrainState:
 
 
 def save_checkpoint(state: TrainState, run: Run, folder: RunFolder, teacher: dict[str, str] | None) -> None:
-    """Save everything, then remove what ``run.every.keep`` no longer keeps. All ranks call this together."""
+    """Save everything, then remove what ``run.every.keep`` no longer keeps. All ranks call this together.
+
+    Raises NonFiniteError, and neither writes nor removes anything, where weights, averages or moments are not finite.
+    """
     tensors, meta = state.state_dict()
     loader = {"position": state.images, "seed": run.seed}
     file = folder.checkpoint(state.images)
+    kept = [path.name for path in folder.checkpoints()]
+    last = f"the newest checkpoint is {kept[-1]}" if kept else "there is no checkpoint before"
+    what = f"nothing was saved at {state.images} images, {last}"
+    check_finite_state(tensors, state.network, state.world, what)
     record = {**meta, "loader": loader, "run": fingerprint(run), "teacher": teacher}
     written = save(file, tensors, record, state.world)
 
@@ -157,10 +165,18 @@ def restore(state: TrainState, run: Run, folder: RunFolder, teacher: dict[str, s
         state.load_state_dict(saved)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{source} does not hold the state of a run ({type(error).__name__}: {error})") from error
+    try:
+        check_finite_state(state.state_dict()[0], state.network, state.world, f"{source} cannot be gone on from")
+    except NonFiniteError as error:  # written by an earlier version
+        raise CheckpointError(f"{error}; {one_before(saved.path, folder)}") from error
 
 
 def save_ema_snapshots(state: TrainState, run: Run, folder: RunFolder) -> None:
-    """Keep the averages of this moment, from which other lengths can be synthesised."""
+    """Keep the averages of this moment, from which other lengths can be synthesised.
+
+    Raises NonFiniteError, writing none, where one of them is not finite.
+    """
+    check_finite_state(state.weights(), state.network, state.world, f"no averages were kept at {state.images} images")
     for sigma_rel, average in state.ema.averages.items():
         meta = {"images": state.images, "sigma_rel": sigma_rel, "run": fingerprint(run)}
         save(folder.ema_snapshot(state.images, sigma_rel), average, meta, state.world)

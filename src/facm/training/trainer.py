@@ -9,7 +9,7 @@ A guided teacher does wait, once a micro-batch: facm.flow.guidance asks it only 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,16 +25,13 @@ from facm.distributed.engine import Engine
 from facm.distributed.gradients import check_gradients, clip, reducing
 from facm.distributed.process_group import World
 from facm.runs.config import Run
+from facm.training.finite import NonFiniteError, origin
 from facm.training.precision import autocast
 from facm.training.state import TrainState
 from facm.training.window import Window, memory
 
 LOOK_EVERY = 8
 """Steps between two looks at what the device counts and at what other ranks were asked."""
-
-
-class NonFiniteError(RuntimeError):
-    """Too many steps in a row had a non-finite gradient."""
 
 
 @dataclass
@@ -116,14 +113,10 @@ class Trainer:
 
         The terms of a loss come one after the other, each freed by its backward pass before the next is computed.
         """
-        run, images, count = self.run, self.state.images, len(micro_batches)
-        objective = self.objective.at(images)
+        run, count = self.run, len(micro_batches)
         total, terms = torch.zeros((), device=self.device), dict[str, list[Tensor]]()
         for index, batch in enumerate(micro_batches):
-            shared = self.objective.draws_for_whole_step or batch.of is None
-            self.rng.manual_seed(derive(run.seed, 1, images, *(() if shared else (1 + batch.start,))))
-            with autocast(run, self.device):
-                pending = list(objective.loss_terms(self.state.wrapped, batch, self.rng, self.teacher))
+            pending = self._loss_terms(batch, self.state.images)
             while pending:
                 term = pending.pop(0)
                 with reducing(self.state.wrapped, last=index == count - 1 and not pending):
@@ -138,6 +131,14 @@ class Trainer:
             total, {name: values[0] if len(values) == 1 else torch.cat(values) for name, values in terms.items()}
         )
 
+    def _loss_terms(self, batch: Batch, images: int) -> list[Callable[[], Loss]]:
+        """The terms of the loss on a micro-batch of the step that begins at ``images``, each still to be computed."""
+        shared = self.objective.draws_for_whole_step or batch.of is None
+        self.rng.manual_seed(derive(self.run.seed, 1, images, *(() if shared else (1 + batch.start,))))
+        with autocast(self.run, self.device):
+            objective = self.objective.at(images)
+            return list(objective.loss_terms(self.state.wrapped, batch, self.rng, self.teacher))
+
     def check_first_step(self) -> None:
         """Raise RuntimeError unless the first backward pass reduced every gradient over the ranks."""
         if self.world.ranks > 1:
@@ -149,12 +150,32 @@ class Trainer:
         in_a_row = int(state.skips.longest)
         if in_a_row >= limit:
             terms = ", ".join(state.window.non_finite()) or "none, only the gradient"
+            cause = self._origin(int(state.skips.last))
             raise NonFiniteError(
                 f"{in_a_row} steps in a row had a non-finite loss or gradient, of at most {limit} (max_nonfinite), the "
-                f"last at {int(state.skips.last)} images; non-finite terms: {terms}. Checkpoints from before, if any, "
-                "are untouched; what helps: a lower optimizer.lr, a clamp, QK-norm, precision = 'fp32'"
+                f"last at {int(state.skips.last)} images; non-finite terms: {terms}{f': {cause}' * bool(cause)}. "
+                "Checkpoints from before, if any, are untouched; what helps: a lower optimizer.lr, a clamp, QK-norm, "
+                "precision = 'fp32'"
             )
         state.skips.longest.copy_(state.skips.in_a_row)
+
+    def _origin(self, images: int) -> str:
+        """Where the numbers of the step that ended at ``images`` cease to be finite, in words; empty if unknown."""
+        begin = images - self.run.batch_size
+        batch = self.stream.at(begin).to(self.device)
+        named = {"the teacher": self.teacher, "the network": self.state.network}
+        networks = {called: network for called, network in named.items() if network is not None}
+
+        def again() -> None:
+            with torch.no_grad():
+                for part in self._micro_batches(batch):
+                    for term in self._loss_terms(part, begin):
+                        with autocast(self.run, self.device):
+                            term()
+
+        inputs = {"x_1 of the batch": batch.x_1, "cond of the batch": batch.cond}
+        sharded = self.engine.kind(self.world.ranks) == "fsdp"  # whose passes wait for each other
+        return origin(networks, inputs, None if sharded else again, self.world)
 
     def asked_to_stop(self, stop: list[str]) -> bool:
         """Whether some rank got a signal. With several ranks the answer is looked for every few steps, by all."""
