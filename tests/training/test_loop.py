@@ -71,6 +71,21 @@ def test_the_callback_sees_the_trainer_at_every_checkpoint(tmp_path):
     assert seen == [(Trainer, 80), (Trainer, 160), (Trainer, 240), (Trainer, 320)]
 
 
+def test_a_callback_that_a_kill_took_is_made_up_for(tmp_path):
+    """As for the picture of a checkpoint: the process may end between the two."""
+    run, seen, folder = flow_run(), [], create(tmp_path / "run", flow_run())
+
+    def call_back(trainer):
+        seen.append(trainer.state.images)
+        if seen == [80, 160]:
+            raise Crash
+
+    with pytest.raises(Crash):
+        train(run, folder, on_checkpoint=call_back)
+    train(run, folder, on_checkpoint=call_back)
+    assert seen == [80, 160, 160, 240, 320]
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     return whole_runs(tmp_path_factory.mktemp("whole"))
