@@ -368,7 +368,7 @@ def test_every_derivative_is_the_same_through_every_wrapper(root):
 @pytest.mark.parametrize("derivative", ["OpLevel", "NoGraph"])
 def test_accumulation_and_checkpointing_in_one_process(tmp_path, derivative):
     train_in(tmp_path / "teacher", teacher_run(images=16))
-    run = student(tmp_path, derivative, images=64)
+    run = student(tmp_path, derivative, images=32, every=Intervals(log=16, checkpoint=32, ema_snapshots=0))
     plain = train_in(tmp_path / "plain", run)
     for name, engine in (("parts", Engine(accumulate=4)), ("again", Engine(checkpointing=True))):
         folder = train_in(tmp_path / name, run, engine)

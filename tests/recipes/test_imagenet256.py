@@ -357,6 +357,7 @@ def test_the_other_backbones_of_table_2(name):
     assert run.teacher == run.initial
 
 
+@pytest.mark.slow
 def test_the_recipe_is_planned_without_data_or_teacher(capsys):
     command("plan", "imagenet256-lightningdit-xl", "--shape", 32, 16, 16, "--gpus", 64, "--engine.checkpointing")
     assert "fits" in capsys.readouterr().out

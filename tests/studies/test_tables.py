@@ -102,6 +102,7 @@ def test_studies_fit_other_sizes(tmp_path):
         check_study(made(name, setting(images=2048, teacher_images=4096), tmp_path), tmp_path)
 
 
+@pytest.mark.slow
 def test_the_size_of_cifar_10_fits_every_study(tmp_path):
     """With its own network and objectives, on noise; its guided rows are left out, for it has no null condition."""
     at = replace(cifar10(), data=Noise(), reference=None)

@@ -159,8 +159,10 @@ def test_a_checkpoint_holds_network_ema_optimiser_log_window_and_generators(whol
     assert saved.meta["window"] == 1  # one step since the log record at 224
 
 
-@pytest.mark.parametrize("clock", [0, 48, 80, 128, 304], ids=lambda clock: f"crash at {clock}")
-@pytest.mark.parametrize("kind", KINDS)
+CRASHES = [(kind, clock) for kind in KINDS for clock in ((0, 48, 80, 128, 304) if kind == "student" else (80, 128))]
+
+
+@pytest.mark.parametrize(("kind", "clock"), CRASHES)
 def test_a_crash_changes_nothing(whole, tmp_path, kind, clock):
     """At once, before the first checkpoint, at a checkpoint, between two, and at the last step."""
     run, expected = whole[kind]
@@ -256,7 +258,7 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("count", [1, 4, 9])
+@pytest.mark.parametrize("count", [1, 4])
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_kill_while_saving_changes_nothing(whole, tmp_path, monkeypatch, moment, count):
     run, expected = whole["flow"]

@@ -205,38 +205,36 @@ def test_whole_shards_are_not_made_again_and_broken_ones_are(tmp_path: Path, sou
     assert contents(out) == expected
 
 
-def prepare_here(photos_at: str, out: str) -> dict:
+def prepare_twice(photos_at: str, broken_at: str, out: str) -> tuple[dict, str]:
+    """What a rank did with good photos, and its error with broken ones."""
     with opened(Engine()) as world:
-        source = FolderPictures(photos_at)
         said: list[int] = []
         report = lambda done, _: said.append(done)  # noqa: E731
-        summary = prepare(source, PoolingConfig(), Path(out), world=world, report=report, **SMALL)
-        return {**dataclasses.asdict(summary), "said": said}
+        summary = prepare(
+            FolderPictures(photos_at), PoolingConfig(), Path(out, "good"), world=world, report=report, **SMALL
+        )
+        good = {**dataclasses.asdict(summary), "said": said}
+        try:
+            prepare(FolderPictures(broken_at), PoolingConfig(), Path(out, "broken"), world=world, **SMALL)
+        except (ValueError, RuntimeError) as error:
+            return good, f"{type(error).__name__}: {error}"
+        return good, "no error"
 
 
-def fail_here(photos_at: str, out: str) -> str:
-    try:
-        prepare_here(photos_at, out)
-    except (ValueError, RuntimeError) as error:
-        return f"{type(error).__name__}: {error}"
-    return "no error"
-
-
-def test_ranks_share_the_work_and_the_bytes_do_not_change(tmp_path: Path, source: FolderPictures) -> None:
+def test_ranks_share_the_work_and_a_broken_image_on_one_ends_both(tmp_path: Path, source: FolderPictures) -> None:
+    """The bytes do not depend on the ranks."""
     prepare(source, PoolingConfig(), tmp_path / "one", **SMALL)
-    first, second = call(2, "tests.latents.prepare.test_prepare", "prepare_here", source.path, str(tmp_path / "two"))
-    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+    broken = shutil.copytree(source.path, tmp_path / "broken photos")
+    (broken / "n0001" / "2.png").write_bytes(b"no image")
+    names = ("tests.latents.prepare.test_prepare", "prepare_twice")
+    (first, first_error), (second, second_error) = call(2, *names, source.path, str(broken), str(tmp_path))
+    assert contents(tmp_path / "good") == contents(tmp_path / "one")
     assert first["said"] == [4, 8, 10, 12]  # shards 0 and 2 in 4 batches, shard 1 in 3
     assert second["said"] == []
     assert {k: first[k] for k in ("n", "made", "statistics")} == {k: second[k] for k in ("n", "made", "statistics")}
-
-
-def test_a_broken_image_on_one_rank_ends_both(tmp_path: Path, source: FolderPictures) -> None:
-    (Path(source.path) / "n0001" / "2.png").write_bytes(b"no image")
-    first, second = call(2, "tests.latents.prepare.test_prepare", "fail_here", source.path, str(tmp_path / "two"))
-    assert "n0001/2.png: unreadable image" in second
-    assert "no error" not in first
-    assert not (tmp_path / "two" / "latents.json").exists()
+    assert "n0001/2.png: unreadable image" in second_error
+    assert "no error" not in first_error
+    assert not (tmp_path / "broken" / "latents.json").exists()
 
 
 # what it refuses
