@@ -1,5 +1,6 @@
 # make demo   from nothing to a one-step generator with numbers and pictures
-# make test   the tests
+# make test   the fast tests, in about five minutes on two cores
+# make test-all  all tests, in about fifteen
 # make check  style, types, layers
 # make mutants  breaks the code, one place at a time: hand-picked mutants first, then mutmut's, which take an hour or two
 
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 # Threads that spin while they wait cost three times their work where cores are few.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test check mutants install clean
+.PHONY: demo test test-all check mutants install clean
 
 install: $(VENV)/.installed
 
@@ -26,6 +27,9 @@ demo: install
 	$(BIN)/facm demo
 
 test: install
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-all: install
 	$(BIN)/python -m pytest -n 2
 
 check: install

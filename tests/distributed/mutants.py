@@ -27,7 +27,7 @@ MUTANTS = (
         "training/state.py",
         "value[world.rank] if len(value) == world.ranks else value.mean()",
         "value.mean()",
-        RESUMED,
+        ("tests/training/test_state.py::test_a_rank_gets_its_own_part_of_the_logs_window_back",),
     ),
     Mutant(
         "distributed/forward_ad_hooks.py",

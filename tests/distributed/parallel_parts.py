@@ -31,10 +31,16 @@ ENVIRONMENT = os.environ | {
 }
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+_RESERVED: list[socket.socket] = []
+
+
+def reserved_port() -> int:
+    """A port that nobody else is given while this process lives; the ranks may listen on it, since nobody else does."""
+    probe = socket.socket()
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    probe.bind(("127.0.0.1", 0))
+    _RESERVED.append(probe)
+    return int(probe.getsockname()[1])
 
 
 def start(ranks: int, module: str, function: str, *arguments: Any, **environment: str) -> list[subprocess.Popen[str]]:
@@ -52,7 +58,7 @@ def facm(ranks: int, *arguments: Any) -> tuple[int, str, str]:
 
 
 def _start(ranks: int, command: list[str], environment: dict[str, str]) -> list[subprocess.Popen[str]]:
-    port = str(free_port())
+    port = str(reserved_port())
     common = ENVIRONMENT | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks)} | environment
     return [
         subprocess.Popen(

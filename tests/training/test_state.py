@@ -16,11 +16,14 @@ import torch
 import facm.runs.checkpoint
 from facm.core.hashing import digest
 from facm.core.state_dict import CheckpointError
+from facm.distributed.process_group import World
 from facm.networks.mlp import MLP
 from facm.pretrained.trained import FromRun, load_trained
 from facm.runs import log as logs
 from facm.runs.checkpoint import Checkpoint, load
+from facm.runs.checkpointer import Stored
 from facm.runs.folder import create
+from facm.training import state
 from facm.training.loop import train
 from tests.paths import ROOT
 from tests.training.run_parts import (
@@ -197,6 +200,15 @@ def test_resuming_in_another_process_changes_nothing(whole, tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert contents(folder) == expected
+
+
+@pytest.mark.parametrize(("rank", "ranks", "expected"), [(0, 2, 1.0), (1, 2, 4.0), (0, 1, 2.5), (3, 4, 2.5)])
+def test_a_rank_gets_its_own_part_of_the_logs_window_back(rank, ranks, expected):
+    """After a change of the number of ranks, the average."""
+    sums = {"window/loss": torch.tensor([1.0, 4.0]), "window/flow": torch.tensor(3.0)}
+    stored = Stored(Path(), {}, "", {name: (v.shape, v.dtype) for name, v in sums.items()}, Checkpoint(sums, {}, ""))
+    found = state._of_this_rank(stored, World(rank=rank, ranks=ranks), torch.device("cpu"))
+    assert found == {"loss": expected, "flow": 3.0}
 
 
 def test_frozen_and_unused_parameters_resume(tmp_path):
