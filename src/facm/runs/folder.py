@@ -116,6 +116,7 @@ class RunFolder:
 
 
 _CHECKPOINT = re.compile(r"([0-9]{12,})(?:\.safetensors)?")
+_PREVIEW = re.compile(r"\.[0-9]{12,}\.png\.")
 _SNAPSHOT = re.compile(r"([0-9]{12,})-([0-9]+(?:\.[0-9]+)?(?:e-[0-9]+)?)(?:\.safetensors)?")
 
 
@@ -334,7 +335,8 @@ def _held(path: Path, make: bool = False) -> Iterator[None]:
 def _tidy(folder: RunFolder) -> None:
     """Remove what was being written or deleted when a process was killed. The lock is held: whoever else writes in the
     folder meanwhile, such as ``facm sample``, uses other names."""
-    left = [*folder.path.glob(f".*{PARTIAL}"), *folder.samples.glob(f".[0-9]*.png.*{PARTIAL}")]
+    left = [*folder.path.glob(f".*{PARTIAL}")]
+    left += [path for path in folder.samples.glob(f".*{PARTIAL}") if _PREVIEW.match(path.name)]
     for parts in (folder._inside("checkpoints"), folder._inside("ema")):
         left += [*parts.glob(f".*{PARTIAL}"), *parts.glob(f".*{REMOVED}")]
     for path in left:
