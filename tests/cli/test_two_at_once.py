@@ -13,6 +13,7 @@ import pytest
 from facm.core.state_dict import CheckpointError
 from facm.pretrained.trained import load_trained
 from facm.runs import checkpoint, folder
+from facm.runs.checkpointer import reached
 from facm.runs.folder import create, open_run
 from facm.sampling import images
 from facm.training.loop import train
@@ -96,6 +97,21 @@ def test_a_checkpoint_that_is_deleted_while_it_is_read_gives_way_to_the_newest(
     monkeypatch.setattr(checkpoint, "read_header", train_on_meanwhile)
     assert load_trained(made.path, **which).images_seen == IMAGES  # type: ignore[arg-type]
     assert [int(path.stem) for path in read] == [160, IMAGES]
+
+
+def test_show_tells_the_clock_of_the_newest_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = flow_run(every=dataclasses.replace(EVERY, keep=1))
+    made = create(tmp_path / "run", run)
+    interrupt(run, made, 160)
+    real = checkpoint.load_meta
+
+    def train_on_meanwhile(path: Path) -> dict[str, object]:
+        if path.stem == f"{160:012d}":
+            train(run, made)
+        return real(path)
+
+    monkeypatch.setattr(checkpoint, "load_meta", train_on_meanwhile)
+    assert reached(made, run) == IMAGES
 
 
 def test_a_damaged_checkpoint_is_not_read_again_and_again(tmp_path: Path) -> None:

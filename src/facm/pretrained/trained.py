@@ -18,7 +18,7 @@ from facm.latents.decode import Decoder, decoder_of
 from facm.latents.statistics import Statistics
 from facm.pretrained.latent_space import STABLE_DIFFUSION, VAVAE
 from facm.pretrained.native_format import said_of, spelled, write_own
-from facm.runs.checkpointer import Stored, clock_of, load_snapshot, open_of_run
+from facm.runs.checkpointer import Stored, clock_of, load_snapshot, of_newest, open_of_run
 from facm.runs.config import Run
 from facm.runs.ema import Snapshot, synthesise
 from facm.runs.folder import RunFolder, open_run
@@ -92,17 +92,20 @@ class Trained:
         return self.path.with_name(f"{self.path.stem}.{what}")
 
 
-def newest_checkpoint(folder: RunFolder) -> Path:
-    """Raises FileNotFoundError if the run has not saved one yet."""
+def open_newest(folder: RunFolder, run: Run, world: World = ALONE) -> Stored:
+    """The newest checkpoint, verified. Raises CheckpointError, naming the one before, if it is damaged or another's,
+    FileNotFoundError if the run has not saved one yet."""
     checkpoints = folder.checkpoints()
     if not checkpoints:
-        raise FileNotFoundError(f"{folder.path} has no checkpoint yet: let it train, with 'facm resume {folder.path}'")
-    return checkpoints[-1]
+        raise _nothing_yet(folder)
+    return _open(folder, checkpoints[-1], run, world)
 
 
-def open_newest(folder: RunFolder, run: Run, world: World = ALONE) -> Stored:
-    """The newest checkpoint, verified. Raises CheckpointError, naming the one before, if it is damaged or another's."""
-    file = newest_checkpoint(folder)
+def _nothing_yet(folder: RunFolder) -> FileNotFoundError:
+    return FileNotFoundError(f"{folder.path} has no checkpoint yet: let it train, with 'facm resume {folder.path}'")
+
+
+def _open(folder: RunFolder, file: Path, run: Run, world: World) -> Stored:
     try:
         return open_of_run(file, run, world)
     except CheckpointError as error:
@@ -137,17 +140,13 @@ def load_trained(
     folder, run = open_run(path, trust_recipe)
     if images is not None:
         return _snapshot(folder, run, images, sigma_rel, raw)
-    while True:
-        file = newest_checkpoint(folder)
-        try:
-            return _newest(folder, run, sigma_rel, raw)
-        except CheckpointError:
-            if file.exists():
-                raise  # else the run goes on, and has deleted it for a newer one meanwhile
+    newest = of_newest(folder, lambda file: _network(folder, run, _open(folder, file, run, ALONE), sigma_rel, raw))
+    if newest is None:
+        raise _nothing_yet(folder)
+    return newest
 
 
-def _newest(folder: RunFolder, run: Run, sigma_rel: float | None, raw: bool) -> Trained:
-    checkpoint = open_newest(folder, run)
+def _network(folder: RunFolder, run: Run, checkpoint: Stored, sigma_rel: float | None, raw: bool) -> Trained:
     if not raw:
         sigma_rel = run.ema.sigma_rels[0] if sigma_rel is None else sigma_rel
     state = checkpoint.part("network") if sigma_rel is None else _averaged(checkpoint, folder, run, sigma_rel)

@@ -13,10 +13,10 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ from facm.runs.checkpoint import Checkpoint
 from facm.runs.config import Run
 from facm.runs.folder import REMOVED, RunFolder
 
+T = TypeVar("T")
 FORMAT = "facm-sharded-checkpoint-1"
 RECORD = "checkpoint.json"
 
@@ -217,18 +218,32 @@ def open_of_run(path: Path, run: Run, world: World = ALONE) -> Stored:
     return stored
 
 
+def of_newest(folder: RunFolder, read: Callable[[Path], T]) -> T | None:
+    """What ``read`` makes of the newest checkpoint; where the run goes on meanwhile and deletes it, of the next one.
+
+    None where there is no checkpoint yet. Raises CheckpointError where ``read`` does and the checkpoint is there.
+    """
+    while checkpoints := folder.checkpoints():
+        try:
+            return read(checkpoints[-1])
+        except CheckpointError:
+            if checkpoints[-1].exists():
+                raise
+    return None
+
+
 def reached(folder: RunFolder, run: Run) -> int:
     """The clock of the newest checkpoint, by its name and its record alone; 0 where there is none yet.
 
     Raises CheckpointError for one of another run or clock, or whose record cannot be read.
     """
-    checkpoints = folder.checkpoints()
-    if not checkpoints:
-        return 0
-    path = checkpoints[-1]
-    meta = _record(path)["meta"] if _is_directory(path) else checkpoint.load_meta(path)
-    _check_belongs(path, meta, clock_of(path), None, run)
-    return clock_of(path)
+
+    def clock(path: Path) -> int:
+        meta = _record(path)["meta"] if _is_directory(path) else checkpoint.load_meta(path)
+        _check_belongs(path, meta, clock_of(path), None, run)
+        return clock_of(path)
+
+    return of_newest(folder, clock) or 0
 
 
 def load_snapshot(path: Path, images: int, sigma_rel: float, run: Run) -> Checkpoint:

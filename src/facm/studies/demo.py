@@ -24,7 +24,7 @@ from facm.recipes.digits import digits_student, digits_teacher
 from facm.runs import log as logs
 from facm.runs.checkpointer import reached
 from facm.runs.config import Run
-from facm.runs.folder import RunFolder, RunFolderError, create_or_continue
+from facm.runs.folder import LockedError, RunFolder, RunFolderError, UntrustedRecipeError, create_or_continue
 from facm.sampling.methods import Consistency, Euler, Method
 from facm.studies.demo_report import contact_sheet, write_report
 from facm.studies.html import Panel, steps
@@ -138,6 +138,8 @@ def _train_part(run: Run, path: Path, part: str, clock: Clock, quiet: bool) -> b
     """Train one run, or what is left of it; False if it was interrupted."""
     try:
         folder, _ = create_or_continue(path, run)
+    except (LockedError, UntrustedRecipeError):
+        raise
     except RunFolderError as error:
         raise RunFolderError(
             f"{path} holds another recipe than this version's demo: choose another folder ({error})"

@@ -22,7 +22,7 @@ from facm.pretrained.trained import load_trained
 from facm.runs import log as logs
 from facm.runs.checkpointer import reached
 from facm.runs.config import Run
-from facm.runs.folder import RunFolder, RunFolderError, create_or_continue, open_run
+from facm.runs.folder import LockedError, RunFolder, RunFolderError, UntrustedRecipeError, create_or_continue, open_run
 from facm.sampling.methods import Method, default_method
 from facm.studies.study import Entry
 from facm.training.checks import check
@@ -139,6 +139,8 @@ def fulfil(entry: Entry, path: Path, evaluator: Evaluator, n: int) -> Outcome:
 def _opened(path: Path, entry: Entry) -> tuple[RunFolder, Run]:
     try:
         return create_or_continue(path, entry.run)
+    except (LockedError, UntrustedRecipeError):
+        raise
     except RunFolderError as error:
         raise RunFolderError(
             f"{path} holds another run than this study's {entry.name!r}: give the study another folder, or its entry "
