@@ -6,6 +6,8 @@ EMA = "tests/runs/test_ema.py"
 FOLDER = "tests/runs/test_folder.py"
 FIRST = "tests/runs/test_first_version.py"
 CHECKPOINT = "tests/runs/test_checkpoint.py"
+OTHERS = "tests/runs/test_folder_of_others.py"
+TRUST = "tests/runs/test_trust.py"
 GENERATORS = ("tests/core/test_rng.py::test_the_state_of_the_global_generators_is_all_of_it",)
 
 MUTANTS = (
@@ -44,20 +46,20 @@ MUTANTS = (
     # checkpoints
     Mutant(
         "runs/checkpoint.py",
-        'digest(tensors) != header.get("sha256") or header',
-        "header",
+        'if digest(tensors) != said.get("sha256"):',
+        "if False:",
         (f"{CHECKPOINT}::test_every_flipped_byte_is_noticed",),
     ),
     Mutant(
         "runs/checkpoint.py",
-        ' or header.get("meta_sha256") != _sha256(meta)',
-        "",
+        'if said.get("meta_sha256") != _sha256(meta):',
+        "if False:",
         (f"{CHECKPOINT}::test_every_flipped_byte_is_noticed",),
     ),
     Mutant(
         "runs/checkpointer.py",
-        'elif _sha256(file) != record["files"][name]:',
-        "elif False:",
+        "if _sha256(file) != sha256:",
+        "if False:",
         ("tests/distributed/test_failures.py::test_a_damaged_one_is_named_and_the_one_before_loads",),
     ),
     Mutant(
@@ -82,8 +84,8 @@ MUTANTS = (
     # names on disk
     Mutant(
         "runs/folder.py",
-        '"ema" / f"{images:012d}-{sigma_rel}.safetensors"',
-        '"ema" / f"{images:012d}-{sigma_rel:.1f}.safetensors"',
+        'self._inside("ema") / f"{images:012d}-{sigma_rel}.safetensors"',
+        'self._inside("ema") / f"{images:012d}-{sigma_rel:.1f}.safetensors"',
         (f"{FOLDER}::test_ema_snapshots_of_close_lengths_are_kept_apart",),
     ),
     Mutant(
@@ -106,8 +108,57 @@ MUTANTS = (
     ),
     Mutant(
         "runs/folder.py",
-        'if not isinstance(run, Run) or not is_fingerprint_of(record["fingerprint"], run):',
+        'if not isinstance(run, Run) or not is_fingerprint_of(record.get("fingerprint"), run):',
         "if not isinstance(run, Run):",
         (f"{FOLDER}::test_an_edited_run_json_is_refused",),
+    ),
+    Mutant(
+        "runs/checkpointer.py",
+        'and not is_fingerprint_of(meta.get("run"), run):',
+        "and False:",
+        ("tests/training/test_state.py::test_the_checkpoint_of_another_recipe_is_refused",),
+    ),
+    Mutant(
+        "runs/checkpointer.py",
+        "if said[what] != value or",
+        "if",
+        (f"{OTHERS}::test_a_checkpoint_of_another_clock_is_refused_naming_both",),
+    ),
+    # folders from others
+    Mutant(
+        "runs/folder.py",
+        "    elif not is_trusted(recipe.content, home):\n",
+        "    elif False:\n",
+        (f"{TRUST}::test_every_command_refuses_by_name_and_executes_nothing",),
+    ),
+    Mutant(
+        "runs/trust.py",
+        " and (str(home.resolve()) in folders or not home.exists())",
+        "",
+        (f"{TRUST}::test_a_known_recipe_with_other_modules_to_import_is_another_one",),
+    ),
+    Mutant(
+        "runs/recipe_file.py",
+        'exec(compile(self.content, self.file, "exec", dont_inherit=True), vars(module))',
+        "spec.loader.exec_module(module)",
+        (f"{TRUST}::test_byte_code_beside_the_recipe_is_not_executed",),
+    ),
+    Mutant(
+        "core/files.py",
+        " | os.O_NOFOLLOW",
+        "",
+        ("tests/core/test_files.py::test_what_is_written_in_place_is_a_regular_file",),
+    ),
+    Mutant(
+        "core/claims.py",
+        "if is_at(handle, folder / LOCK):",
+        "if True:",
+        ("tests/core/test_claims.py::test_a_lock_that_its_holder_removed_holds_nothing",),
+    ),
+    Mutant(
+        "runs/log.py",
+        " and os.fstat(handle).st_nlink == 1",
+        "",
+        ("tests/runs/test_log.py::test_a_log_with_another_name_elsewhere_gets_a_copy_of_its_own",),
     ),
 )

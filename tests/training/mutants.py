@@ -118,12 +118,6 @@ MUTANTS = (
     ),
     Mutant(
         "training/state.py",
-        'if not is_fingerprint_of(saved.meta.get("run"), run):',
-        "if False:",
-        (f"{STATE}::test_the_checkpoint_of_another_recipe_is_refused",),
-    ),
-    Mutant(
-        "training/state.py",
         '(before or {}).get("sha256") != (teacher or {}).get("sha256")',
         "False",
         (f"{STATE}::test_another_teacher_is_refused_halfway",),
