@@ -102,5 +102,5 @@ def latents(
 
 def change(file: Path, **tensors: Tensor | None) -> None:
     """Replace, add or leave out (None) tensors of a safetensors file."""
-    content = {**load_file(file), **tensors}
+    content = {**load_file(file), "crc32": None, **tensors}  # as other programs write them
     save_file({name: value.contiguous() for name, value in content.items() if value is not None}, file)

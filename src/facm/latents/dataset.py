@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +16,7 @@ import torch
 from facm.core.types import Batch
 from facm.data.checked import check_at_least
 from facm.latents.autoencoders.types import AutoencoderConfig
-from facm.latents.manifest import STATISTICS, Manifest, check_autoencoder, faults_in_files, read_manifest
+from facm.latents.manifest import STATISTICS, Manifest, check_autoencoder, faults_in_files, faults_in_shards, read_manifest
 from facm.latents.shards import PATTERN, RAW, Shard, as_float32, mapped, read_shard, shard_files
 from facm.latents.statistics import Statistics, load_statistics, scaled
 
@@ -23,7 +25,8 @@ from facm.latents.statistics import Statistics, load_statistics, scaled
 class Latents:
     """Latents in ``latents_*.safetensors`` (float32, float16 or bfloat16), sorted by name, with ``latents_stats.pt``.
 
-    Each latent is read from its file when it is needed, and standardised: float32 (C, H, W).
+    Each latent is read from its file when it is needed, compared with its checksum where the file holds one, and
+    standardised: float32 (C, H, W). A warning names latents without checksums.
     ``open`` raises ValueError naming a file that is missing, damaged, or does not fit the others or ``latents.json``.
     """
 
@@ -62,6 +65,16 @@ class Latents:
             raise ValueError(f"Latents: path = {self.path!r} holds no latents, expected {PATTERN}")
         shards = tuple(read_shard(path) for path in files)
         self._check(shards)
+        faults = [] if manifest is None else faults_in_shards(manifest, shards)
+        if faults:
+            raise ValueError("; ".join(faults))
+        unverified = sum(shard.checksums is None for shard in shards)
+        if unverified:
+            warnings.warn(
+                f"{self.path}: {unverified} of {len(shards)} shards hold no checksums, so that damaged latents would "
+                f"not be noticed: facm latents verify {self.path}",
+                stacklevel=2,
+            )
         statistics = self._statistics(folder, shards[0].shape[0], manifest)
         if manifest is not None and self.autoencoder is not None:
             check_autoencoder(manifest, self.autoencoder, folder)
@@ -156,7 +169,7 @@ class LatentShards:
     def read(self, indices: np.ndarray) -> Batch:
         """Samples ``indices`` (B,), not mirrored: x_1 (B, C, H, W) standardised, float32; cond (B,) int64.
 
-        Raises IndexError for indices outside [0, N).
+        Raises IndexError for indices outside [0, N), ValueError for a latent that is not the one that was written.
         """
         return self.read_mirrored(indices, np.zeros(len(indices), bool))
 
@@ -178,6 +191,9 @@ class LatentShards:
             if latents is None:
                 raise ValueError(f"{self.shards[k].path} holds no latents_flip, asked for mirrored ones")
             raw[place] = latents[row]
+            checksums = self.shards[k].checksums
+            if checksums is not None and zlib.crc32(raw[place]) != checksums[row, 1 + flipped]:
+                raise ValueError(f"{self.shards[k].path}: damaged: row {row} is not the one that was written")
         x = self.statistics.standardise(as_float32(raw, dtype))
         return Batch(x, torch.from_numpy(self._labels[indices]))
 

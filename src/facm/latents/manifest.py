@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from facm.core.serialize import modernised, to_json
+from facm.core.untrusted.door import read_json
 from facm.latents.autoencoders.types import AutoencoderConfig
+from facm.latents.shards import Shard
 
 MANIFEST = "latents.json"
 STATISTICS = "latents_stats.pt"
 RECORDS = "records"  # the folder of the settings and the records of finished shards, from which preparing resumes
 SETTINGS = "settings.json"
 FORMAT = "facm-latents-1"
+MOST_BYTES = 2**28
+"""Bytes of ``latents.json``: 256 MiB."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +83,14 @@ class Manifest:
     format: str = FORMAT
 
     def text(self) -> str:
-        """The manifest as JSON."""
-        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+        """The manifest as JSON, with a digest of all of it."""
+        content = dataclasses.asdict(self)
+        return json.dumps({**content, "digest": digest_of(content)}, indent=1) + "\n"
+
+
+def digest_of(content: Any) -> str:
+    """The first 16 hex digits of the sha256 of JSON, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -92,12 +103,15 @@ def read_manifest(folder: Path) -> Manifest | None:
         _check_not_interrupted(folder)
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, MOST_BYTES)
+        digest = content.pop("digest", None)  # the first version wrote none
+        if digest not in (None, digest_of(content)):
+            raise ValueError("changed since it was written")
         content["shards"] = tuple(shard_record(record) for record in content["shards"])
         content |= {name: tuple(content[name]) for name in ("shape", "classes")}
         manifest = Manifest(**content)
         _check_types(manifest)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not the manifest of prepared latents ({type(error).__name__}: {error})") from error
     if manifest.format != FORMAT:
         raise ValueError(f"{path}: format = {manifest.format!r}, expected {FORMAT!r}")
@@ -151,15 +165,15 @@ def _check_not_interrupted(folder: Path) -> None:
 
 def _n(path: Path) -> int | None:
     try:
-        n = json.loads(path.read_text(encoding="utf-8"))["n"]
+        n = read_json(path)["n"]
         return n if isinstance(n, int) else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
 def faults_in_files(manifest: Manifest, folder: Path, files: list[Path]) -> list[str]:
     """The shards that are missing, unknown or of another size, compared with the manifest."""
-    found = {path.name: path.stat().st_size for path in files}
+    found = {path.name: path.stat().st_size if path.exists() else 0 for path in files}
     recorded = {record.file: record.bytes for record in manifest.shards}
     missing = sorted(recorded.keys() - found.keys())
     unknown = sorted(found.keys() - recorded.keys())
@@ -170,6 +184,17 @@ def faults_in_files(manifest: Manifest, folder: Path, files: list[Path]) -> list
         f"{folder / name}: {found[name]} bytes, expected {size} by {MANIFEST}"
         for name, size in recorded.items()
         if found.get(name, size) != size
+    ]
+
+
+def faults_in_shards(manifest: Manifest, shards: tuple[Shard, ...]) -> list[str]:
+    """The headers that say something else than the manifest, in which the same bytes would be other latents."""
+    recorded = {record.file: record.n for record in manifest.shards}
+    return [
+        f"{shard.path}: latents are {shard.n} of {shard.dtype} {shard.shape}, expected {recorded[shard.path.name]} of "
+        f"{manifest.dtype} {manifest.shape} by {MANIFEST}"
+        for shard in shards
+        if (shard.n, shard.dtype, shard.shape) != (recorded[shard.path.name], manifest.dtype, manifest.shape)
     ]
 
 

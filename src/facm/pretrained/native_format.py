@@ -19,6 +19,7 @@ from facm.core.files import TakenError, atomically
 from facm.core.serialize import from_json, to_json, types_in
 from facm.core.state_dict import CheckpointError, check_finite
 from facm.core.types import NetworkConfig
+from facm.core.untrusted.safetensors_header import read_header
 from facm.latents.statistics import Statistics
 
 SAID = {"true": True, "false": False, "unknown": None}
@@ -30,10 +31,8 @@ def spelled(learns_shortcut: bool | None) -> str:
 
 def metadata_of(path: Path) -> dict[str, str]:
     """The metadata of a safetensors file; empty for any other."""
-    from safetensors import SafetensorError, safe_open
-
-    with contextlib.suppress(SafetensorError, ValueError), safe_open(path, framework="pt") as file:
-        return file.metadata() or {}
+    with contextlib.suppress(ValueError):
+        return read_header(path).metadata
     return {}
 
 

@@ -421,13 +421,13 @@ def test_options_are_read_beside_tensors(tmp_path):
 def test_broken_files_are_named(tmp_path):
     path = tmp_path / "file.pt"
     refused(path, ": there is no such file; expected weights$")
-    refused(tmp_path, ": Is a directory; expected weights$")
+    refused(tmp_path, " is a folder, expected a regular file: weights$")
     torch.save({"a": torch.ones(100)}, path)
     whole = path.read_bytes()
     pickled = pickle.dumps({"a": 1}, protocol=4)
     for content in (b"", whole[: len(whole) // 2], whole[:-1], b"<html>404</html>", pickled):
         path.write_bytes(content)
-        refused(path, r": truncated or not a checkpoint \(\w+: .*\); expected weights$")
+        refused(path, r": truncated or not a checkpoint \(.*\); expected weights$")
     path.write_bytes(whole[:-1])
     refused(path, r"\(RuntimeError: PytorchStreamReader failed .*\)")
     path.write_bytes(b"<html>404</html>")

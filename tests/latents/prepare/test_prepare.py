@@ -661,10 +661,8 @@ def scaled_statistics(folder: Path) -> None:
     """Statistics that are off, with a manifest that believes them."""
     path = folder / "latents_stats.pt"
     both = torch.load(path, weights_only=True)
-    before = json.loads((folder / "latents.json").read_text())["statistics"]
     torch.save({"mean": both["mean"], "std": both["std"] * 1.001}, path)
-    manifest = (folder / "latents.json").read_text()
-    (folder / "latents.json").write_text(manifest.replace(before, load_statistics(path).fingerprint))
+    edit_manifest(folder, lambda content: content.update(statistics=load_statistics(path).fingerprint))
 
 
 def scale_up(values: list[float]) -> None:
@@ -688,6 +686,7 @@ def with_value(file: Path, name: str, value: float, row: int) -> None:
 def edit_manifest(folder: Path, edit: Callable[[dict], object]) -> None:
     content = json.loads((folder / "latents.json").read_text())
     edit(content)
+    content.pop("digest", None)  # as the first version wrote it
     (folder / "latents.json").write_text(json.dumps(content))
 
 

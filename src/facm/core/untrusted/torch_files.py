@@ -3,47 +3,135 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
+from facm.core.untrusted.door import open_regular
+from facm.core.untrusted.opcodes import Growth, check_growth
+from facm.core.untrusted.safetensors_header import read_header
+from facm.core.untrusted.tar import BLOCK, is_header
+from facm.core.untrusted.zip import open_zip
+
 ZIP = b"PK\x03\x04"  # the first bytes of torch.save's files since PyTorch 1.6; older files cannot be mapped
+PICKLE = b"\x80"
+MOST_PICKLE = 2**26
+"""Bytes of the pickle that names the tensors: 64 MiB."""
+SHARED = 4
+"""How often the bytes of a file may be claimed by its tensors: a few weights are tied in most files."""
+FREE = 2**26
+"""Bytes that the tensors of any file may claim."""
+MOST_OBJECTS = 5_000_000
+"""Objects in a file, counted as often as they are referred to."""
 
 
-def read_foreign(path: Path, what: str) -> Any:
+def read_foreign(path: Path, what: str, most: int | None = None) -> Any:
     """The content of a checkpoint on the CPU: what ``torch.save`` wrote, or a dict of the tensors in a .safetensors.
 
     Containers, numbers, text, tensors and ``argparse.Namespace`` (common for options) are read; a file that names
     anything else is refused before it is imported or called. Where the format allows it, tensors are mapped from the
-    file and read only when they are used, so that the file must not change meanwhile.
+    file and read only when they are used, so that the file must not change meanwhile; the checksums of such a file are
+    verified before.
 
     what: Description of the expected content for the error, such as "the weights of a VA-VAE".
-    Raises ValueError naming a file that is missing, truncated, no checkpoint, or holds code.
+    most: Bytes that the file may have; None: any number.
+    Raises ValueError naming a file that is missing, not regular, truncated, damaged, no checkpoint, or holds code, or
+    whose tensors claim more than the file has.
     """
     try:
-        with path.open("rb") as file:
-            start = file.read(9)
+        with open_regular(path) as file:
+            start, size = file.read(BLOCK), os.fstat(file.fileno()).st_size
     except FileNotFoundError:
         raise ValueError(f"{path}: there is no such file; expected {what}") from None
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}; expected {what}") from error
-    if start[8:] == b"{":  # a length of eight bytes, followed by JSON
+    except ValueError as error:
+        raise ValueError(f"{error}: {what}") from error
+    if most is not None and size > most:
+        raise ValueError(f"{path} has {size} bytes, expected {what}, of at most {most}")
+    if start[8:9] == b"{":  # a length of eight bytes, followed by JSON
         return _safetensors(path, what)
-    return _pickled(path, what, mapped=start.startswith(ZIP))
+    try:
+        if start.startswith(ZIP):
+            _check_zip(path)
+        elif not start.startswith(PICKLE) or is_header(start):  # PyTorch would unpack a tar archive
+            raise ValueError("no zip archive or pickle, as torch.save writes them")
+        else:
+            with open_regular(path) as file:
+                _check_pickles(file)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path}: truncated or not a checkpoint ({error}); expected {what}") from error
+    content = _pickled(path, what, mapped=start.startswith(ZIP))
+    claimed = _claimed(content, path)
+    if claimed > max(SHARED * size, FREE):
+        raise ValueError(f"{path}: its tensors claim {claimed} bytes, and it has {size}; expected {what}")
+    return content
 
 
 def _safetensors(path: Path, what: str) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    read_header(path)
     try:
         return load_file(path)
     except (SafetensorError, ValueError, OSError) as error:
         raise ValueError(f"{path}: truncated or damaged ({error}); expected {what}") from error
+
+
+def _check_zip(path: Path) -> None:
+    """Raise ValueError unless all entries are stored as they are, with their checksums, and the pickle is harmless."""
+    with open_zip(path) as archive:
+        if archive.packed:
+            raise ValueError("its entries are compressed, which torch.save never does")
+        pickles = [name for name in archive.sizes if name.endswith(".pkl")]
+        if any(archive.sizes[name] > MOST_PICKLE for name in pickles):
+            raise ValueError(f"its pickle has more than {MOST_PICKLE} bytes")
+        for name in pickles:
+            _scan(io.BytesIO(archive.read(name)))
+        archive.verify()
+
+
+def _check_pickles(file: IO[bytes]) -> None:
+    """The same of the pickles that a file in the format before 1.6 begins with, before the numbers."""
+    for _ in range(5):
+        _scan(file)
+
+
+def _scan(pickle: IO[bytes]) -> None:
+    try:
+        check_growth(pickle)
+    except Growth:
+        raise
+    except Exception:  # PyTorch says what is damaged or refused, and why
+        return
+
+
+def _claimed(content: Any, path: Path) -> int:
+    """Bytes of all tensors in the content, each as often as it is referred to. Raises ValueError where that takes too
+    long to find out."""
+    total, count, ahead = 0, 0, [content]
+    while ahead:
+        value = ahead.pop()
+        count += 1
+        if count > MOST_OBJECTS:
+            raise ValueError(f"{path} holds more than {MOST_OBJECTS} objects, or itself, expected a checkpoint")
+        if isinstance(value, Tensor):
+            total += value.numel() * value.element_size()
+        elif isinstance(value, Mapping):
+            ahead += value.values()
+        elif isinstance(value, list | tuple | set):
+            ahead += value
+        elif isinstance(value, argparse.Namespace):
+            ahead += vars(value).values()
+    return total
 
 
 def _pickled(path: Path, what: str, mapped: bool) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 from facm.core import claims
 from facm.core.files import write_text
 from facm.core.serialize import modernised
+from facm.core.untrusted.door import read_json
 from facm.latents.manifest import MANIFEST, RECORDS, SETTINGS, STATISTICS
 from facm.latents.shards import shard_files
 
@@ -95,11 +96,11 @@ def begun(out: Path, settings: Settings) -> bool:
             raise ValueError(f"{out} holds {foreign[0]}, which no preparation left here: choose another folder")
         return False
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read_json(path)
         differing = [
             f"{key} = {before.get(key)!r}, now {now[key]!r}" for key in now if modernised(before.get(key)) != now[key]
         ]
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: not the settings of a preparation ({error})") from error
     if differing:
         raise ValueError(f"{out} holds another preparation: {'; '.join(differing)}; choose another folder")

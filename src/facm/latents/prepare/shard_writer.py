@@ -6,15 +6,16 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from facm.core.files import atomically, write_text
-from facm.latents.manifest import RECORDS, ShardRecord, shard_record
+from facm.core.untrusted.door import read_json
+from facm.latents.manifest import RECORDS, ShardRecord, digest_of, shard_record
 from facm.latents.prepare.moments import Moments, sums
+from facm.latents.shards import CHECKSUMS, checksums_of
 
 
 def write_shard(path: Path, latents: Tensor, latents_flip: Tensor, labels: np.ndarray) -> ShardRecord:
@@ -26,7 +27,10 @@ def write_shard(path: Path, latents: Tensor, latents_flip: Tensor, labels: np.nd
 
     _record_path(path).unlink(missing_ok=True)
     moments = Moments.of_all([sums(latents), sums(latents_flip)])
-    tensors = {"latents": latents, "latents_flip": latents_flip, "labels": torch.from_numpy(labels.astype(np.int64))}
+    labels = labels.astype(np.int64)
+    checksums = np.stack([checksums_of(x) for x in (labels[:, None], latents.numpy(), latents_flip.numpy())], 1)
+    tensors = {"latents": latents, "latents_flip": latents_flip, "labels": torch.from_numpy(labels)}
+    tensors[CHECKSUMS] = torch.from_numpy(checksums)
     with atomically(path) as partial:
         save_file(tensors, partial)
         with partial.open("rb") as file:
@@ -34,7 +38,7 @@ def write_shard(path: Path, latents: Tensor, latents_flip: Tensor, labels: np.nd
     total, squares = tuple(moments.sum.tolist()), tuple(moments.squares.tolist())
     record = ShardRecord(path.name, len(latents), path.stat().st_size, sha256, total, squares)
     content = dataclasses.asdict(record)
-    write_text(_record_path(path), json.dumps({**content, "digest": _digest(content)}) + "\n")
+    write_text(_record_path(path), json.dumps({**content, "digest": digest_of(content)}) + "\n")
     return record
 
 
@@ -47,21 +51,17 @@ def finished(path: Path, n: int) -> ShardRecord | None:
     if not path.exists() or not recorded.exists():
         return None
     try:
-        content = json.loads(recorded.read_text(encoding="utf-8"))
+        content = read_json(recorded)
         digest = content.pop("digest")
         record = shard_record(content)
-        if digest != _digest(content):
+        if digest != digest_of(content):
             raise ValueError("changed since it was written")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{recorded}: not the record of a shard ({type(error).__name__}: {error}); delete it to encode "
             "the shard again"
         ) from error
     return record if (record.file, record.n, record.bytes) == (path.name, n, path.stat().st_size) else None
-
-
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _record_path(path: Path) -> Path:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from facm.core.untrusted.door import open_regular
 from facm.latents.manifest import MANIFEST, STATISTICS, Manifest, ShardRecord, faults_in_files, read_manifest
 from facm.latents.prepare.moments import Moments, sums
-from facm.latents.shards import PATTERN, Shard, as_float32, mapped, read_shard, shard_files
+from facm.latents.shards import PATTERN, Shard, as_float32, checksums_of, mapped, read_shard, shard_files
 from facm.latents.statistics import load_statistics
 
 SAME = 1e-9
@@ -109,12 +110,16 @@ def _labels(shard: Shard, manifest: Manifest | None) -> list[str]:
 
 
 def _scan(shard: Shard) -> tuple[Moments, list[str]]:
-    """The moments of a shard, and its faults: the first row of each tensor that is not finite."""
+    """The moments of a shard, and its faults: the first row of each tensor that is not finite or not the one written."""
     found, faults = [], []
-    for name, raw in zip(("latents", "latents_flip"), mapped(shard), strict=True):
+    for column, (name, raw) in enumerate(zip(("latents", "latents_flip"), mapped(shard), strict=True), 1):
         for start in range(0, shard.n if raw is not None else 0, 256):
             assert raw is not None
-            part = as_float32(np.array(raw[start : start + 256]), shard.dtype)
+            rows = np.array(raw[start : start + 256])
+            if shard.checksums is not None:
+                other = np.flatnonzero(checksums_of(rows) != shard.checksums[start : start + 256, column])
+                faults += [f"{shard.path}: row {start + row} of {name} is not the one written" for row in other[:1]]
+            part = as_float32(rows, shard.dtype)
             found.append(sums(part))
             bad = np.flatnonzero(~np.isfinite(part.numpy()).reshape(len(part), -1).all(1))
             faults += [f"{shard.path}: non-finite values in row {start + row} of {name}" for row in bad[:1]]
@@ -127,7 +132,7 @@ def _against(manifest: Manifest, shards: list[Shard], moments: list[Moments], pa
     recorded = {record.file: record for record in manifest.shards}
     for shard, found in zip(shards, moments, strict=True):
         record = recorded.get(shard.path.name)
-        with shard.path.open("rb") as file:
+        with open_regular(shard.path) as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         if record is not None and (record.n, record.sha256) != (shard.n, sha256):
             faults.append(
