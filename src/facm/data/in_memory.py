@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -48,6 +50,17 @@ class InMemory:
                 f"{self.name}: labels are {self.labels.dtype} {self.labels.shape}, "
                 f"expected integers ({len(self.images)},): one per image"
             )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits that identify the samples: a hash of images in bytes, labels and classes. Samples of floating
+        point count by their number and shape alone: computed anew, they may differ in the last bit."""
+        digest = hashlib.sha256(f"{self.images.dtype} {self.images.shape} {self.num_classes}".encode())
+        if self.images.dtype == np.uint8:
+            digest.update(np.ascontiguousarray(self.images))
+        if self.labels is not None:
+            digest.update(self.labels.astype("<i8").tobytes())
+        return digest.hexdigest()[:16]
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from facm.core.types import Dataset
+from facm.core.untrusted.door import read_json
+from facm.core.untrusted.safetensors_header import check_numbers, check_size, read_header
 from facm.evaluation.features import check_positive
 
 _SIDE = 224
@@ -59,9 +61,7 @@ class DINOv2:
             raise ValueError(
                 f"DINOv2 needs transformers, which does not import ({error}): pip install 'facm[eval]'"
             ) from error
-        kind = Dinov2Config.get_config_dict(folder)[0].get("model_type")
-        if kind != "dinov2":
-            raise ValueError(f"{folder} holds a model of type {kind!r}, expected 'dinov2'")
+        _check(folder, Dinov2Config, Dinov2Model)
         try:
             loaded: Any = Dinov2Model.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, output_loading_info=True, dtype=torch.float32
@@ -75,6 +75,25 @@ class DINOv2:
         with (folder / "model.safetensors").open("rb") as file:
             weights = hashlib.file_digest(file, "sha256").hexdigest()[:16]
         return DINOv2Network(network, weights, self.block).to(device)
+
+
+def _check(folder: Path, config_type: Any, model_type: Any) -> None:
+    """Raise ValueError unless the folder's configuration is of a DINOv2 no larger than its weights."""
+    file = folder / "config.json"
+    try:
+        said, header = read_json(file), read_header(folder / "model.safetensors")
+    except OSError as error:
+        raise ValueError(f"{folder}: {error.strerror or error}; expected a local copy of a DINOv2 model") from error
+    kind = said.get("model_type") if isinstance(said, dict) else None
+    if kind != "dinov2":
+        raise ValueError(f"{folder} holds a model of type {kind!r}, expected 'dinov2'")
+    check_numbers(said, header, str(file))
+    with torch.device("meta"):  # without memory, before there is one with
+        try:
+            network = model_type(config_type(**said))
+        except Exception as error:  # transformers fails in many ways on foreign configurations
+            raise ValueError(f"{file} describes no DINOv2 model ({type(error).__name__}: {error!s:.200})") from error
+    check_size(sum(value.numel() for value in network.parameters()), header, str(file))
 
 
 class DINOv2Network(nn.Module):

@@ -24,6 +24,8 @@ from typing import IO, Any, ClassVar
 import torch
 from torch import Tensor
 
+from facm.core.untrusted.door import open_regular
+
 MARK = b"torch_utils.persistence"
 PICKLES = tuple(b"\x80" + bytes([protocol]) for protocol in (2, 3, 4, 5))
 
@@ -68,9 +70,9 @@ class TooMuch(pickle.UnpicklingError):
 def is_persistent(path: Path) -> bool:
     """Whether the file looks like such a pickle; False for a file that cannot be read."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             start = file.read(2**16)
-    except OSError:
+    except (OSError, ValueError):
         return False
     return start.startswith(PICKLES) and MARK in start
 
@@ -82,7 +84,7 @@ def read_persistent(path: Path, what: str) -> Any:
     Raises ValueError naming the file and the content that is refused, or the damage.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             check_opcodes(file, _NOT_HERE)
             size = file.tell()
             file.seek(0)

@@ -80,6 +80,31 @@ def read_header(path: Path, links: bool = True) -> Header:
     return Header(tensors, metadata)
 
 
+def check_numbers(config: object, header: Header, where: str) -> None:
+    """Raise ValueError where a configuration beside weights names a number that no network with them can have: above
+    the number of the weights, of the sides of any of them, and of 4096; or a list or text of over 4096 entries."""
+    most = max([4096, len(header.tensors), *(side for entry in header.tensors.values() for side in entry.shape)])
+    ahead: list[tuple[str, object]] = [("it", config)]
+    while ahead:
+        name, value = ahead.pop()
+        if isinstance(value, dict | list | str) and len(value) > 4096:
+            raise ValueError(f"{where}: {name!r:.60} has {len(value)} entries, expected at most 4096")
+        if isinstance(value, dict):
+            ahead += [(str(key), item) for key, item in value.items()]
+        elif isinstance(value, list):
+            ahead += [(name, item) for item in value]
+        elif isinstance(value, int | float) and not abs(value) <= most:
+            raise ValueError(f"{where}: {name!r:.60} = {value!r:.40}, expected at most {most}, as weights beside it have")
+
+
+def check_size(values: int, header: Header, where: str) -> None:
+    """Raise ValueError where a network has many times the values that the file of its weights has; which of a few are
+    missing is for others to say."""
+    held = sum(math.prod(entry.shape) for entry in header.tensors.values())
+    if values > 4 * held + 2**20:
+        raise ValueError(f"{where}: a network of {values} values, expected {held} as in the weights beside it")
+
+
 def _entry(name: str, claim: dict[str, object], start: int) -> Entry:
     dtype, shape, span = claim["dtype"], claim["shape"], claim["data_offsets"]
     if not isinstance(shape, list) or not isinstance(span, list) or len(span) != 2 or len(shape) > MOST_DIMENSIONS:

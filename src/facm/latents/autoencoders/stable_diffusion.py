@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from facm.core.hashing import identity_of
+from facm.core.untrusted.door import read_json
+from facm.core.untrusted.safetensors_header import check_numbers, check_size, read_header
 from facm.latents.autoencoders.checks import check_images, check_latents, check_noise
 from facm.latents.autoencoders.loading import frozen, misfits
 
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 WHAT = "a folder with config.json and diffusion_pytorch_model.safetensors of an AutoencoderKL, as diffusers saves it"
 
 
@@ -41,7 +43,7 @@ class StableDiffusionVAE:
             message = "StableDiffusionVAE needs diffusers, which is not installed: pip install 'facm[hf]'"
             raise ValueError(message) from error
         folder = Path(self.path).expanduser() / self.subfolder
-        _check_config(folder)
+        _check_config(folder, AutoencoderKL)
         try:  # safetensors only: the older .bin is a pickle
             vae, report = AutoencoderKL.from_pretrained(
                 folder,
@@ -88,12 +90,12 @@ class DiffusersKL(nn.Module):
         return self.vae.decode(z).sample
 
 
-def _check_config(folder: Path) -> None:
+def _check_config(folder: Path, kl: Any) -> None:
     if not folder.is_dir():
         raise ValueError(f"{folder}: there is no such folder; expected {WHAT}")
     file = folder / "config.json"
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = read_json(file)
         kind = config["_class_name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = "there is no such file" if not file.exists() else f"{type(error).__name__}: {error}"
@@ -101,3 +103,15 @@ def _check_config(folder: Path) -> None:
     if kind != "AutoencoderKL" or config.get("in_channels", 3) != 3 or config.get("out_channels", 3) != 3:
         channels = f"{config.get('in_channels', 3)} to {config.get('out_channels', 3)}"
         raise ValueError(f"{file}: {kind} from {channels} channels, expected AutoencoderKL from 3 to 3")
+    weights = folder / WEIGHTS
+    try:
+        header = read_header(weights)
+    except OSError as error:
+        raise ValueError(f"{weights}: {error.strerror or error}; expected {WHAT}") from error
+    check_numbers(config, header, str(file))
+    with torch.device("meta"):  # without memory, before there is one with
+        try:
+            network = kl.from_config(config)
+        except Exception as error:  # diffusers fails in many ways on foreign configurations
+            raise ValueError(f"{file}: {type(error).__name__}: {str(error)[:200]}; expected {WHAT}") from error
+    check_size(sum(value.numel() for value in network.parameters()), header, str(file))
