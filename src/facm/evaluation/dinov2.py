@@ -82,8 +82,8 @@ def _check(folder: Path, config_type: Any, model_type: Any) -> None:
     file = folder / "config.json"
     try:
         said, header = read_json(file), read_header(folder / "model.safetensors")
-    except OSError as error:
-        raise ValueError(f"{folder}: {error.strerror or error}; expected a local copy of a DINOv2 model") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} cannot be read ({error}); expected a local copy of a DINOv2 model") from error
     kind = said.get("model_type") if isinstance(said, dict) else None
     if kind != "dinov2":
         raise ValueError(f"{folder} holds a model of type {kind!r}, expected 'dinov2'")

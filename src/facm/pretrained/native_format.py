@@ -2,12 +2,13 @@
 
 config: the network's configuration as JSON. Optional: family, learns_shortcut ("true", "false", "unknown"), which,
 sigma_rel (of the EMA, or "raw"), images (the clock), statistics (of the latents: mean, std, multiplier), source and
-source_sha256 (the file that it was imported from).
+source_sha256 (the file that it was imported from), sha256 (of all of this and the weights).
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,13 +17,27 @@ import torch
 from torch import Tensor
 
 from facm.core.files import TakenError, atomically
+from facm.core.hashing import digest
 from facm.core.serialize import from_json, to_json, types_in
 from facm.core.state_dict import CheckpointError, check_finite
 from facm.core.types import NetworkConfig
 from facm.core.untrusted.safetensors_header import read_header
 from facm.latents.statistics import Statistics
 
+SEAL = "sha256"
 SAID = {"true": True, "false": False, "unknown": None}
+
+
+def seal(metadata: Mapping[str, str], weights: Mapping[str, Tensor]) -> str:
+    """The sha256 of the metadata, but for the seal itself, and of the weights."""
+    said = json.dumps(sorted(item for item in metadata.items() if item[0] != SEAL))
+    return hashlib.sha256(f"{said} {digest(weights)}".encode()).hexdigest()
+
+
+def check_seal(metadata: Mapping[str, str], weights: Mapping[str, Tensor], path: Path) -> None:
+    """Raise ValueError where the file is not what was written; the first version's files cannot tell."""
+    if SEAL in metadata and metadata[SEAL] != seal(metadata, weights):
+        raise ValueError(f"{path} is damaged: its content does not match its digest")
 
 
 def spelled(learns_shortcut: bool | None) -> str:
@@ -90,8 +105,9 @@ def write_own(out: Path, config: NetworkConfig, state: Mapping[str, Tensor], sai
 
     with torch.device("meta"):
         check_finite(config.build(), state, f"what was to become {out}")
-    metadata = {"format": "pt", "config": json.dumps(to_json(config)), **said}
     weights = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+    metadata = {"format": "pt", "config": json.dumps(to_json(config)), **said}
+    metadata[SEAL] = seal(metadata, weights)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with atomically(out, new=True) as partial:

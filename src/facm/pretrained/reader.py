@@ -23,7 +23,7 @@ from facm.pretrained.architecture import architecture
 from facm.pretrained.edm import edm_network
 from facm.pretrained.families import NAMES, check_family, decide, fitting, network_of
 from facm.pretrained.layouts import layout_of
-from facm.pretrained.native_format import SAID, config_of, metadata_of, statistics_of, which_of
+from facm.pretrained.native_format import SAID, check_seal, config_of, metadata_of, statistics_of, which_of
 
 WHAT = "a checkpoint of DiT, SiT, REPA, LightningDiT, FACM or EDM, or a file that facm exported"
 
@@ -117,6 +117,7 @@ def _own(
     check_family(found)
     if learns is None and family is not None:
         learns = family == "facm"
+    check_seal(metadata, state, path)
     opened = _fitted(path, config_of(metadata, path), dict(state), found, learns, which_of(metadata), ())
     return dataclasses.replace(opened, statistics=statistics_of(metadata, path))
 

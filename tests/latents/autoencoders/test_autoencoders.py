@@ -343,17 +343,17 @@ def test_diffusers_autoencoder_says_what_is_wrong_with_its_folder(kl, tmp_path):
     rewritten(tmp_path, lambda state: state | {"quant_conv.bias": torch.ones(13)})
     refused(rf"(?s)^{tmp_path}: .*quant_conv\.bias.*13.*expected a folder")
     weights.write_bytes(weights.read_bytes()[:-1])
-    refused(rf"(?s)^{tmp_path}: .*; expected a folder")
+    refused(rf"^{weights}: .*truncated or damaged; expected a folder")
     weights.unlink()
     torch.save(kl.state_dict(), tmp_path / "diffusion_pytorch_model.bin")
-    refused(rf"(?s)^{tmp_path}: .*no file named diffusion_pytorch_model\.safetensors.*expected a folder")
+    refused(rf"^{weights}: .*No such file or directory.*; expected a folder")
     config.write_text(json.dumps({"_class_name": "AutoencoderTiny"}))
     refused(rf"^{config}: AutoencoderTiny from 3 to 3 channels, expected AutoencoderKL from 3 to 3")
     config.write_text(json.dumps({"_class_name": "AutoencoderKL", "in_channels": 4}))
     refused(rf"^{config}: AutoencoderKL from 4 to 3 channels, expected AutoencoderKL from 3 to 3")
-    for broken, error in (("{", "JSONDecodeError"), ("{}", "KeyError"), ("[]", "TypeError")):
+    for broken, error in (("{", "is not JSON"), ("{}", "KeyError"), ("[]", "TypeError")):
         config.write_text(broken)
-        refused(rf"^{config}: {error}: .*expected a folder with config\.json")
+        refused(rf"^{config}.* {error}.*expected a folder with config\.json")
     with pytest.raises(ValueError, match=r"^stabilityai/sd-vae: there is no such folder; expected a folder with"):
         StableDiffusionVAE("stabilityai/sd-vae").build()
 

@@ -79,8 +79,8 @@ def _safetensors(path: Path, what: str) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    read_header(path)
     try:
+        read_header(path)
         return load_file(path)
     except (SafetensorError, ValueError, OSError) as error:
         raise ValueError(f"{path}: truncated or damaged ({error}); expected {what}") from error

@@ -97,7 +97,9 @@ def _check_config(folder: Path, kl: Any) -> None:
     try:
         config = read_json(file)
         kind = config["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
+        raise ValueError(f"{error}; expected {WHAT}") from error
+    except (OSError, KeyError, TypeError) as error:
         reason = "there is no such file" if not file.exists() else f"{type(error).__name__}: {error}"
         raise ValueError(f"{file}: {reason}; expected {WHAT}") from error
     if kind != "AutoencoderKL" or config.get("in_channels", 3) != 3 or config.get("out_channels", 3) != 3:
@@ -106,8 +108,8 @@ def _check_config(folder: Path, kl: Any) -> None:
     weights = folder / WEIGHTS
     try:
         header = read_header(weights)
-    except OSError as error:
-        raise ValueError(f"{weights}: {error.strerror or error}; expected {WHAT}") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{weights}: {error}; expected {WHAT}") from error
     check_numbers(config, header, str(file))
     with torch.device("meta"):  # without memory, before there is one with
         try:
