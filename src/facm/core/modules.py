@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from facm.core.torch_private import compiled_call
+from facm.core.torch_private import compiled_call, compiled_from
 
 HOLDERS = (nn.ModuleList, nn.ModuleDict)
 
@@ -62,5 +62,6 @@ def has_compiled_parts(network: Any) -> bool:
 
 
 def unwrapped(network: Any) -> Any:
-    """The network inside a wrapper for data parallelism; any other network itself."""
-    return getattr(network, "module", network)
+    """The network inside a wrapper for data parallelism or of ``torch.compile``; any other network itself."""
+    network = getattr(network, "module", network)
+    return compiled_from(network) or network

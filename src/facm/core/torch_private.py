@@ -6,7 +6,9 @@ does its work.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
@@ -31,6 +33,16 @@ def inside_dual_level() -> bool:
 def inside_functorch() -> bool:
     """Whether a ``torch.func`` transform is running, inside which nothing may be checkpointed; nothing public tells."""
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def functorch_level() -> int | None:
+    """How deep ``torch.func`` transforms are nested here; None outside of them."""
+    return torch._C._functorch.maybe_current_level()
+
+
+def forward_mode_enabled() -> AbstractContextManager[Any]:
+    """Switch forward mode on inside ``torch.inference_mode``, where otherwise no tangent can even be read."""
+    return fwd._set_fwd_grad_enabled(True)
 
 
 def dual_functions() -> frozenset[Any]:
@@ -69,6 +81,49 @@ def backward(loss: Tensor) -> None:
 # Compilation
 
 
+def compiler_is_loaded() -> bool:
+    """Whether anything can have been compiled; asking the compiler itself would import it, which takes 1.5 s."""
+    return "torch._dynamo" in sys.modules
+
+
+def eager_when_differentiated(value: Tensor) -> None:
+    """Run compiled functions eagerly during backward passes through ``value``, where checkpointing calls them again.
+
+    Nothing public runs at the end of a backward pass.
+    """
+
+    def begin(gradient: Tensor) -> None:
+        stance = torch.compiler.set_stance("force_eager")
+        if stance.prev.stance != "force_eager":
+            torch.autograd.Variable._execution_engine.queue_callback(lambda: stance.__exit__(None, None, None))
+
+    value.register_hook(begin)
+
+
+@contextlib.contextmanager
+def before_scripted_calls(check: Callable[[str, tuple[Any, ...], dict[str, Any]], None]) -> Iterator[None]:
+    """Call ``check(name, args, kwargs)`` before every function or method that ``torch.jit`` made.
+
+    No torch-function mode sees such a call, so the types' ``__call__`` are replaced inside the context.
+    """
+    kept = [(kind, kind.__call__) for kind in (torch._C.ScriptFunction, torch._C.ScriptMethod)]
+
+    def checked(call: Callable[..., Any]) -> Callable[..., Any]:
+        def instead(self: Any, *args: Any, **kwargs: Any) -> Any:
+            check(str(self.name), args, kwargs)
+            return call(self, *args, **kwargs)
+
+        return instead
+
+    for kind, call in kept:
+        kind.__call__ = checked(call)
+    try:
+        yield
+    finally:
+        for kind, call in kept:
+            kind.__call__ = call
+
+
 def compiled_call(module: Any) -> Callable[..., Any] | None:
     """What ``module.compile()`` left to be called in place of the module's forward; None before it."""
     return getattr(module, "_compiled_call_impl", None)
@@ -77,6 +132,11 @@ def compiled_call(module: Any) -> Callable[..., Any] | None:
 def set_compiled_call(module: nn.Module, call: Callable[..., Any] | None) -> None:
     """Set what :func:`compiled_call` returns; nothing public runs a compiled module eagerly for a while."""
     module._compiled_call_impl = call
+
+
+def compiled_from(module: Any) -> nn.Module | None:
+    """The module that ``torch.compile(module)`` was made of; None for any other."""
+    return module._orig_mod if type(module).__name__ == "OptimizedModule" else None
 
 
 def constant_under_compile(function: Function) -> Function:

@@ -17,12 +17,12 @@ from facm.core.modules import blocks_of, is_compiled, unwrapped
 from facm.core.tensors import at_least_float32
 from facm.core.torch_private import tree_map
 from facm.derivative.base import Function, Pair, Prediction
-from facm.derivative.compiled import compiled, uncompiled
+from facm.derivative.compiled import compiled, eagerly
 from facm.derivative.dual_mode import op_level_pair
 from facm.derivative.errors import explained, no_checkpointing
 from facm.derivative.fixed_dropout import SameDropout
 from facm.derivative.inside_forward import innermost, inside_wrapper, redirected
-from facm.derivative.whole_network import plain_attention, whole_pair
+from facm.derivative.whole_network import keeping_tangents, plain_attention, whole_pair
 
 Tensors = tuple[Tensor, ...]
 
@@ -121,8 +121,8 @@ class Chain:
 
     def _several(self, function: Callable[..., Tensors], primals: Pair, tangents: Pair) -> tuple[Tensors, Tensors]:
         """The values and tangents of a function with several outputs."""
-        with plain_attention():
-            values, derivatives = torch.func.jvp(function, primals, tangents)  # type: ignore[misc]
+        with eagerly(), plain_attention():
+            values, derivatives = torch.func.jvp(keeping_tangents(function), primals, tangents)  # type: ignore[misc]
         return values, tuple(d.detach() for d in derivatives)
 
     # Any other network: one forward-mode pass, whose tangent is detached after every block.
@@ -146,7 +146,6 @@ class Chain:
         with ExitStack() as hooks:
             for name, block in blocks.items():
                 hooks.callback(block.register_forward_hook(cut(name)).remove)
-            hooks.enter_context(uncompiled(inner))
             if not self.op_level:
                 hooks.enter_context(no_checkpointing())
             pair = inside_wrapper(self._pair, function, primals, tangents)

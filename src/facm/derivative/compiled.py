@@ -1,8 +1,8 @@
 """Compiled networks and their derivative.
 
 Dual numbers must never enter compiled code: it would fail, or in some versions silently drop the tangent. Hence the
-derivative of a compiled module is compiled as a unit with the dual level inside, and every other strategy runs the
-module eagerly.
+derivative of a compiled module is compiled as a unit with the dual level inside, and everything else that torch.compile made,
+functions inside of others' networks included, runs eagerly.
 """
 
 from __future__ import annotations
@@ -13,26 +13,38 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from facm.core.modules import is_compiled
-from facm.core.torch_private import compiled_call, set_compiled_call
+from facm.core.torch_private import before_scripted_calls, compiler_is_loaded, inside_dual_level, tree_leaves
+from facm.derivative.errors import LostTangent
+from facm.derivative.lost_tangents import moves
 
 Tensors = tuple[Tensor, ...]
 
 
+def eagerly() -> contextlib.AbstractContextManager[Any]:
+    """Run all that is compiled as the Python that it was compiled from. Inside code that is being compiled: nothing.
+
+    Scripted code has no Python any more, and loses tangents without a word: LostTangent is raised where one enters it.
+    """
+    return contextlib.nullcontext() if torch.compiler.is_compiling() else _eagerly()
+
+
 @contextlib.contextmanager
-def uncompiled(network: Any) -> Iterator[None]:
-    """Run the network and its parts eagerly inside the context."""
-    parts = [m for m in network.modules() if is_compiled(m)] if isinstance(network, nn.Module) else []
-    kept = [compiled_call(m) for m in parts]
-    for module in parts:
-        set_compiled_call(module, None)
-    try:
+def _eagerly() -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        if compiler_is_loaded():
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(before_scripted_calls(_check_scripted))
         yield
-    finally:
-        for module, call in zip(parts, kept, strict=True):
-            set_compiled_call(module, call)
+
+
+def _check_scripted(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if inside_dual_level() and any(moves(leaf) for leaf in tree_leaves((args, kwargs))):
+        raise LostTangent(
+            f"torch.jit's {name!r} may drop tangents.",
+            "the Python that it was scripted from, or derivative = FiniteDifference()",
+        )
 
 
 @functools.cache

@@ -15,7 +15,10 @@ import torch.autograd.forward_ad as fwd
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from facm.core.torch_private import compiler_is_loaded, eager_when_differentiated, functorch_level
 from facm.derivative.attention.dispatch import Kernel
+from facm.derivative.compiled import eagerly
+from facm.derivative.lost_tangents import check_inference_mode
 from facm.derivative.tangent_rules import NATIVE, apply_rule
 
 
@@ -26,11 +29,14 @@ def op_level_pair(
     attention: Kernel = "auto",
 ) -> tuple[Tensor, Tensor]:
     """The value with its graph, and the tangent without one, of a function of any number of tensors."""
-    with fwd.dual_level():
-        duals = [fwd.make_dual(p, d) for p, d in zip(primals, tangents, strict=True)]
+    with eagerly(), fwd.dual_level():
+        # Copies, since a network may write into its inputs, and so into their tangents.
+        duals = [fwd.make_dual(p, d.clone()) for p, d in zip(primals, tangents, strict=True)]
         with _OpByOp(attention):
             out = function(*duals)
         value, tangent = fwd.unpack_dual(out)
+        if not torch.compiler.is_compiling() and compiler_is_loaded() and value.requires_grad:
+            eager_when_differentiated(value)
         return value, torch.zeros_like(value) if tangent is None else tangent.detach()
 
 
@@ -42,6 +48,11 @@ class _OpByOp(TorchFunctionMode):
         self.attention = attention
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not torch.compiler.is_compiling() and func in NATIVE:  # most of the calls
-            return func(*args, **(kwargs or {}))
+        if not torch.compiler.is_compiling():
+            if functorch_level() is not None:  # a transform of the network's own, which propagates duals itself
+                return func(*args, **(kwargs or {}))
+            if torch.is_inference_mode_enabled():
+                check_inference_mode(args, kwargs or {})
+            if func in NATIVE:  # most of the calls
+                return func(*args, **(kwargs or {}))
         return apply_rule(func, args, kwargs or {}, self.attention)

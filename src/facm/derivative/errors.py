@@ -20,8 +20,36 @@ FORWARD_MODE = re.compile(
 CHECKPOINTING = "activation checkpointing inside torch.func.jvp, a forward-mode pass whose backward fails."
 
 
+TRANSFORMS: tuple[tuple[str, str, str], ...] = (
+    (
+        r"requires_grad_\(\)|autograd\.functional",
+        "torch.autograd inside the network does not work under torch.func.jvp.",
+        "derivative = NoGraph(), which differentiates it as well, or FiniteDifference()",
+    ),
+    (
+        r"TensorWrapper|version_counter for inference|functions with out=",
+        "an operation inside the network does not work under torch.func.jvp.",
+        "derivative = OpLevel() or FiniteDifference()",
+    ),
+    (
+        r"aten::_(unpack|make)_dual|Nested forward mode AD|dual_level\(\) cannot be nested",
+        "a transform of torch.func (vmap, jvp, jacfwd) inside the network cannot be nested here.",
+        "derivative = WholeNetwork(), which nests them, or FiniteDifference()",
+    ),
+)
+"""Patterns of PyTorch's errors about a transform inside the network, what they mean, and the strategies that work."""
+
+
 class ForwardModeError(RuntimeError):
     """A part of the network has no forward-mode derivative."""
+
+
+class LostTangent(NotImplementedError):
+    """An operation would lose a tangent; ``advice`` says what helps."""
+
+    def __init__(self, said: str, advice: str) -> None:
+        super().__init__(said)
+        self.advice = advice
 
 
 @contextlib.contextmanager
@@ -30,15 +58,29 @@ def explained(network: Any, strategy: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, NotImplementedError) as error:
-        if isinstance(error, ForwardModeError) or not FORWARD_MODE.search(str(error)):
+        said = None if isinstance(error, ForwardModeError) else _said(error, strategy)
+        if said is None:
             raise
-        said = str(error).strip().splitlines()[0]
-        others = "" if strategy.startswith("OpLevel") else "OpLevel(), which needs it of single operations only, "
         raise ForwardModeError(
-            f"derivative = {strategy} cannot differentiate {_place(error.__traceback__, network)}: {said} "
-            "Expected operations with a forward-mode derivative; what helps: derivative = "
-            f"{others}FiniteDifference(), which needs none, or a jvp on the network's autograd Function"
+            f"derivative = {strategy} cannot differentiate {_place(error.__traceback__, network)}: {said}"
         ) from error
+
+
+def _said(error: Exception, strategy: str) -> str | None:
+    """What is wrong and what helps; None for an error that is not about forward mode."""
+    message = str(error)
+    if isinstance(error, LostTangent):
+        return f"{message} What helps: {error.advice}"
+    for pattern, meaning, advice in TRANSFORMS:
+        if re.search(pattern, message):
+            return f"{meaning} What helps: {advice}"
+    if not FORWARD_MODE.search(message):
+        return None
+    others = "" if strategy.startswith("OpLevel") else "OpLevel(), which needs it of single operations only, "
+    return (
+        f"{message.strip().splitlines()[0]} Expected operations with a forward-mode derivative; what helps: "
+        f"derivative = {others}FiniteDifference(), which needs none, or a jvp on the network's autograd Function"
+    )
 
 
 @contextlib.contextmanager

@@ -9,12 +9,12 @@ import torch
 import torch.autograd.forward_ad as fwd
 import torch.nn.functional as nnf
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from facm.derivative.base import Function, Pair
-from facm.derivative.compiled import uncompiled
+from facm.derivative.compiled import eagerly
 from facm.derivative.errors import explained
 from facm.derivative.inside_forward import innermost, inside_wrapper
+from facm.derivative.lost_tangents import KeepTangents
 from facm.derivative.whole_network import plain_attention
 
 LINEAR = frozenset({nnf.linear, torch.conv1d, torch.conv2d, torch.conv3d, nnf.conv1d, nnf.conv2d, nnf.conv3d})
@@ -31,7 +31,7 @@ class NoGraph:
 
     def __call__(self, function: Function, primals: Pair, tangents: Pair) -> Pair:
         network = innermost(function)
-        with explained(network, "NoGraph()"), uncompiled(network):
+        with explained(network, "NoGraph()"):
             return inside_wrapper(_two_passes, function, primals, tangents)
 
 
@@ -51,15 +51,15 @@ def _drops_on_a_gpu(
     return query.is_cuda and dropout_p > 0
 
 
-class _LinearRule(TorchFunctionMode):
+class _LinearRule(KeepTangents):
     """Linear maps and convolutions with constant weight and bias: the tangent is mapped without the bias.
 
     PyTorch's own rule creates a zero tangent for the weight and multiplies by it, a third product for nothing. Where
     the input is not contiguous it expands both over the batch first, which took five times as long as this rule.
     """
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is nnf.scaled_dot_product_attention and _drops_on_a_gpu(*args, **(kwargs or {})):
+    def differentiated(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        if func is nnf.scaled_dot_product_attention and _drops_on_a_gpu(*args, **kwargs):
             raise NotImplementedError(
                 "attention: dropout_p > 0 has no tangent on a GPU, whose fused kernels draw another mask than the "
                 "plain formula; set attention dropout to 0 or use eval()"
@@ -68,12 +68,13 @@ class _LinearRule(TorchFunctionMode):
             x, dx = fwd.unpack_dual(args[0])
             if dx is not None:
                 return fwd.make_dual(func(x, *args[1:]), func(dx, args[1], None, *args[3:]))
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
 def _tangent(function: Function, primals: Pair, tangents: Pair) -> Tensor:
     """dF without its graph."""
-    with fwd.dual_level(), plain_attention(), _LinearRule():
-        x, t = (fwd.make_dual(p, d) for p, d in zip(primals, tangents, strict=True))
+    with eagerly(), fwd.dual_level(), plain_attention(), _LinearRule():
+        # Copies, since a network may write into its inputs.
+        x, t = (fwd.make_dual(p.clone(), d.clone()) for p, d in zip(primals, tangents, strict=True))
         value, tangent = fwd.unpack_dual(function(x, t))
     return torch.zeros_like(value) if tangent is None else tangent

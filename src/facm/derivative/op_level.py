@@ -9,7 +9,7 @@ from facm.core.modules import has_compiled_parts, is_compiled, unwrapped
 from facm.derivative.attention.dispatch import Kernel
 from facm.derivative.base import Function, Pair, Prediction
 from facm.derivative.chain import Chain, Chained
-from facm.derivative.compiled import compiled, uncompiled
+from facm.derivative.compiled import compiled
 from facm.derivative.dual_mode import op_level_pair
 from facm.derivative.errors import explained
 from facm.derivative.inside_forward import innermost, inside_wrapper
@@ -32,5 +32,5 @@ class OpLevel:
         if has_compiled_parts(inner) and isinstance(inner, Chained) and isinstance(function, Prediction):
             return Chain(op_level=True)(function, primals, tangents)
         pair = compiled(op_level_pair) if is_compiled(inner) else op_level_pair
-        with explained(inner, "OpLevel()"), uncompiled(inner):
+        with explained(inner, "OpLevel()"):
             return inside_wrapper(partial(pair, attention=self.attention), function, primals, tangents)

@@ -30,10 +30,20 @@ from facm.core.torch_private import (
     tree_unflatten,
 )
 from facm.derivative.attention.dispatch import Kernel, attention_pair
-
-
-def _named(names: str, *places: Any) -> frozenset[Any]:
-    return frozenset(getattr(place, name) for name in names.split() for place in places if hasattr(place, name))
+from facm.derivative.errors import LostTangent
+from facm.derivative.lost_tangents import (
+    CONSTANT,
+    CUTS,
+    ENERGY,
+    LEAVES,
+    TWICE,
+    carried,
+    check_arguments,
+    check_result,
+    is_real,
+    named,
+    unpack,
+)
 
 
 def _writes(name: str) -> bool:
@@ -47,75 +57,74 @@ def _writes(name: str) -> bool:
 # PyTorch's own propagation is right for these: views, whose tangent must be the same view of the tangent, and
 # operations that have no tangent at all.
 NATIVE = (
-    _named(
+    named(
         "view view_as transpose permute movedim moveaxis swapaxes swapdims t unsqueeze squeeze unflatten expand "
         "expand_as broadcast_to chunk split tensor_split unbind narrow select diagonal view_as_real view_as_complex",
         torch,
         Tensor,
     )
-    | _named("unfold", Tensor)
+    | named("unfold", Tensor)
     | dual_functions()  # hooks and the like handle duals themselves
-    | _named(
-        "register_hook requires_grad_ retain_grad backward register_post_accumulate_grad_hook data_ptr size dim stride "
-        "numel is_contiguous untyped_storage element_size is_floating_point is_complex get_device storage_offset item "
-        "tolist __repr__ __format__ __len__ __bool__ __float__ __int__ detach zeros_like ones_like full_like "
-        "empty_like rand_like randn_like randint_like new_zeros new_ones new_full new_empty new_tensor isnan isfinite "
-        "isinf eq ne lt le gt ge __eq__ __ne__ __lt__ __le__ __gt__ __ge__ argmax argmin argsort allclose equal "
-        "bernoulli multinomial normal poisson",
+    | named(
+        "register_hook requires_grad_ retain_grad register_post_accumulate_grad_hook size dim stride numel "
+        "is_contiguous untyped_storage element_size is_floating_point is_complex get_device storage_offset __repr__ "
+        "__format__ __len__ __bool__ __int__ isnan isfinite isinf eq ne lt le gt ge __eq__ __ne__ __lt__ __le__ __gt__ "
+        "__ge__ argmax argmin argsort allclose equal",
         torch,
         Tensor,
     )
-    | tensor_attributes()  # x.shape, x.mT, x.data
+    | CONSTANT
+    | (tensor_attributes() - CUTS - LEAVES)  # x.shape, x.mT
 )
 # Linear in the first argument if no other has a tangent. Where the value is that argument or a view of it, the tangent
 # is the argument's tangent or the same view of it, and so shares its memory.
 LINEAR = (
-    _named(
+    named(
         "reshape reshape_as flatten ravel contiguous to type type_as float double half bfloat16 __getitem__ clone sum "
         "mean neg roll flip repeat repeat_interleave tile index_select gather cumsum tril triu true_divide "
         "masked_select take_along_dim",
         torch,
         Tensor,
     )
-    | _named("__truediv__ __neg__", Tensor)
-    | _named(
+    | named("__truediv__ __neg__", Tensor)
+    | named(
         "dropout dropout1d dropout2d dropout3d pixel_shuffle pixel_unshuffle avg_pool1d avg_pool2d avg_pool3d", nnf
     )
-    | _named("dropout feature_dropout", torch)
+    | named("dropout feature_dropout", torch)
 )
 # Linear in all tensors jointly.
-JOINED = _named("cat concat concatenate stack hstack vstack", torch)
-SUMS = _named("add sub subtract", torch, Tensor) | _named("__add__ __radd__ __sub__ __rsub__", Tensor)
+JOINED = named("cat concat concatenate stack hstack vstack", torch)
+SUMS = named("add sub subtract", torch, Tensor) | named("__add__ __radd__ __sub__ __rsub__", Tensor)
 # Linear in each tensor separately.
 PRODUCTS = (
-    _named("matmul bmm mm mv dot outer einsum", torch)
-    | _named("matmul bmm mm mv dot outer", Tensor)
-    | _named("__matmul__ __rmatmul__", Tensor)
+    named("matmul bmm mm mv dot outer einsum", torch)
+    | named("matmul bmm mm mv dot outer", Tensor)
+    | named("__matmul__ __rmatmul__", Tensor)
 )
-TIMES = _named("mul multiply", torch, Tensor) | _named("__mul__ __rmul__", Tensor)
+TIMES = named("mul multiply", torch, Tensor) | named("__mul__ __rmul__", Tensor)
 # Linear in the first argument: (input, weight[, bias], ...).
-BIASED = _named("linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d", nnf)
+BIASED = named("linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d", nnf)
 # Normalisations that scale and shift: (input, shape or groups, weight, ...).
-NORMS = _named("layer_norm group_norm rms_norm", nnf)
+NORMS = named("layer_norm group_norm rms_norm", nnf)
 # Operations that draw random numbers; the tangent has to draw the same.
 DRAW = (
-    _named("dropout alpha_dropout feature_alpha_dropout dropout1d dropout2d dropout3d rrelu gumbel_softmax", nnf)
-    | _named("dropout feature_dropout alpha_dropout feature_alpha_dropout rrelu", torch)
-    | _named("multi_head_attention_forward", nnf)
+    named("dropout alpha_dropout feature_alpha_dropout dropout1d dropout2d dropout3d rrelu gumbel_softmax", nnf)
+    | named("dropout feature_dropout alpha_dropout feature_alpha_dropout rrelu", torch)
+    | named("multi_head_attention_forward", nnf)
 )
 # Operations that update running statistics; the tangent must not call them again.
-KEEP_STATISTICS = _named("batch_norm instance_norm", nnf, torch)
+KEEP_STATISTICS = named("batch_norm instance_norm", nnf, torch)
 WRITE = frozenset(getattr(place, name) for place in (torch, Tensor, nnf) for name in dir(place) if _writes(name))
 # Linear in what they write, or random: nothing with a tangent is saved, and PyTorch's propagation leaves no graph.
 WRITE_NATIVELY = (
-    _named(
+    named(
         "add_ sub_ neg_ copy_ zero_ fill_ masked_fill_ masked_scatter_ index_fill_ index_put_ "
         "scatter_ scatter_add_ squeeze_ unsqueeze_ transpose_ t_ swapaxes_ resize_ requires_grad_ detach_ set_ "
         "bernoulli_ normal_ uniform_ random_ exponential_ geometric_ log_normal_ cauchy_",
         torch,
         Tensor,
     )
-    | _named("__setitem__ __iadd__ __isub__", Tensor)
+    | named("__setitem__ __iadd__ __isub__", Tensor)
     | DRAW
 )
 KINDS = {
@@ -132,6 +141,7 @@ KINDS = {
     "write": WRITE,
     "write natively": WRITE_NATIVELY,
     "attention": frozenset({nnf.scaled_dot_product_attention}),
+    "cut": CUTS,
 }
 
 
@@ -190,11 +200,16 @@ def apply_rule(func: Callable[..., Any], args: Any, kwargs: dict[str, Any], atte
         return getattr(args[0], func.__name__)(*args[1:], **kwargs)  # their super() cannot be traced
     kind = kinds(func)
     flat, spec = tree_flatten((args, kwargs))
-    pairs = [_unpack(leaf) for leaf in flat]
+    pairs = [unpack(leaf) for leaf in flat]
     plain, tangents = [p for p, _ in pairs], [d for _, d in pairs]
     natively = "native" in kind or (compiling and "draw" in kind)
     if natively or all(d is None for d in tangents):
         return func(*args, **kwargs)
+    if "cut" in kind:
+        return carried(func, args, kwargs)
+    check_arguments(func, args, kwargs)
+    if func in TWICE:
+        raise LostTangent("torch.autograd.grad inside the network is not differentiated operation by operation.", ENERGY)
     if "write" in kind or kwargs.get("inplace") or kwargs.get("out") is not None:
         return _write(func, kind, flat, plain, tangents, spec)
     if "attention" in kind and not _mask_moves(args, kwargs):
@@ -209,6 +224,8 @@ def apply_rule(func: Callable[..., Any], args: Any, kwargs: dict[str, Any], atte
         value = func(*plain_args, **plain_kwargs)
     with torch.no_grad():
         tangent = _tangent(_Call(func, kind, plain, tangents, spec, value))
+    made = zip(tree_flatten(value)[0], _flat(tangent), strict=True)
+    check_result(func, args, [d for v, d in made if is_real(v)])
     return _pack(value, tangent)
 
 
@@ -231,7 +248,7 @@ def _forward_mode(call: _Call) -> Any:
         leaves = [p.clone() if isinstance(p, Tensor) else p for p in leaves]
     duals = [p if d is None else _dual(p, d) for p, d in zip(leaves, call.tangents, strict=True)]
     with sdpa_kernel(SDPBackend.MATH):
-        return tree_map(lambda out: _unpack(out)[1], call.again(duals, ()))
+        return tree_map(lambda out: unpack(out)[1], call.again(duals, ()))
 
 
 # Rules by hand, which return None where they do not apply.
@@ -259,7 +276,7 @@ def _norm(call: _Call) -> Tensor | None:
     weight = rest[1] if len(rest) > 1 else kwargs.get("weight")
     rest = [None if isinstance(a, Tensor) else a for a in rest]
     kwargs = {name: a for name, a in kwargs.items() if name not in ("weight", "bias")}
-    tangent = _unpack(call.func(_dual(x.detach(), call.tangents[0]), *rest, **kwargs))[1]
+    tangent = unpack(call.func(_dual(x.detach(), call.tangents[0]), *rest, **kwargs))[1]
     if weight is None or tangent is None:
         return tangent
     return tangent * (weight.reshape(-1, *[1] * (x.ndim - 2)) if call.func is nnf.group_norm else weight)
@@ -323,7 +340,7 @@ def _write(
         ]
         args, kwargs = tree_unflatten(copies, spec)
         func(*args, **kwargs)
-        tangent = _unpack(copies[0])[1]
+        tangent = unpack(copies[0])[1]
     args, kwargs = tree_unflatten(plain, spec)
     func(*args, **kwargs)
     with torch.no_grad():
@@ -333,7 +350,7 @@ def _write(
 
 def _attention(args: Any, kwargs: dict[str, Any], kernel: Kernel) -> Tensor:
     given = _attention_arguments(args, kwargs)
-    pairs = [_unpack(given.pop(name)) for name in ("query", "key", "value")]
+    pairs = [unpack(given.pop(name)) for name in ("query", "key", "value")]
     value, tangent = attention_pair(
         tuple(p for p, _ in pairs),
         tuple(d for _, d in pairs),  # type: ignore[arg-type]
@@ -349,7 +366,7 @@ def _attention_arguments(args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _mask_moves(args: Any, kwargs: dict[str, Any]) -> bool:
-    return _unpack(_attention_arguments(args, kwargs).get("attn_mask"))[1] is not None
+    return unpack(_attention_arguments(args, kwargs).get("attn_mask"))[1] is not None
 
 
 def _draws(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> bool:
@@ -372,15 +389,12 @@ def _generator(flat: list[Any]) -> Callable[[], None]:
     return lambda: module.set_rng_state(state, device)
 
 
-def _unpack(leaf: Any) -> tuple[Any, Tensor | None]:
-    if not isinstance(leaf, Tensor) or not (leaf.is_floating_point() or leaf.is_complex()):
-        return leaf, None
-    primal, tangent = fwd.unpack_dual(leaf)
-    return (leaf, None) if tangent is None else (primal, tangent)
-
-
 def _dual(value: Tensor, tangent: Any) -> Tensor:
     return fwd.make_dual(value, tangent.to(value.dtype))
+
+
+def _flat(tangent: Any) -> list[Any]:
+    return tree_flatten(tangent, is_leaf=lambda x: x is None)[0]
 
 
 def _pack(value: Any, tangent: Any) -> Any:
@@ -389,7 +403,7 @@ def _pack(value: Any, tangent: Any) -> Any:
     Under no_grad, make_dual would silently cut the value's graph or forbid writing into it later.
     """
     values, spec = tree_flatten(value)
-    parts = tree_flatten(tangent, is_leaf=lambda x: x is None)[0]
+    parts = _flat(tangent)
     with torch.enable_grad():
         duals = [
             _dual(v, d) if isinstance(v, Tensor) and isinstance(d, Tensor) else v
