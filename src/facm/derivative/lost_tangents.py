@@ -45,6 +45,7 @@ FIRST = named("expand_as view_as reshape_as type_as to", Tensor)
 REST = named("full_like new_full new_tensor", torch, Tensor)
 # Keyword arguments that PyTorch reads as numbers, though it accepts a tensor.
 NUMBERS = ("alpha", "beta", "eps", "lambd", "negative_slope", "p", "scale", "threshold")
+GROUP_NORMS = frozenset({torch.nn.functional.group_norm, torch.group_norm})
 DUALS = dual_functions()
 TWICE = frozenset({torch.autograd.grad})
 INTO_GRAD = frozenset({Tensor.backward, torch.autograd.backward})
@@ -152,7 +153,15 @@ class KeepTangents(TorchFunctionMode):
 
     def differentiated(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """The call itself, by PyTorch's own propagation."""
-        return func(*args, **kwargs)
+        return func(*contiguous_for(func, args), **kwargs)
+
+
+def contiguous_for(func: Callable[..., Any], args: Sequence[Any]) -> Sequence[Any]:
+    """Arguments that forward mode accepts: that of group norm fails on channels_last and other strided inputs."""
+    if func not in GROUP_NORMS or not args or not moves(args[0]):
+        return args
+    primal, tangent = unpack(args[0])
+    return (fwd.make_dual(primal.contiguous(), tangent.contiguous()), *args[1:])  # type: ignore[union-attr]
 
 
 def is_real(leaf: Any) -> bool:

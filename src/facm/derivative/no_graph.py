@@ -68,7 +68,7 @@ class _LinearRule(KeepTangents):
             x, dx = fwd.unpack_dual(args[0])
             if dx is not None:
                 return fwd.make_dual(func(x, *args[1:]), func(dx, args[1], None, *args[3:]))
-        return func(*args, **kwargs)
+        return super().differentiated(func, args, kwargs)
 
 
 def _tangent(function: Function, primals: Pair, tangents: Pair) -> Tensor:

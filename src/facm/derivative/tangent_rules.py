@@ -40,6 +40,7 @@ from facm.derivative.lost_tangents import (
     carried,
     check_arguments,
     check_result,
+    contiguous_for,
     is_real,
     named,
     unpack,
@@ -186,7 +187,7 @@ class _Call:
     def again(self, leaves: Sequence[Any], places: Sequence[int]) -> Any:
         """The same operation on ``leaves``, with the tangents in place of the entries at ``places``."""
         args, kwargs = tree_unflatten([self.tangents[i] if i in places else p for i, p in enumerate(leaves)], self.spec)
-        return self.func(*args, **kwargs)
+        return self.func(*contiguous_for(self.func, args), **kwargs)
 
 
 def apply_rule(func: Callable[..., Any], args: Any, kwargs: dict[str, Any], attention: Kernel) -> Any:
@@ -276,7 +277,8 @@ def _norm(call: _Call) -> Tensor | None:
     weight = rest[1] if len(rest) > 1 else kwargs.get("weight")
     rest = [None if isinstance(a, Tensor) else a for a in rest]
     kwargs = {name: a for name, a in kwargs.items() if name not in ("weight", "bias")}
-    tangent = unpack(call.func(_dual(x.detach(), call.tangents[0]), *rest, **kwargs))[1]
+    args = contiguous_for(call.func, (_dual(x.detach(), call.tangents[0]), *rest))
+    tangent = unpack(call.func(*args, **kwargs))[1]
     if weight is None or tangent is None:
         return tangent
     return tangent * (weight.reshape(-1, *[1] * (x.ndim - 2)) if call.func is nnf.group_norm else weight)
