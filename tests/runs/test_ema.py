@@ -135,6 +135,49 @@ def test_tied_parameters_are_averaged_under_both_names():
     assert 1 < average["1.weight"][0, 0] < 3
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_weights_in_half_precision_are_averaged_in_float32(dtype):
+    """A step's share is 1e-5 of the difference: in the weights' own precision the average would never move."""
+
+    def averaged(dtype):
+        module = nn.BatchNorm1d(2).to(dtype)
+        module.bias.requires_grad_(False)
+        ema = EMA(PowerEMA((0.05,)), module)
+        module.weight.data.fill_(2.0)
+        for step in range(1, 2001):
+            ema.update(1_000_000 + 128 * step, 128)
+        return ema.averages[0.05]
+
+    average = averaged(dtype)
+    assert {name: value.dtype for name, value in average.items() if name != "num_batches_tracked"} == {
+        "weight": torch.float32,
+        "bias": dtype,
+        "running_mean": dtype,
+        "running_var": dtype,
+    }
+    assert torch.equal(average["weight"], averaged(torch.float32)["weight"])
+    assert average["weight"][0] == pytest.approx(1.98, abs=0.01)
+
+
+def test_snapshots_of_half_precision_and_of_more_are_synthesised_together():
+    """Earlier versions kept the averages of bfloat16 weights in bfloat16."""
+    states = [{"weight": torch.full((2,), 1.0, dtype=torch.bfloat16)}, {"weight": torch.full((2,), 3.0)}]
+    snapshots = [Snapshot(10, s, lambda state=state: state) for s, state in zip((0.05, 0.2), states, strict=True)]
+    weights = synthesis_weights([(10, 0.05), (10, 0.2)], 10, 0.1)
+    out = synthesise(snapshots, 10, 0.1)["weight"]
+    assert out.dtype == torch.float32
+    assert out[0].item() == pytest.approx(weights[0] + 3 * weights[1], rel=1e-6)
+
+
+def test_complex_weights_are_synthesised_too():
+    states = [{"weight": torch.full((2,), value)} for value in (1 + 2j, 3 - 1j)]
+    snapshots = [Snapshot(10, s, lambda state=state: state) for s, state in zip((0.05, 0.2), states, strict=True)]
+    weights = synthesis_weights([(10, 0.05), (10, 0.2)], 10, 0.1)
+    out = synthesise(snapshots, 10, 0.1)["weight"]
+    assert out.dtype == torch.complex64
+    assert out[0].item() == pytest.approx(weights[0] * (1 + 2j) + weights[1] * (3 - 1j), rel=1e-5)
+
+
 # Post-hoc synthesis
 
 

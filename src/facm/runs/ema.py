@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from facm.core.tensors import at_least_float32
+
 Weights = dict[str, Tensor]
 
 
@@ -52,20 +54,30 @@ def decay(sigma_rel: float, images_seen: int, batch_size: int) -> float:
 
 
 class EMA:
-    """The running averages of a network's parameters, in at least float32; buffers are copied."""
+    """The running averages of a network's parameters, in at least float32; buffers are copied.
+
+    In half precision a step's share of a long average rounds to nothing, and the average never moves.
+    """
 
     def __init__(self, config: PowerEMA, network: torch.nn.Module) -> None:
         self.network = network
         self.averages: dict[float, Weights] = {
-            sigma_rel: {name: value.detach().clone() for name, value in network.state_dict().items()}
+            sigma_rel: {name: value.detach().clone() for name, value in self._current().items()}
             for sigma_rel in config.sigma_rels
         }
+
+    def _averaged(self) -> list[str]:
+        return [name for name, p in self.network.named_parameters(remove_duplicate=False) if p.requires_grad]
+
+    def _current(self) -> Weights:
+        """The network's weights, those that are averaged in at least float32."""
+        current = self.network.state_dict()
+        return current | {name: at_least_float32(current[name].detach()) for name in self._averaged()}
 
     @torch.no_grad()
     def update(self, images_seen: int, batch_size: int) -> None:
         """Take in the weights as they are after the step that ended at ``images_seen``."""
-        current = self.network.state_dict()
-        averaged = [name for name, p in self.network.named_parameters(remove_duplicate=False) if p.requires_grad]
+        current, averaged = self._current(), self._averaged()
         copied = current.keys() - set(averaged)
         for sigma_rel, average in self.averages.items():
             beta = decay(sigma_rel, images_seen, batch_size)
@@ -119,16 +131,20 @@ def synthesis_weights(
 def synthesise(snapshots: Sequence[Snapshot], images_seen: int, sigma_rel: float, unit_sum: bool = False) -> Weights:
     """The weights that an EMA of length ``sigma_rel`` would have had at ``images_seen``, from snapshots up to there.
 
-    Floating-point tensors are combined; what never changed, such as frozen tables, comes out as it is.
+    Floating-point and complex tensors are combined; what never changed, such as frozen tables, comes out as it is.
     """
     usable = [s for s in snapshots if s.images_seen <= images_seen]
     weights = synthesis_weights([(s.images_seen, s.sigma_rel) for s in usable], images_seen, sigma_rel, unit_sum)
     first = usable[-1].load()
-    total = {name: torch.zeros_like(v, dtype=torch.float64) for name, v in first.items() if v.is_floating_point()}
+    total = {name: torch.zeros_like(_wide(v)) for name, v in first.items() if v.is_floating_point() or v.is_complex()}
     changed: set[str] = set()
     for weight, snapshot in zip(weights, usable, strict=True):
         state = snapshot.load()
-        changed |= {name for name in total if not torch.equal(state[name], first[name])}
+        changed |= {name for name in total if not torch.equal(_wide(state[name]), _wide(first[name]))}
         for name, so_far in total.items():
-            so_far.add_(state[name].double(), alpha=float(weight))
+            so_far.add_(_wide(state[name]), alpha=float(weight))
     return {name: total[name].to(value.dtype) if name in changed else value for name, value in first.items()}
+
+
+def _wide(value: Tensor) -> Tensor:
+    return value.to(torch.complex128 if value.is_complex() else torch.float64)

@@ -132,6 +132,7 @@ def _add_up(
     shards = gpus // engine.replicas if kind == "fsdp" else 1
     everything = _bytes(network)
     trained = sum(p.nbytes for p in network.parameters() if p.requires_grad)
+    averaged = sum(max(p.element_size(), 4) * p.numel() for p in network.parameters() if p.requires_grad)
     resident = 0 if engine.cpu_offload else 1
     half = 2 if kind == "fsdp" and bf16 else 4
     units = [_bytes(block) for block in blocks_of(network, engine.blocks).values()]
@@ -144,7 +145,7 @@ def _add_up(
         parameters=resident * everything // shards,
         gradients=resident * trained // shards,
         optimizer=resident * 2 * trained // shards,
-        ema=resident * len(run.ema.sigma_rels) * everything // shards,
+        ema=resident * len(run.ema.sigma_rels) * (everything - trained + averaged) // shards,
         teacher=0 if teacher is None else _bytes(teacher) // (shards if kind == "fsdp" else 1),
         buckets=trained if kind == "ddp" else 0,
         gathered=(2 * largest * half // 4 + largest) if kind == "fsdp" and shards > 1 else 0,
