@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from facm.core.state_dict import CheckpointError, load_strictly
+from facm.core.state_dict import CheckpointError, load_strictly, without_wrappers
 from facm.networks.lightning_dit import LightningDiT
 from facm.networks.mlp import MLP
 
@@ -40,3 +40,15 @@ def test_a_buffer_is_loaded_too():
     source(torch.randn(8, 3))
     load_strictly(target, source.state_dict(), "x")
     assert torch.equal(target.running_mean, source.running_mean)
+
+
+def test_names_of_wrappers_are_taken_off_wherever_they_stand():
+    names = ["module._orig_mod.a", "blocks.0._checkpoint_wrapped_module.b", "_fsdp_wrapped_module.c._orig_mod.d"]
+    found = without_wrappers({name: torch.tensor(i) for i, name in enumerate([*names, "modules.e"])}, "x.pt")
+    assert {name: int(value) for name, value in found.items()} == {"a": 0, "blocks.0.b": 1, "c.d": 2, "modules.e": 3}
+
+
+@pytest.mark.parametrize("twin", ["module.a.b", "a._orig_mod.b", "a.module.b"])
+def test_two_weights_that_become_one_are_refused(twin):
+    with pytest.raises(ValueError, match=rf"x.pt holds a\.b twice, as a\.b and as {twin}"):
+        without_wrappers({"a.b": torch.ones(1), twin: torch.zeros(1)}, "x.pt")

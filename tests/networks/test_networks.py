@@ -211,9 +211,9 @@ def test_flags_of_the_reference():
 
 
 def test_wrappers_prefixes_are_taken_off_the_names_of_a_state_dict():
-    names = ["module.a.weight", "_orig_mod.module.b", "ema_model.c.module.d", "e.module.f"]
+    names = ["module.a.weight", "_orig_mod.module.b", "ema_model.c.module.d", "e.module.f", "blocks.0._orig_mod.g"]
     out = reference_state_dict({name: torch.full((1,), float(i)) for i, name in enumerate(names)})
-    assert {k: v.item() for k, v in out.items()} == {"a.weight": 0, "b": 1, "c.module.d": 2, "e.module.f": 3}
+    assert {k: v.item() for k, v in out.items()} == {"a.weight": 0, "b": 1, "c.d": 2, "e.f": 3, "blocks.0.g": 4}
 
 
 # Initialisation

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import pickle
+import re
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -208,8 +209,24 @@ def test_a_snapshot_of_an_ema_is_in_half_precision(tmp_path):
     assert open_published(saved(tmp_path / "other.pt", content)).which == "EMA snapshot"
 
 
-def test_wrappers_prefixes_are_taken_off(tmp_path):
-    state = {f"module._orig_mod.{name}": value for name, value in weights(MODERN).items()}
+def inside(*words):
+    """The words behind the number of each block, as wrappers of single blocks put them."""
+    return lambda name: re.sub(r"^(blocks\.\d+\.)", rf"\1{'.'.join(words)}.", name)
+
+
+@pytest.mark.parametrize(
+    "renamed",
+    [
+        lambda name: f"module._orig_mod.{name}",
+        inside("_orig_mod"),
+        inside("_checkpoint_wrapped_module"),
+        inside("module", "_checkpoint_wrapped_module"),
+        lambda name: f"_fsdp_wrapped_module.{inside('_fsdp_wrapped_module', '_orig_mod')(name)}",
+        lambda name: f"_forward_module.{name.replace('.attn.', '.attn._orig_mod.')}",
+    ],
+)
+def test_wrappers_names_are_taken_off(tmp_path, renamed):
+    state = {renamed(name): value for name, value in weights(MODERN).items()}
     check(open_published(saved(tmp_path / "a.pt", state)), MODERN, "student", "lightningdit", None, "the only weights")
 
 

@@ -1,4 +1,4 @@
-"""Strict loading of state dicts: the error names every missing, unexpected or misshapen weight."""
+"""State dicts: names without wrappers, and strict loading, whose error names every weight that does not fit."""
 
 from __future__ import annotations
 
@@ -12,6 +12,34 @@ from facm.core.finite import buffers_of, listed, non_finite
 
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be written, or must not be read."""
+
+
+WRAPPERS = frozenset(
+    {
+        "module",  # DataParallel, DDP, AveragedModel, accelerate
+        "ema_model",  # ema-pytorch
+        "_forward_module",  # Lightning's Fabric
+        "_orig_mod",  # torch.compile
+        "_checkpoint_wrapped_module",
+        "_fsdp_wrapped_module",
+        "_fpw_module",  # FSDP before PyTorch 2.0
+    }
+)
+"""What wrappers of training programs add to the names of weights, wherever the wrapped module stands."""
+
+
+def without_wrappers(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """``state`` by the names that the weights have without any wrapper.
+
+    source: Where the weights come from, for the error. Raises ValueError where two names become one.
+    """
+    bare: dict[str, str] = {}
+    for name in state:
+        short = ".".join(part for part in name.split(".") if part not in WRAPPERS)
+        if short in bare:
+            raise ValueError(f"{source} holds {short} twice, as {bare[short]} and as {name}; expected one of them")
+        bare[short] = name
+    return {short: state[name] for short, name in bare.items()}
 
 
 def load_strictly(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from facm.core.hashing import identity_of
+from facm.core.state_dict import without_wrappers
 from facm.core.types import Dataset
 from facm.core.untrusted.torch_files import read_foreign
 from facm.evaluation.features import check_positive
@@ -51,12 +52,14 @@ class Inception:
         port = _port()
         path = Path(self.weights) if self.weights else _downloaded(port)
         weights = read_foreign(path, _WANTED)
-        if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        if not isinstance(weights, dict) or not all(
+            isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
+        ):
             raise ValueError(f"{path} holds more than named tensors, or less; expected {_WANTED}")
         # The port reads weights with a loader that runs whatever a file says. Hence it is given our own copy of what
         # has been read safely.
         copy = io.BytesIO()
-        torch.save(weights, copy)
+        torch.save(without_wrappers(weights, str(path)), copy)
         copy.seek(0)
         try:
             network = port.FeatureExtractorInceptionV3(_NAME, list(_LAYERS), feature_extractor_weights_path=copy)

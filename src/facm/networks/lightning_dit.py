@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
+from facm.core.state_dict import without_wrappers
 from facm.core.tensors import at_least_float32
 from facm.networks.inputs import check_inputs
 
@@ -127,13 +128,11 @@ def from_reference_flags(flags: dict[str, Any]) -> LightningDiT:
 
 
 def reference_state_dict(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The reference's state dict under this network's names: only the prefixes of wrappers are removed."""
-    prefixes = ("module.", "_orig_mod.", "ema_model.")
+    """The reference's state dict under this network's names: only the names of wrappers are removed.
 
-    def bare(name: str) -> str:
-        return bare(name.split(".", 1)[1]) if name.startswith(prefixes) else name
-
-    return {bare(name): value for name, value in state_dict.items()}
+    Raises ValueError where two names become one.
+    """
+    return without_wrappers(state_dict, "the state dict")
 
 
 class RMSNorm(nn.Module):

@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
-from facm.networks.lightning_dit import reference_state_dict
+from facm.core.state_dict import without_wrappers
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,10 +117,7 @@ def _weights(state: Mapping[str, Any], part: str, path: Path) -> dict[str, Tenso
     if foreign or not state:
         what = f"{foreign[0]!r} is {_kind(state[foreign[0]])}" if foreign else "it is empty"
         raise ValueError(f"{path}: {part} is no state dict ({what}); expected tensors by name")
-    bare = reference_state_dict(dict(state))
-    if len(bare) < len(state):
-        raise ValueError(f"{path}: {part} holds some weights twice, with a wrapper's prefix and without")
-    return bare
+    return without_wrappers(state, f"{path}: {part}")
 
 
 def _settings(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,17 +9,23 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from facm.core.state_dict import without_wrappers
+
 Built = TypeVar("Built", bound=nn.Module)
 
 
 def tensors_of(content: Any, path: Path, what: str) -> dict[str, Tensor]:
-    """The state dict in a checkpoint: the content itself, or its entry ``state_dict`` (Lightning).
+    """The state dict in a checkpoint: the content itself, or its entry ``state_dict`` (Lightning); without
+    the names of wrappers.
 
     Raises ValueError naming the file and its content.
     """
     state = content.get("state_dict", content) if isinstance(content, Mapping) else content
-    if isinstance(state, Mapping) and state and all(isinstance(value, Tensor) for value in state.values()):
-        return dict(state)
+    named = isinstance(state, Mapping) and all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    )
+    if named and state:
+        return without_wrappers(state, str(path))
     holds = f"the keys {_some(list(state))}" if isinstance(state, Mapping) else f"a {type(state).__name__}"
     raise ValueError(f"{path} holds {holds}, expected {what}: named tensors, or these under the key 'state_dict'")
 
