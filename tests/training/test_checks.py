@@ -133,3 +133,49 @@ def test_a_checked_run_is_still_held_against_engine_and_ranks():
     naive = check(Run(NETWORK, DATA, FACM(CONDITION, DataVelocity(), derivative=WholeNetwork()), images=32))
     with pytest.raises(ValueError, match=r"engine.checkpointing = True with derivative = WholeNetwork"):
         check(naive, Engine(checkpointing=True))
+
+
+class Normed(torch.nn.Module):
+    def __init__(self, norm, frozen):
+        super().__init__()
+        self.norm, self.frozen = norm, frozen
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.frozen:
+            self.norm.eval()
+        return self
+
+    def forward(self, x, t, cond=None):
+        return self.norm(x)
+
+
+@dataclass(frozen=True)
+class WithNorm:
+    kind: str
+    frozen: bool = False
+
+    def build(self):
+        tracked = {"track_running_stats": True} if "Instance" in self.kind else {}
+        arguments = (1, 2) if self.kind == "GroupNorm" else (2,)
+        return Normed(getattr(torch.nn, self.kind)(*arguments, **tracked), self.frozen)
+
+
+@pytest.mark.parametrize("kind", ["BatchNorm1d", "BatchNorm2d", "SyncBatchNorm", "InstanceNorm1d"])
+def test_statistics_that_every_pass_of_a_step_would_train_are_announced(kind):
+    objective = FACM(CONDITION, DataVelocity(Guidance(1.5)), label_dropout=0.1)
+    with pytest.warns(UserWarning, match=rf"norm \({kind}\) in train mode .* Use GroupNorm, or keep .* eval mode"):
+        check(Run(WithNorm(kind), DATA, objective, 32))
+
+
+@pytest.mark.parametrize(
+    ("network", "objective"),
+    [
+        (WithNorm("BatchNorm1d", frozen=True), FACM(CONDITION, DataVelocity(), label_dropout=0.1)),
+        (WithNorm("GroupNorm"), FACM(CONDITION, DataVelocity(), label_dropout=0.1)),
+        (WithNorm("BatchNorm1d"), FlowMatching(CONDITION)),  # one pass a step
+    ],
+)
+def test_other_norms_are_not_announced(network, objective, recwarn):
+    check(Run(network, DATA, objective, 32))
+    assert not [w for w in recwarn if "train mode" in str(w.message)]

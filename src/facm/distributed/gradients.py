@@ -45,12 +45,13 @@ def check_parameters(network: nn.Module, world: World) -> None:
 def check_gradients(network: nn.Module, world: World, find_unused: bool = False) -> None:
     """Raise RuntimeError, naming the first parameter, unless the backward pass reduced every gradient.
 
-    Unsharded gradients must agree on all ranks, and every trained parameter must have one unless ``find_unused``.
+    Unsharded gradients must agree on all ranks, and every trained parameter must have one unless ``find_unused``. A
+    missing one is looked for first, since DDP then leaves the others unreduced.
     Gradients of shards must be sharded and agree between the ranks that hold the same shard.
     """
     mine = {name: _gradient(p) for name, p in network.named_parameters() if p.requires_grad}
     all_ranks = gathered(world, mine)
-    for name, gradient in mine.items():
+    for name in mine:
         found = [ranks[name] for ranks in all_ranks]
         missing = [rank for rank, value in enumerate(found) if value is None]
         may_miss = len(missing) == world.ranks and (find_unused or is_sharded(network.get_parameter(name)))
@@ -59,6 +60,8 @@ def check_gradients(network: nn.Module, world: World, find_unused: bool = False)
                 f"parameter {name} has no gradient on rank {', '.join(map(str, missing))} after the first step's "
                 "backward pass: freeze it (requires_grad = False), or set engine.find_unused (ddp)"
             )
+    for name, gradient in mine.items():
+        found = [ranks[name] for ranks in all_ranks]
         if gradient is None:
             continue
         for rank, other in enumerate(found):
@@ -67,7 +70,8 @@ def check_gradients(network: nn.Module, world: World, find_unused: bool = False)
                 raise RuntimeError(
                     f"the gradient of parameter {name} is not synchronised: rank {found.index(reference)} and rank "
                     f"{rank} differ after the first step's backward pass. The loss must be computed through the "
-                    "network that the objective is given, not through network.module or a reference kept elsewhere"
+                    "network that the objective is given, not through network.module or a reference kept elsewhere; "
+                    "where some parameters take no part in its last term, set engine.find_unused (ddp)"
                 )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from facm.core.objective import Objective, as_objective, guidance_scale, needs_teacher
 from facm.core.types import Dataset
@@ -86,6 +88,30 @@ def check_network(run: Run) -> None:
     if objective.task is not None:
         check_task(objective.task, network)
     objective.check_network(network)
+    if objective.derivative is not None:
+        _warn_of_batch_statistics(network.train())
+
+
+STATISTICS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+TRACKED = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+
+
+def _warn_of_batch_statistics(network: nn.Module) -> None:
+    """Warn of norms that learn statistics of batches: an objective with a derivative asks the network several times a
+    step, at different times, and mixes them."""
+    found = [
+        f"{name} ({type(m).__name__})"
+        for name, m in network.named_modules()
+        if m.training and (isinstance(m, STATISTICS) or (isinstance(m, TRACKED) and m.track_running_stats))
+    ]
+    if found:
+        warnings.warn(
+            f"network: {found[0]}{f' and {len(found) - 1} more' * (len(found) > 1)} in train mode normalises by each "
+            "batch, and its running statistics are updated by every pass of a step, the anchor's and the shortcut's: "
+            "samples depend on each other, and sampling sees other statistics. Use GroupNorm, or keep the norm in eval "
+            "mode by overriding the network's train()",
+            stacklevel=2,
+        )
 
 
 def _check_teacher(run: Run, objective: Objective) -> None:
