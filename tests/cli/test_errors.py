@@ -54,7 +54,7 @@ def test_the_installed_command_refuses_without_a_traceback(tmp_path):
     [
         ("out = runs/x is in use", "train", "--out runs/x is in use"),
         ("out = runs/x holds a demo", "demo", "--out runs/x holds a demo"),
-        ("nfe = 4 with Heun, expected an odd number", "sample", "--num-steps 4 with Heun, expected an odd number"),
+        ("Heun: nfe = 4, expected an odd number", "sample", "--num-steps 4, expected an odd number"),
         ("times = (0.0,) for nfe = 3, expected", "sample", "times = (0.0,) for --num-steps 3, expected"),
         ("sigma_rel = 0.7, expected a length", "sample", "--ema 0.7, expected a length"),
         ("raw = True with sigma_rel = 0.1: expected", "evaluate", "--raw with --ema 0.1: expected"),
@@ -64,7 +64,8 @@ def test_the_installed_command_refuses_without_a_traceback(tmp_path):
             "sample",
             "--latent-stats a.pt with --latent-scale 2.0, expected",
         ),
-        ("guidance scale = 0.5, expected w >= 1", "sample", "guidance scale = 0.5, expected w >= 1"),
+        ("Guidance: scale = 0.5, expected a", "sample", "--guidance-scale 0.5, expected a"),
+        ("Guidance: scale = 0.5, expected a", "train", "Guidance: scale = 0.5, expected a"),
         ("the data set has n = 3 samples", "evaluate", "the data set has n = 3 samples"),
         ("batch_size = 0, expected at least 1", "evaluate", "--batch-size 0, expected at least 1"),
         (
@@ -77,8 +78,10 @@ def test_the_installed_command_refuses_without_a_traceback(tmp_path):
             "resume",
             "--engine.cpu-offload with --engine.parallel ddp",
         ),
-        ("every.keep = 0, expected at least 1", "train", "--run.every.keep 0, expected at least 1"),
-        ("images = 0: zero steps train nothing", "train", "images = 0: zero steps train nothing"),
+        ("Intervals: keep = 0, expected an", "train", "--run.every.keep 0, expected an"),
+        ("AdamW: lr = nan, expected a", "plan", "--run.optimizer.lr nan, expected a"),
+        ("AdamW: lr = nan, expected a", "sample", "AdamW: lr = nan, expected a"),
+        ("Run: images = 0, expected an", "train", "--run.images 0, expected an"),
         ("data with 10 classes, condition = Labels(3)", "train", "data with 10 classes, condition = Labels(3)"),
         (
             "What helps: a larger engine.accumulate (smaller micro-batches), engine.parallel = 'fsdp' on several ranks",

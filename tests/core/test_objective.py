@@ -99,7 +99,7 @@ def test_an_objective_is_not_wrapped_twice():
 
 @pytest.mark.parametrize("value", [3, None, "FACM", Labels(3)])
 def test_what_cannot_be_called_is_no_objective(value):
-    with pytest.raises(TypeError, match=r"objective = .*, expected a facm\.Objective, or a function of"):
+    with pytest.raises(ValueError, match=r"objective = .*, expected a facm\.Objective, or a function of"):
         as_objective(value)
 
 

@@ -145,7 +145,7 @@ def test_enums_dicts_and_nested_sequences_survive_json():
         (np.int64(3), "int64"),
         (torch.nn.Linear(1, 1), "Linear"),
         (Path("x"), "Path"),
-        (MLP, "type"),
+        (MLP, "_ProtocolMeta"),
         ({1, 2}, "set"),
     ],
 )

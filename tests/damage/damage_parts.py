@@ -135,7 +135,10 @@ def _picture(suffix: str) -> Kind:
 def _tar(folder: Path) -> Path:
     members: dict[str, bytes] = {}
     for i in range(4):
-        members |= {f"{i}.png": png(photo(i)), f"{i}.cls" if i % 2 else f"{i}.json": b'{"label": 1}' if i % 2 == 0 else b"2"}
+        members |= {
+            f"{i}.png": png(photo(i)),
+            f"{i}.cls" if i % 2 else f"{i}.json": b'{"label": 1}' if i % 2 == 0 else b"2",
+        }
     return tar(folder / "a.tar", members)
 
 

@@ -19,7 +19,7 @@ WORKERS = pytest.mark.parametrize("workers", [0, 1, 2])
 
 
 def stream_of(n: int = 10, batch_size: int = 4, **options) -> Stream:
-    images = np.arange(3 * n, dtype=np.float32).reshape(n, 1, 1, 3)
+    images = np.arange(6 * n, dtype=np.float32).reshape(n, 2, 1, 3)
     return Stream(InMemory(images, np.arange(n) % 3, 3, flip=True), seed=3, batch_size=batch_size, **options)
 
 

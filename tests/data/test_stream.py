@@ -12,19 +12,19 @@ from facm.data import InMemory, Stream, read_checked
 
 
 class Counting:
-    """A user's own data set, with nothing but the protocol: image i is all i in its left half, -i in its right."""
+    """A user's own data set, with nothing but the protocol: sample i is all i in its left half, -i in its right."""
 
     num_classes = None
 
     def __init__(self, n: int, flip: bool = False):
-        self.n, self.flip, self.shape = n, flip, (1, 2, 4)
+        self.n, self.flip, self.shape = n, flip, (2, 2, 4)
 
     def __len__(self) -> int:
         return self.n
 
     def read(self, indices: np.ndarray) -> Batch:
         assert indices.dtype == np.int64
-        x = torch.from_numpy(indices + 1.0).float().reshape(-1, 1, 1, 1).repeat(1, 1, 2, 4)
+        x = torch.from_numpy(indices + 1.0).float().reshape(-1, 1, 1, 1).repeat(1, 2, 2, 4)
         x[..., 2:] *= -1
         return Batch(x)
 
@@ -32,7 +32,7 @@ class Counting:
 def drawn(batch: Batch) -> tuple[list[int], list[bool]]:
     """Indices and mirror flags that a batch of a ``Counting`` shows."""
     corner = batch.x_1[:, 0, 0, 0]
-    assert torch.equal(batch.x_1[..., :2], corner.reshape(-1, 1, 1, 1).expand(-1, 1, 2, 2))
+    assert torch.equal(batch.x_1[..., :2], corner.reshape(-1, 1, 1, 1).expand(-1, 2, 2, 2))
     assert torch.equal(batch.x_1[..., 2:], -batch.x_1[..., :2])
     return [int(c) - 1 for c in corner.abs()], (corner < 0).tolist()
 
@@ -187,6 +187,27 @@ def test_non_finite_values_are_named(value: float) -> None:
     with pytest.raises(ValueError, match="mine: sample 4 has non-finite"):
         Stream(InMemory(images, name="mine"), seed=0, batch_size=6).at(0)
     assert read_checked(InMemory(images), np.array([3, 5])).x_1.isfinite().all()
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(255.0, 0.0), (16.0, 0.0), (-255.0, 0.0), (2.0, 100.0)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_of_another_scale_are_named_with_their_range(channels: int, scale: float, shift: float) -> None:
+    images = (np.linspace(0, 1, 6 * channels * 4).reshape(6, channels, 2, 2) * scale + shift).astype(np.float32)
+    said = rf"sample \d is of another scale: .*\[{images.min():g}, {images.max():g}\], expected images in \[-1, 1\]"
+    with pytest.raises(ValueError, match=rf"mine: {said}"):
+        Stream(InMemory(images, name="mine"), seed=0, batch_size=6).at(0)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 2), (3, 2, 2)])
+def test_standardised_images_and_noise_are_of_the_right_scale(shape: tuple[int, ...]) -> None:
+    images = np.full((4, *shape), -9.9, np.float32)
+    assert read_checked(InMemory(images), np.arange(4)).x_1.min() == np.float32(-9.9)
+
+
+@pytest.mark.parametrize("shape", [(2,), (4, 2, 2), (3, 2, 2, 2)])
+def test_what_is_no_image_may_be_of_any_scale(shape: tuple[int, ...]) -> None:
+    """Points, latents and signals."""
+    assert read_checked(InMemory(np.full((4, *shape), 300.0, np.float32)), np.arange(4)).x_1.max() == 300
 
 
 @pytest.mark.parametrize("label", [-1, 3, 100])

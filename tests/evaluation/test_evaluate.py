@@ -115,6 +115,15 @@ def test_the_row_has_its_provenance_and_is_what_was_logged(evaluator, tmp_path):
     assert (few["keep"], few["kept"], few["frechet_distance"]) == (9, 9, pytest.approx(row["frechet_distance"]))
 
 
+@pytest.mark.parametrize("name", ["identity", "num_features", "num_classes"])
+def test_features_without_what_is_recorded_are_named(name):
+    extractor = Identity().build(Images(), CPU)
+    delattr(extractor, name)
+    own = SimpleNamespace(build=lambda *_: extractor)
+    with pytest.raises(ValueError, match=f"made an object of type _Flatten without {name}, expected a "):
+        build_evaluator(Images(), CPU, own)
+
+
 def test_progress_is_told_after_every_batch(evaluator, tmp_path):
     said = []
     telling = dataclasses.replace(evaluator, progress=lambda *at: said.append(at))

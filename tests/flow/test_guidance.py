@@ -24,11 +24,11 @@ def test_guidance_acts_within_the_interval_ends_included():
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ((0.9,), "guidance scale = 0.9, expected w >= 1"),
-        ((float("nan"),), "guidance scale = nan"),
-        ((2.0, -0.1, 1.0), r"guidance interval = \[-0.1, 1.0\]"),
-        ((2.0, 0.6, 0.5), r"guidance interval = \[0.6, 0.5\]"),
-        ((2.0, 0.1, 1.1), r"guidance interval = \[0.1, 1.1\]"),
+        ((0.9,), "Guidance: scale = 0.9, expected a number within \\[1,"),
+        ((float("nan"),), "Guidance: scale = nan"),
+        ((2.0, -0.1, 1.0), r"Guidance: low = -0.1"),
+        ((2.0, 0.6, 0.5), r"Guidance: low = 0.6, expected at most high = 0.5"),
+        ((2.0, 0.1, 1.1), r"Guidance: high = 1.1"),
     ],
 )
 def test_impossible_guidance_is_an_error_that_names_it(arguments, named):

@@ -61,7 +61,7 @@ def test_a_positive_normal_leads_towards_noise(time):
 @pytest.mark.parametrize(
     ("make", "named"),
     [
-        (lambda: Uniform(0.5, 0.5), "low = 0.5, high = 0.5"),
+        (lambda: Uniform(0.5, 0.5), "low = 0.5, expected less than high = 0.5"),
         (lambda: Uniform(-0.1, 0.5), "low = -0.1"),
         (lambda: Uniform(0.1, 1.5), "high = 1.5"),
         (lambda: LogitNormal(0, 0), "LogitNormal: std = 0"),

@@ -80,7 +80,7 @@ def test_dropped_samples_keep_the_velocity_of_the_data(switches):
 
 
 def test_two_readings_of_equation_9_exclude_each_other():
-    with pytest.raises(ValueError, match="both_online = True and extrapolate_outside = True"):
+    with pytest.raises(ValueError, match="extrapolate_outside = True, expected False with both_online = True"):
         DataVelocity(both_online=True, extrapolate_outside=True)
 
 

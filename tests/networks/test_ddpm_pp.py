@@ -324,16 +324,19 @@ def test_it_draws_only_with_dropout():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": 9}, r"size = 9, multipliers = \(1, 2\), expected at least one, and .*multiple of 2"),
-        ({"multipliers": ()}, r"multipliers = \(\), expected at least one"),
+        ({"size": 9}, r"size = 9, expected a multiple of 2"),
+        ({"multipliers": ()}, r"multipliers = \(\), expected a tuple of a length within \[1"),
         ({"channels": 6}, "channels = 6, expected a multiple of 4"),
-        ({"channels": 0}, "channels = 0, expected a multiple of 4"),
-        ({"channels": 132}, "132 channels to be normalised in 32 groups; expected channels and multipliers that give"),
-        ({"blocks": 0}, "blocks = 0, expected at least 1 a level"),
-        ({"dropout": 1.0}, r"dropout = 1.0, expected a probability within \[0, 1\)"),
-        ({"attention": (5,)}, r"attention at \[5\], expected sizes among the levels' \[8, 4\]"),
-        ({"num_classes": -1}, "num_classes = -1, expected 0 or more"),
-        ({"augment_dim": -1}, "augment_dim = -1, expected 0 or more"),
+        ({"channels": 0}, "channels = 0, expected an integer within"),
+        (
+            {"channels": 132},
+            "channels = 132, expected with .* a multiple of 32 wherever .* not 132",
+        ),
+        ({"blocks": 0}, "blocks = 0, expected an integer within"),
+        ({"dropout": 1.0}, r"dropout = 1.0, expected a number within \[0, 1\)"),
+        ({"attention": (5,)}, r"attention = \(5,\), expected sizes among the levels' \[8, 4\]"),
+        ({"num_classes": -1}, r"num_classes = -1, expected an integer within \[0"),
+        ({"augment_dim": -1}, r"augment_dim = -1, expected an integer within \[0"),
     ],
 )
 def test_it_says_what_it_expects(options, message):

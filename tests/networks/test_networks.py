@@ -171,10 +171,13 @@ def test_the_transformers_own_errors_name_what_is_wrong():
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        ({"input_size": 5}, "input_size = 5 is not a multiple of patch_size = 2"),
-        ({"num_heads": 3}, "hidden_size = 32 is not a multiple of num_heads = 3"),
+        ({"input_size": 5}, "input_size = 5, expected a multiple of patch_size = 2"),
+        ({"num_heads": 3}, "hidden_size = 32, expected a multiple of num_heads = 3"),
         ({"hidden_size": 30, "num_heads": 2}, "hidden_size = 30, expected a multiple of 4"),
-        ({"hidden_size": 12, "num_heads": 2}, "rope with head dimension 6"),
+        (
+            {"hidden_size": 12, "num_heads": 2},
+            "num_heads = 2, expected hidden_size = 12 over a multiple of 4",
+        ),
     ],
 )
 def test_an_impossible_configuration_is_an_error_that_names_it(flags, named):

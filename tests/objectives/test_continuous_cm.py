@@ -56,7 +56,10 @@ def test_the_loss_of_any_other_objective_is_one_part(objective):
     [
         (lambda: ContinuousCM(Labels(3), clamp=-1.0), "clamp = -1.0"),
         (lambda: ContinuousCM(Labels(3), label_dropout=-0.1), "label_dropout = -0.1"),
-        (lambda: ContinuousCM(Labels(3), DataVelocity(Guidance(1.75))), "label_dropout = 0 with guidance scale 1.75"),
+        (
+            lambda: ContinuousCM(Labels(3), DataVelocity(Guidance(1.75))),
+            "label_dropout = 0.0, expected a positive one",
+        ),
     ],
 )
 def test_an_impossible_option_is_an_error_that_names_it(make, named):

@@ -26,6 +26,7 @@ from facm.objectives.discrete_schedules import (
     PairWeight,
     ShrinkingGap,
     SignalToNoise,
+    apart,
     noise_level,
     time_at,
 )
@@ -45,6 +46,51 @@ def test_steps_double_and_stop_at_the_last():
     assert uneven.stage == 301
     assert [uneven.at(n).steps for n in (0, 301, 602, 903)] == [4, 8, 16, 22]
     assert DoublingSteps(100, first=18, last=18).at(99).steps == 18
+
+
+FAR = 10**12 - 1
+LATE = [
+    ShrinkingGap(stages=40, seen=10**10),
+    ShrinkingGap(stage=1, stages=1024, q=1e6, seen=FAR),
+    ShrinkingGap(mean=-30.0, stages=40, seen=10**10),
+    ShrinkingGap(mean=-1000.0, seen=FAR),
+    ShrinkingGap(mean=1000.0, seen=FAR),
+    ShrinkingGap(std=1e12, seen=FAR),
+    DoublingSteps(1000, first=2**20, last=2**20),
+    DoublingSteps(1000, sigma_min=1e-6, sigma_max=1e6, rho=100.0, seen=FAR),
+    DoublingSteps(1000, mean=16.3, seen=FAR),
+    DoublingSteps(1000, mean=-18.2, seen=FAR),
+]
+"""Pairs that are closer than float32, or float64, can tell, or at the very ends."""
+
+
+@pytest.mark.parametrize("schedule", LATE, ids=str)
+def test_pairs_stay_apart_in_their_own_precision(schedule):
+    t, s = schedule.sample(4096, generator())
+    assert t.dtype == s.dtype == torch.float64
+    assert bool(((t >= 0) & (t < s) & (s <= 1)).all())
+    single = apart(t.float(), s.float())
+    assert bool(((single[0] >= 0) & (single[0] < single[1]) & (single[1] <= 1)).all())
+    assert torch.equal(single[0], t.float().clamp(max=1 - 2**-24))  # the noisier time stays where it was drawn
+
+
+@pytest.mark.parametrize("weight", [OverStep(), SignalToNoise()])
+@pytest.mark.parametrize("schedule", LATE, ids=str)
+def test_a_loss_of_the_closest_pairs_is_a_number(schedule, weight):
+    objective = DiscreteCM(Labels(CLASSES), schedule, DataVelocity(), weight=weight)
+    batch = Batch(randn(256, DIM), torch.arange(256) % CLASSES)
+    loss = objective(mlp(1), batch, generator()).total
+    loss.backward()
+    assert 0 <= loss.item() < math.inf
+
+
+def test_the_weight_of_a_late_pair_is_that_of_its_step():
+    """1/(sigma_t - sigma_s) in float64, where float32's levels are equal or a quarter off."""
+    t = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 1 - 2**-24])
+    s = torch.nextafter(t, torch.ones(7))
+    exact = 1 / (noise_level(t.double()) - noise_level(s.double()))
+    torch.testing.assert_close(OverStep()(t, s).double(), exact, rtol=1e-6, atol=0)
+    assert OverStep()(torch.zeros(1), torch.ones(1)) == 0  # from pure noise, whose level is infinite
 
 
 def test_levels_are_karras():
@@ -360,11 +406,14 @@ def evaluate(s=NEXT, t=T, cond=LABELS, teacher=None, x_0=None, **fields):
         (lambda: evaluate(cond=LABELS + 2, velocity=DataVelocity()), r"labels run over \[2, 4\]"),
         (lambda: evaluate(x_0=randn(8, 1), velocity=DataVelocity()), r"x_0 \(8, 1\)"),
         (lambda: evaluate(task=AuxiliaryTime(), velocity=DataVelocity()), "passes a second time r"),
-        (lambda: DiscreteCM(Labels(3), ShrinkingGap(), DataVelocity(Guidance())), "label_dropout = 0 with guidance"),
+        (
+            lambda: DiscreteCM(Labels(3), ShrinkingGap(), DataVelocity(Guidance())),
+            "label_dropout = 0.0, expected a positive one",
+        ),
         (lambda: DiscreteCM(Unconditional(), ShrinkingGap()), r"condition = Unconditional\(\)"),
         (lambda: DoublingSteps(7), "images = 7, expected at least one for each"),
-        (lambda: DoublingSteps(100, first=0), "first = 0, last = 1280"),
-        (lambda: DoublingSteps(100, first=5, last=4), "first = 5, last = 4"),
+        (lambda: DoublingSteps(100, first=0), "first = 0, expected an integer within"),
+        (lambda: DoublingSteps(100, first=5, last=4), "first = 5, expected at most last = 4"),
         (lambda: DoublingSteps(100, sigma_min=0.0), "sigma_min = 0.0"),
         (lambda: DoublingSteps(100, sigma_max=0.001), "sigma_max = 0.001"),
         (lambda: DoublingSteps(100, rho=0.0), "rho = 0.0"),

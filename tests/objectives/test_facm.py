@@ -20,6 +20,8 @@ from facm.flow.weighting import Cosine, OneMinusPower
 from facm.objectives.continuous_cm import ContinuousCM
 from facm.objectives.facm import FACM
 from facm.objectives.flow_matching import FlowMatching
+from facm.objectives.imm import IMM
+from facm.objectives.shortcut_model import ShortcutModel
 from tests.core.core_parts import generator, randn
 from tests.flow.flow_parts import SIZES
 from tests.objectives.facm_parts import CASES, DISTILLATION, TABLE_4, TASKS, TEACHER, Exact, average, compare, mlp
@@ -298,7 +300,10 @@ def test_a_task_the_network_cannot_be_told_is_an_error(objective):
     [
         (lambda: FACM(Labels(3), clamp=0.0), "clamp = 0.0"),
         (lambda: FACM(Labels(3), label_dropout=1.0), "label_dropout = 1.0"),
-        (lambda: FACM(Labels(3), DataVelocity(Guidance(1.75))), "label_dropout = 0 with guidance scale 1.75"),
+        (
+            lambda: FACM(Labels(3), DataVelocity(Guidance(1.75))),
+            "label_dropout = 0.0, expected a positive one",
+        ),
     ],
 )
 def test_an_impossible_option_is_an_error_that_names_it(make, named):
@@ -316,11 +321,18 @@ def test_options_at_their_bounds_are_accepted():
 @pytest.mark.parametrize("objective", [FACM, ContinuousCM])
 @pytest.mark.parametrize("velocity", [TeacherVelocity(), DataVelocity(Guidance())])
 def test_unconditional_data_cannot_be_guided(objective, velocity):
-    with pytest.raises(ValueError, match=r"guidance scale = 1.75 with condition = Unconditional\(\)"):
+    with pytest.raises(ValueError, match=r"condition = Unconditional\(\), expected labels .* guidance scale = 1.75"):
         objective(Unconditional(), velocity)
-    for make in (lambda: FlowMatching(Unconditional()), lambda: objective(Unconditional(), label_dropout=0.1)):
-        with pytest.raises(ValueError, match=r"label_dropout = 0\.1"):
-            make()
+    for make in (FlowMatching, objective):
+        with pytest.raises(ValueError, match=r"label_dropout = 0\.2, expected 0 with condition"):
+            make(Unconditional(), label_dropout=0.2)
+
+
+@pytest.mark.parametrize("objective", [FlowMatching, IMM, ShortcutModel])
+def test_an_objective_without_labels_drops_none_by_default(objective):
+    """As written, without a word about labels."""
+    assert objective(Unconditional()) == objective(Unconditional(), label_dropout=0.0)
+    assert objective(Labels(3)).label_dropout == 0.1
 
 
 def test_objectives_say_whether_they_learn_the_shortcut():

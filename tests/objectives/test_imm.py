@@ -326,7 +326,7 @@ def evaluate(t=TWO, s=THEIRS, cond=LABELS[:8], x_0=None, network=None):
         (lambda: IMM(Labels(3), gap=0.0), "gap = 0.0"),
         (lambda: IMM(Labels(3), a=0.5), "a = 0.5"),
         (lambda: IMM(Labels(3), label_dropout=1.0), "label_dropout = 1.0"),
-        (lambda: IMM(Unconditional()), "label_dropout = 0.1"),
+        (lambda: IMM(Unconditional(), label_dropout=0.2), "label_dropout = 0.2, expected 0 with"),
     ],
 )
 def test_an_impossible_request_is_an_error_that_names_it(call, named):

@@ -628,12 +628,15 @@ def test_a_bad_argument_is_an_error_that_names_it(case):
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"warmup_images": -1}, "warmup_images = -1, expected 0 or more"),
-        ({"normalise": 0.0}, r"normalise = 0\.0, expected a positive constant"),
+        ({"warmup_images": -1}, "warmup_images = -1, expected an integer within"),
+        ({"normalise": 0.0}, r"normalise = 0\.0, expected a number within .* or None"),
         ({"normalise": None, "clamp": 0.0}, r"clamp = 0\.0"),
-        ({"clamp": 1.0}, r"normalise = 0\.1 and clamp = 1\.0: they are alternatives"),
+        ({"clamp": 1.0}, r"clamp = 1\.0, expected None with normalise = 0\.1: they are alternatives"),
         ({"label_dropout": 1.0}, "label_dropout = 1.0"),
-        ({"velocity": DataVelocity(Guidance(1.75))}, "label_dropout = 0 with guidance scale 1.75"),
+        (
+            {"velocity": DataVelocity(Guidance(1.75))},
+            "label_dropout = 0.0, expected a positive one",
+        ),
     ],
 )
 def test_an_impossible_option_is_an_error_that_names_it(options, named):
@@ -647,5 +650,5 @@ def test_a_task_the_network_cannot_be_told_is_an_error():
 
 
 def test_unconditional_data_cannot_be_guided():
-    with pytest.raises(ValueError, match=r"guidance scale = 1.75 with condition = Unconditional\(\)"):
+    with pytest.raises(ValueError, match=r"condition = Unconditional\(\), expected labels .* guidance scale = 1.75"):
         SCM(Unconditional())

@@ -41,12 +41,12 @@ def test_published_exponents():
 def test_an_impossible_length_is_an_error_that_names_it(bad):
     with pytest.raises(ValueError, match=f"sigma_rel = {bad}"):
         gamma_of(bad)
-    with pytest.raises(ValueError, match=f"sigma_rel = {bad}"):
+    with pytest.raises(ValueError, match=rf"PowerEMA: sigma_rels = \(0.1, {bad}\), expected a tuple"):
         PowerEMA((0.1, bad))
 
 
 def test_impossible_configurations():
-    with pytest.raises(ValueError, match="sigma_rels is empty"):
+    with pytest.raises(ValueError, match=r"sigma_rels = \(\), expected a tuple of a length within \[1, 32\]"):
         PowerEMA(())
     with pytest.raises(ValueError, match=r"\(0.1, 0.1\), expected different lengths"):
         PowerEMA((0.1, 0.1))

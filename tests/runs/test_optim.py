@@ -52,5 +52,5 @@ def test_defaults_are_table_5():
     ("option", "value"), [("lr", 0.0), ("lr", -1.0), ("clip", 0.0), ("clip", float("nan")), ("warmup_images", -1)]
 )
 def test_an_impossible_option_is_an_error_that_names_it(option, value):
-    with pytest.raises(ValueError, match=f"optimizer.{option} = {value}"):
+    with pytest.raises(ValueError, match=f"AdamW: {option} = {value}"):
         AdamW(**{option: value})

@@ -2,10 +2,12 @@
 
 import sys
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import facm
 from facm import FACM, DataVelocity, FlowMatching, FromRun, Guidance, Labels, Run, TeacherVelocity
@@ -63,6 +65,46 @@ def test_a_network_that_returns_a_tuple_is_named(tmp_path):
         train(run, create(tmp_path / "run", run))
 
 
+class Table(nn.Module):
+    """A network with a row for each of eight classes and none for the null."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows, self.out = nn.Embedding(8, 2), nn.Linear(2, 2)
+
+    def forward(self, x, t, cond=None):
+        return self.out(x + self.rows(cond))
+
+
+@dataclass(frozen=True)
+class TableConfig:
+    def build(self):
+        return Table()
+
+
+def test_a_table_without_a_row_for_the_null_is_named(tmp_path):
+    run = Run(TableConfig(), DATA, FlowMatching(CONDITION, label_dropout=1.0), images=32)
+    expected = r"index out of range .* \(Table\) .* labels 0 \.\. 8, 8 being the null, expected tables of 9 rows"
+    with pytest.raises(ValueError, match=expected):
+        train(run, create(tmp_path / "run", run))
+
+
+@dataclass(frozen=True)
+class Lossy:
+    """Data whose object lacks two of the names that training asks for."""
+
+    def open(self):
+        return SimpleNamespace(shape=(2,), num_classes=2, __len__=lambda self: 3)
+
+
+@dataclass(frozen=True)
+class Bright:
+    """Images in [0, 255], as floats."""
+
+    def open(self):
+        return facm.InMemory(np.full((3, 1, 4, 4), 200.0, np.float32), name="Bright")
+
+
 def test_missing_scikit_learn_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ValueError, match=r"pip install 'facm\[demo\]'"):
@@ -91,6 +133,8 @@ class Empty:
         ({"objective": FACM(Labels(2), TeacherVelocity(Guidance(1.0)))}, "teacher = None"),
         ({"seed": -1}, "seed = -1"),
         ({"data": Empty()}, "Nothing is empty"),
+        ({"data": Lossy()}, "Lossy made an object of type SimpleNamespace without .*flip, .*read, expected a Dataset"),
+        ({"data": Bright()}, r"Bright: sample 0 is of another scale: x_1 runs over \[200, 200\]"),
     ],
 )
 def test_parts_that_do_not_fit_are_an_error_before_training(change, message):

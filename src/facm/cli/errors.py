@@ -52,8 +52,17 @@ PHRASES = {
 }
 """What the library's errors expect of arguments, in words, and the same with options."""
 
+_SOLVER = {"nfe": "--num-steps", "shift": "--shift", "times": "--times"}
+_OF_RUN = {"Run": "--run", "AdamW": "--run.optimizer", "Intervals": "--run.every", "PowerEMA": "--run.ema"}
+_OF_SAMPLING = {
+    "Guidance": {"scale": "--guidance-scale", "low": "--guidance-low", "high": "--guidance-high"},
+    **dict.fromkeys(("Consistency", "DPMSolverPP", "EDMHeun", "Euler", "Heun", "Jumps"), _SOLVER),
+}
+"""Components that options of the command make, as their own errors name them, and these options."""
+
 _VALUE = r"(?P<value>'[^']*'|[^\s,;:)]+)"
 _ARGUMENT = re.compile(rf"(?P<before>^|\b(?:with|for|expected|or) )(?P<name>[a-z_]+) = {_VALUE}")
+_COMPONENT = re.compile(rf"\b(?P<owner>[A-Z]\w+): (?P<name>[a-z_]+) = {_VALUE}")
 _FIELD = re.compile(rf"(?<![\w./-])(?P<part>engine|every|optimizer|ema)\.(?!py\b)(?P<name>[a-z_]+)\b(?: = {_VALUE})?")
 
 
@@ -71,7 +80,14 @@ def in_flags(message: str, command: str) -> str:
         prefix = "engine" if found["part"] == "engine" else f"run.{found['part']}"
         return f"--{prefix}.{found['name'].replace('_', '-')}{_spelled(found['value'])}"
 
-    message = _ARGUMENT.sub(argument, message)
+    def component(found: re.Match[str]) -> str:
+        if flags is _RUN and found["owner"] in _OF_RUN:
+            flag = f"{_OF_RUN[found['owner']]}.{found['name'].replace('_', '-')}"
+        else:
+            flag = _OF_SAMPLING.get(found["owner"], {}).get(found["name"], "") if flags is _NETWORK else ""
+        return flag + _spelled(found["value"]) if flag else found[0]
+
+    message = _COMPONENT.sub(component, _ARGUMENT.sub(argument, message))
     return _FIELD.sub(field, message) if flags is _RUN else message
 
 

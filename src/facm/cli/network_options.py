@@ -101,7 +101,6 @@ class SolverOptions:
         method: Any
         if kind in (Consistency, Jumps):
             method = kind(num_steps, self.shift, self.times or None)
-            method.schedule()  # now, rather than after the work that comes before sampling
         else:
             method = kind(num_steps, head) if kind is EDMHeun else kind(num_steps, head, self.shift)
         method.check(trained.interface)

@@ -17,6 +17,8 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
+from facm.core.component import ComponentError
+
 T = TypeVar("T")
 HelpSize = Literal["short", "all"]
 Hides = Callable[[Any, StructFieldSpec], bool]
@@ -55,13 +57,17 @@ def _argument_first(words: Sequence[str]) -> list[str]:
 def parse(function: Callable[..., T], words: Sequence[str], prog: str) -> T:
     """What ``function``, which only builds its result, makes of ``words``.
 
-    Raises ValueError for an unknown option, SystemExit(2) after other errors have been printed.
+    Raises ValueError for an unknown option or a value that a component cannot have, SystemExit(2) after other errors
+    have been printed.
     """
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
             return tyro.cli(function, args=words, prog=prog, config=PARSING)
-    except SystemExit:
+    except SystemExit as end:
+        if (wrong := _of_a_component(end)) is not None:
+            errors.truncate(0)
+            raise wrong from None
         known = _flags(function)
         given = [word.partition("=")[0] for word in words if word.startswith("--")]
         if unknown := [flag for flag in given if flag.replace("_", "-") not in known]:
@@ -72,6 +78,14 @@ def parse(function: Callable[..., T], words: Sequence[str], prog: str) -> T:
         raise
     finally:
         sys.stderr.write(errors.getvalue())
+
+
+def _of_a_component(end: BaseException) -> ComponentError | None:
+    """The component's error that ended the parsing, if one did."""
+    error: BaseException | None = end
+    while error is not None and not isinstance(error, ComponentError):
+        error = error.__context__
+    return error
 
 
 def _flags(function: Callable[..., Any]) -> set[str]:

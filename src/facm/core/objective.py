@@ -13,6 +13,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from facm.core.component import ComponentError, shown
+from facm.core.public_names import is_public
 from facm.core.types import Batch, Loss
 
 Times = dict[str, Tensor]
@@ -186,11 +188,13 @@ class _Wrapped(Objective):
 
 
 def as_objective(value: Any) -> Objective:
-    """``value`` itself, or wrapped where it is a user's own that is no subclass. Raises TypeError for no callable."""
+    """``value`` itself, or wrapped where it is a user's own that is no subclass. Raises ComponentError for anything
+    that cannot be called, and for another component of this package."""
     if isinstance(value, Objective):
         return value
-    if not callable(value):
-        raise TypeError(
-            f"objective = {value!r}, expected a facm.Objective, or a function of (network, batch, rng, teacher)"
+    if not callable(value) or isinstance(value, type) or is_public(type(value)):
+        raise ComponentError(
+            f"Run: objective = {shown(value)}, expected a facm.Objective, or a function of (network, batch, rng, "
+            "teacher)"
         )
     return _Wrapped(value)

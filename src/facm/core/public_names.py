@@ -113,3 +113,8 @@ BEFORE: dict[str, str] = {public: recorded for recorded, public in ALIASES.items
 def modern(name: str) -> str:
     """The public name that ``name`` stands for, or ``name`` itself."""
     return ALIASES.get(name, name)
+
+
+def is_public(cls: type) -> bool:
+    """Whether ``cls`` is one of the components that this package exports."""
+    return cls.__module__.partition(".")[0] == "facm" and cls.__qualname__ in PUBLIC

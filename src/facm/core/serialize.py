@@ -17,7 +17,8 @@ from types import ModuleType
 from typing import Any
 from weakref import WeakValueDictionary
 
-from facm.core.public_names import BEFORE, PUBLIC, REMOVED, RENAMED_FIELDS, modern
+from facm.core.component import ComponentError, make
+from facm.core.public_names import BEFORE, PUBLIC, REMOVED, RENAMED_FIELDS, is_public, modern
 
 _recorded: WeakValueDictionary[str, type] = WeakValueDictionary()
 """Components of the user's own that this process has recorded itself."""
@@ -51,7 +52,8 @@ def from_json(value: Any, recipe: ModuleType | None = None) -> Any:
     """The inverse of :func:`to_json`; sequences come back as tuples.
 
     recipe: the recipe file's module, which may define or import components of the user's own.
-    Raises ValueError for a type that is not to be found there nor among this package's public names.
+    Raises ValueError for a type that is not to be found there nor among this package's public names, and for a
+    component with an unknown or missing field, or a value that its field cannot have.
     """
     if isinstance(value, list):
         return tuple(from_json(item, recipe) for item in value)
@@ -64,7 +66,11 @@ def from_json(value: Any, recipe: ModuleType | None = None) -> Any:
     cls = find(name, recipe)
     renamed = RENAMED_FIELDS.get(name, {})
     fields = {renamed.get(key, key): item for key, item in fields.items()}
-    return cls(fields["value"]) if issubclass(cls, enum.Enum) else cls(**fields)
+    if not issubclass(cls, enum.Enum):
+        return make(cls, fields)
+    if fields.keys() != {"value"}:
+        raise ComponentError(f"{cls.__name__}: the fields {sorted(fields)}, expected 'value' alone")
+    return cls(fields["value"])
 
 
 def modernised(value: Any) -> Any:
@@ -93,7 +99,7 @@ def types_in(value: Any) -> set[str]:
 
 def name_of(cls: type) -> str:
     """The name that ``cls`` is recorded by. Raises TypeError for a class that nothing could find again."""
-    if cls.__module__.partition(".")[0] == "facm" and cls.__qualname__ in PUBLIC:
+    if is_public(cls):
         return PUBLIC[cls.__qualname__]
     if "<locals>" in cls.__qualname__:
         raise TypeError(

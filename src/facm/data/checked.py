@@ -11,12 +11,15 @@ from torch import Tensor
 
 from facm.core.types import Batch, Dataset
 
+HIGHEST = 10.0
+"""The largest number in an image that can be of the scale of noise N(0, 1)."""
+
 
 def read_checked(dataset: Dataset, indices: np.ndarray, mirrored: np.ndarray | None = None) -> Batch:
     """``dataset.read(indices)`` for indices (B,), with x_1, the condition and the labels verified.
 
-    x_1 must be (B, *shape) float32 on the CPU and finite; cond must have one entry per sample; labels must be (B,)
-    int64 in [0, num_classes) where the data set has classes.
+    x_1 must be (B, *shape) float32 on the CPU and finite, and images, (1 or 3, H, W), within [-10, 10]; cond must have
+    one entry per sample; labels must be (B,) int64 in [0, num_classes) where the data set has classes.
 
     mirrored: Which samples to mirror, (B,) bool, for a data set with ``read_mirrored(indices, mirrored)``.
     Raises ValueError naming the data set and, for a bad value, the index of its sample and, where the data set offers
@@ -29,6 +32,7 @@ def read_checked(dataset: Dataset, indices: np.ndarray, mirrored: np.ndarray | N
     if got != (expected, torch.float32, "cpu"):
         raise ValueError(f"{name}: x_1 is {got[0]} {got[1]} on {got[2]}, expected {expected} torch.float32 on cpu")
     _check_finite(batch.x_1, "x_1", dataset, indices)
+    _check_scale(batch.x_1, dataset, indices)
     if dataset.num_classes is not None:
         _check_labels(batch.cond, dataset.num_classes, dataset, indices)
     elif batch.cond is not None:
@@ -66,6 +70,20 @@ def _check_finite(x: Tensor, what: str, dataset: Dataset, indices: np.ndarray) -
     if not finite.all():
         bad = int(indices[np.argwhere(~finite)[0, 0]])
         raise ValueError(f"{_sample(dataset, bad)} has non-finite values in {what}")
+
+
+def _check_scale(x_1: Tensor, dataset: Dataset, indices: np.ndarray) -> None:
+    """Images are in [-1, 1]; standardised ones, and noise itself, stay below ten standard deviations."""
+    if len(dataset.shape) != 3 or dataset.shape[0] not in (1, 3) or not x_1.numel():
+        return
+    x = x_1.numpy()
+    low, high = float(x.min()), float(x.max())
+    if max(-low, high) > HIGHEST:
+        bad = int(indices[np.argwhere(np.abs(x) > HIGHEST)[0, 0]])
+        raise ValueError(
+            f"{_sample(dataset, bad)} is of another scale: x_1 runs over [{low:g}, {high:g}], expected images in "
+            "[-1, 1], as x / 127.5 - 1 makes them of [0, 255]"
+        )
 
 
 def _check_labels(labels: Tensor | None, num_classes: int, dataset: Dataset, indices: np.ndarray) -> None:

@@ -12,6 +12,8 @@ from typing import Literal
 
 import numpy as np
 
+from facm.core.component import component
+from facm.core.types import Data
 from facm.core.untrusted.arrays import load_plain
 from facm.core.untrusted.door import open_regular, read_bytes
 from facm.core.untrusted.picture import picture
@@ -19,7 +21,6 @@ from facm.core.untrusted.tar import BLOCK, Damaged, is_header, members
 from facm.core.untrusted.unpack import OPENERS, PACKED, TooLarge, unpacked
 from facm.core.untrusted.zip import Damaged as Broken
 from facm.core.untrusted.zip import open_zip
-from facm.data.checked import check_choice
 from facm.data.in_memory import InMemory
 
 COUNTS = {"train": 50_000, "test": 10_000}
@@ -33,7 +34,8 @@ Arrays = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Cifar10:
+@component
+class Cifar10(Data):
     """CIFAR-10: (3, 32, 32) in [-1, 1], 10 classes (airplane .. truck), 50 000 "train" and 10 000 "test" images.
 
     The files may be
@@ -55,9 +57,6 @@ class Cifar10:
     """Mirror each image left to right with probability 1/2."""
     labels: bool = True
     """Read the class labels; set to False for an unconditional network."""
-
-    def __post_init__(self) -> None:
-        check_choice("Cifar10", "split", self.split, tuple(COUNTS))
 
     def open(self) -> InMemory:
         path = Path(self.path).expanduser()

@@ -7,21 +7,20 @@ from typing import Literal
 
 import numpy as np
 
-from facm.data.checked import check_choice
+from facm.core.component import component
+from facm.core.types import Data
 from facm.data.in_memory import InMemory
 
 
 @dataclass(frozen=True)
-class Digits:
+@component
+class Digits(Data):
     """scikit-learn's ``load_digits``: 1797 scans (1, 8, 8) of 10 classes, with values 0 to 16 mapped to [-1, 1].
 
     Source: UCI, Optical Recognition of Handwritten Digits (its test part). Needs scikit-learn (``facm[demo]``)."""
 
     split: Literal["all", "train", "test"] = "all"
     """Which scans to read: all, 1541 for training, or 256 for testing (every seventh scan of each class)."""
-
-    def __post_init__(self) -> None:
-        check_choice("Digits", "split", self.split, ("all", "train", "test"))
 
     def open(self) -> InMemory:
         try:

@@ -8,21 +8,25 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 
-from facm.core.types import Batch
+from facm.core.component import Range, component
+from facm.core.types import Batch, Data
 from facm.core.untrusted.picture import picture
-from facm.data.checked import check_at_least, check_choice
 from facm.data.in_memory import from_bytes
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+Pixels = Annotated[int, Range("[1, 16384]")]
+"""Height and width of an image."""
 THREADS = min(8, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
-class ImageFolder:
+@component
+class ImageFolder(Data):
     """Images (png, jpg, jpeg, webp, bmp) anywhere below a folder, ordered by their relative paths.
 
     Hidden files and folders are skipped and links are followed. Each image is rotated upright (EXIF), composed over
@@ -35,18 +39,14 @@ class ImageFolder:
 
     path: str
     """Folder that contains the images."""
-    size: int
+    size: Pixels
     """Height and width of the samples in pixels."""
     flip: bool = True
     """Mirror each image left to right with probability 1/2."""
     classes_from_folders: bool = True
     """Use the first sub-folder in an image's path as its class, numbered by sorted name; otherwise no classes."""
-    channels: int = 3
+    channels: Literal[1, 3] = 3
     """3 for colour, 1 for grey."""
-
-    def __post_init__(self) -> None:
-        check_at_least("ImageFolder", "size", self.size, 1)
-        check_choice("ImageFolder", "channels", self.channels, (1, 3))
 
     def open(self) -> ImageFiles:
         root = Path(self.path).expanduser()

@@ -6,19 +6,21 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
+from facm.core.component import Range, component
+from facm.core.types import Data
 from facm.core.untrusted.unpack import PACKED, Stream, TooLarge, unpacked
-from facm.data.checked import check_at_least, check_choice
 from facm.data.in_memory import InMemory
 
 PREFIXES = {"train": "train", "test": "t10k"}
 
 
 @dataclass(frozen=True)
-class Idx:
+@component
+class Idx(Data):
     """Grey images and labels from ``{train,t10k}-images-idx3-ubyte`` and ``-labels-idx1-ubyte``, raw or ``.gz``.
 
     Samples are (1, H, W) in [-1, 1]; labels lie in [0, num_classes).
@@ -31,15 +33,10 @@ class Idx:
     """Which images to read: for training or for testing (MNIST: 60 000 and 10 000 images of 28 x 28)."""
     flip: bool = False
     """Mirror each image left to right with probability 1/2."""
-    pad: int = 0
+    pad: Annotated[int, Range("[0, 1024]")] = 0
     """Background pixels added on every side: 2 turns 28 x 28 into 32 x 32."""
-    num_classes: int = 10
+    num_classes: Annotated[int, Range("[1, 16777216]")] = 10
     """Number of classes, at least 1."""
-
-    def __post_init__(self) -> None:
-        check_choice("Idx", "split", self.split, tuple(PREFIXES))
-        check_at_least("Idx", "num_classes", self.num_classes, 1)
-        check_at_least("Idx", "pad", self.pad, 0)
 
     def open(self) -> InMemory:
         prefix = PREFIXES[self.split]

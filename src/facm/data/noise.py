@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 
-from facm.core.types import Batch, Dataset
+from facm.core.component import Count, Range, component, refused
+from facm.core.types import Batch, Data, Dataset
+
+Shape = tuple[Count, ...]
+MOST_NUMBERS = 2**31
+"""Numbers in one sample."""
 
 
 @dataclass(frozen=True)
-class Noise:
+@component
+class Noise(Data):
     """Samples of standard normal numbers, each a function of its index.
 
-    Raises ValueError for sizes below 1, or for both num_classes and cond_shape."""
+    Raises ComponentError for both num_classes and cond_shape."""
 
-    shape: tuple[int, ...]
+    shape: Annotated[Shape, Range("[1, 16]")]
     """Shape of one sample, such as (C, H, W)."""
-    num_classes: int | None = None
+    num_classes: Annotated[int, Range("[1, 16777216]")] | None = None
     """Number of classes, which the samples' labels run through in turn; None for samples without labels."""
-    cond_shape: tuple[int, ...] = ()
+    cond_shape: Annotated[Shape, Range("[0, 16]")] = ()
     """Shape of a random condition of each sample, such as the embedding of a text; empty for none."""
-    n: int = 1000
+    n: Count = 1000
     """Number of samples, at least 1."""
 
     def __post_init__(self) -> None:
-        if not self.shape or min(self.shape) < 1 or self.n < 1:
-            raise ValueError(f"Noise: shape = {self.shape}, n = {self.n}, expected positive sizes")
         if self.num_classes is not None and self.cond_shape:
-            given = f"num_classes = {self.num_classes} and cond_shape = {self.cond_shape}"
-            raise ValueError(f"Noise: {given}, expected one of them")
+            raise refused(self, "cond_shape", f"none with num_classes = {self.num_classes}")
+        for name in ("shape", "cond_shape"):
+            if math.prod(getattr(self, name)) > MOST_NUMBERS:
+                raise refused(self, name, f"at most {MOST_NUMBERS} numbers")
 
     def open(self) -> Dataset:
         return _Noise(self)

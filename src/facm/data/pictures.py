@@ -13,11 +13,11 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 import torch
 
-from facm.core.types import Batch
+from facm.core.component import component
+from facm.core.types import Batch, Data
 from facm.core.untrusted.picture import picture
-from facm.data.checked import check_at_least
 from facm.data.crop import centre_crop
-from facm.data.folder import THREADS, ImageFolder, class_folders
+from facm.data.folder import THREADS, ImageFolder, Pixels, class_folders
 from facm.data.in_memory import from_bytes
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class Pictures:
 
 
 @dataclass(frozen=True)
+@component
 class FolderPictures:
     """The images below a folder, in the order and with the classes of :class:`~facm.data.folder.ImageFolder`.
 
@@ -89,7 +90,8 @@ class FolderPictures:
 
 
 @dataclass(frozen=True)
-class CroppedPictures:
+@component
+class CroppedPictures(Data):
     """The images below a folder in :class:`~facm.data.folder.ImageFolder`'s order, without classes, each cropped as for
     prepared latents: the reference that samples decoded from such latents are compared with.
 
@@ -98,11 +100,8 @@ class CroppedPictures:
 
     path: str
     """Folder that contains the images."""
-    size: int
+    size: Pixels
     """Height and width of the crops in pixels, at least 1."""
-
-    def __post_init__(self) -> None:
-        check_at_least("CroppedPictures", "size", self.size, 1)
 
     def open(self) -> Crops:
         files = ImageFolder(self.path, self.size, classes_from_folders=False).open()

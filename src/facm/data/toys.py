@@ -5,31 +5,37 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
-from facm.data.checked import check_at_least
+from facm.core.component import Finite, Range, Seed, component, refused
+from facm.core.types import Data
 from facm.data.in_memory import InMemory
+
+Samples = Annotated[int, Range("[1, 16777216]")]
+"""A number of samples that are drawn when the data set is opened."""
+MOST_NUMBERS = 2**28
+"""Numbers in all samples together."""
+NotNegative = Annotated[float, Range("[0, 1e12]")]
+"""A standard deviation, which may be 0."""
 
 
 @dataclass(frozen=True)
-class Ring:
+@component
+class Ring(Data):
     """Equal Gaussians around a circle; the label is the mode, counted counter-clockwise from angle 0.
 
     The mean is 0 with at least two modes, and the variances are equal with at least three."""
 
-    modes: int = 8
+    modes: Annotated[int, Range("[1, 65536]")] = 8
     """Number of Gaussians, at least 1."""
-    n: int = 8192
-    """Number of samples, at least 1."""
-    noise: float = 0.05
+    n: Samples = 8192
+    """Number of samples, at least 1, all of which are in memory."""
+    noise: NotNegative = 0.05
     """Standard deviation of each Gaussian relative to the circle's radius, 0 or more."""
-    seed: int = 0
-    """Seed of the samples."""
-
-    def __post_init__(self) -> None:
-        check_at_least("Ring", "modes", self.modes, 1)
-        _check_draw("Ring", self.n, self.noise)
+    seed: Seed = 0
+    """Seed of the samples, 0 or more."""
 
     def open(self) -> InMemory:
         labels = np.arange(self.n) % self.modes
@@ -40,18 +46,16 @@ class Ring:
 
 
 @dataclass(frozen=True)
-class Moons:
+@component
+class Moons(Data):
     """Two interleaving half circles; the label is the half circle."""
 
-    n: int = 8192
-    """Number of samples, at least 1."""
-    noise: float = 0.05
+    n: Samples = 8192
+    """Number of samples, at least 1, all of which are in memory."""
+    noise: NotNegative = 0.05
     """Standard deviation of the noise relative to the circles' radius, 0 or more."""
-    seed: int = 0
-    """Seed of the samples."""
-
-    def __post_init__(self) -> None:
-        _check_draw("Moons", self.n, self.noise)
+    seed: Seed = 0
+    """Seed of the samples, 0 or more."""
 
     def open(self) -> InMemory:
         rng = np.random.default_rng(self.seed)
@@ -67,22 +71,22 @@ class Moons:
 
 
 @dataclass(frozen=True)
-class Checkerboard:
+@component
+class Checkerboard(Data):
     """The uniform distribution over the dark squares of a board on [-sqrt 3, sqrt 3]^2 whose lower left square is dark.
 
     There are no labels."""
 
-    cells: int = 4
+    cells: Annotated[int, Range("[2, 65536]")] = 4
     """Number of squares on each side of the board, an even number."""
-    n: int = 8192
-    """Number of samples, at least 1."""
-    seed: int = 0
-    """Seed of the samples."""
+    n: Samples = 8192
+    """Number of samples, at least 1, all of which are in memory."""
+    seed: Seed = 0
+    """Seed of the samples, 0 or more."""
 
     def __post_init__(self) -> None:
-        if self.cells < 2 or self.cells % 2:
-            raise ValueError(f"Checkerboard: cells = {self.cells}, expected an even number of at least 2")
-        _check_draw("Checkerboard", self.n)
+        if self.cells % 2:
+            raise refused(self, "cells", "an even number")
 
     def open(self) -> InMemory:
         rng = np.random.default_rng(self.seed)
@@ -94,35 +98,30 @@ class Checkerboard:
 
 
 @dataclass(frozen=True)
-class Gaussian:
+@component
+class Gaussian(Data):
     """N(mean, std^2) in each of ``dim`` independent coordinates, not standardised: x_1 (B, dim).
 
     Its velocities are known in closed form. There are no labels."""
 
-    mean: float = 0.0
+    mean: Finite = 0.0
     """Mean of each coordinate."""
-    std: float = 1.0
+    std: NotNegative = 1.0
     """Standard deviation of each coordinate, 0 or more."""
-    dim: int = 2
+    dim: Annotated[int, Range("[1, 65536]")] = 2
     """Number of coordinates, at least 1."""
-    n: int = 8192
-    """Number of samples, at least 1."""
-    seed: int = 0
-    """Seed of the samples."""
+    n: Samples = 8192
+    """Number of samples, at least 1, all of which are in memory."""
+    seed: Seed = 0
+    """Seed of the samples, 0 or more."""
 
     def __post_init__(self) -> None:
-        check_at_least("Gaussian", "std", self.std, 0)
-        check_at_least("Gaussian", "dim", self.dim, 1)
-        _check_draw("Gaussian", self.n)
+        if self.n * self.dim > MOST_NUMBERS:
+            raise refused(self, "n", f"at most {MOST_NUMBERS} numbers with dim = {self.dim}")
 
     def open(self) -> InMemory:
         x = self.mean + self.std * _normal(self.seed, self.n, self.dim)
         return InMemory(x.astype(np.float32), name="Gaussian")
-
-
-def _check_draw(owner: str, n: int, noise: float = 0.0) -> None:
-    check_at_least(owner, "n", n, 1)
-    check_at_least(owner, "noise", noise, 0)
 
 
 def _normal(seed: int, *shape: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from typing import IO
 
 import numpy as np
 
+from facm.core.component import component
 from facm.core.untrusted.door import open_regular, parse_json
 from facm.core.untrusted.picture import MOST_BYTES
 from facm.core.untrusted.tar import Damaged, Member, members
@@ -24,6 +25,7 @@ MOST_LABEL = 2**20
 
 
 @dataclass(frozen=True)
+@component
 class TarPictures:
     """The images in a tar file, or in all ``*.tar`` of a folder, sorted by the files' names.
 

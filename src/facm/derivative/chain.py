@@ -13,10 +13,11 @@ import torch.autograd.forward_ad as fwd
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from facm.core.component import component
 from facm.core.modules import blocks_of, is_compiled, unwrapped
 from facm.core.tensors import at_least_float32
 from facm.core.torch_private import tree_map
-from facm.derivative.base import Function, Pair, Prediction
+from facm.derivative.base import Derivative, Function, Pair, Prediction
 from facm.derivative.compiled import compiled, eagerly
 from facm.derivative.dual_mode import op_level_pair
 from facm.derivative.errors import explained, no_checkpointing
@@ -48,7 +49,8 @@ class Chained(Protocol):
 
 
 @dataclass(frozen=True)
-class Chain:
+@component
+class Chain(Derivative):
     """Forward mode block by block: the tangent's graph lives no longer than one block, whatever the depth.
 
     Raises ValueError where the blocks are unknown, are not called once each in order, or cannot be checkpointed.

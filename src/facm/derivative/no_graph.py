@@ -10,7 +10,7 @@ import torch.autograd.forward_ad as fwd
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from facm.derivative.base import Function, Pair
+from facm.derivative.base import Derivative, Function, Pair
 from facm.derivative.compiled import eagerly
 from facm.derivative.errors import explained
 from facm.derivative.inside_forward import innermost, inside_wrapper
@@ -21,7 +21,7 @@ LINEAR = frozenset({nnf.linear, torch.conv1d, torch.conv2d, torch.conv3d, nnf.co
 
 
 @dataclass(frozen=True)
-class NoGraph:
+class NoGraph(Derivative):
     """Two passes: an ordinary pass for the value, with fused attention and checkpointing, and one for the tangent.
 
     With the backward pass it costs about 5 forward passes, at the memory of an ordinary training step. The network runs

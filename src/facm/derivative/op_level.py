@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
+from facm.core.component import component
 from facm.core.modules import has_compiled_parts, is_compiled, unwrapped
 from facm.derivative.attention.dispatch import Kernel
-from facm.derivative.base import Function, Pair, Prediction
+from facm.derivative.base import Derivative, Function, Pair, Prediction
 from facm.derivative.chain import Chain, Chained
 from facm.derivative.compiled import compiled
 from facm.derivative.dual_mode import op_level_pair
@@ -16,7 +17,8 @@ from facm.derivative.inside_forward import innermost, inside_wrapper
 
 
 @dataclass(frozen=True)
-class OpLevel:
+@component
+class OpLevel(Derivative):
     """Value and tangent in one pass, operation by operation.
 
     With the backward pass it costs about 4.1 forward passes, where PyTorch's own forward mode takes 5, at the memory of

@@ -88,9 +88,7 @@ LINEAR = (
         Tensor,
     )
     | named("__truediv__ __neg__", Tensor)
-    | named(
-        "dropout dropout1d dropout2d dropout3d pixel_shuffle pixel_unshuffle avg_pool1d avg_pool2d avg_pool3d", nnf
-    )
+    | named("dropout dropout1d dropout2d dropout3d pixel_shuffle pixel_unshuffle avg_pool1d avg_pool2d avg_pool3d", nnf)
     | named("dropout feature_dropout", torch)
 )
 # Linear in all tensors jointly.
@@ -210,7 +208,9 @@ def apply_rule(func: Callable[..., Any], args: Any, kwargs: dict[str, Any], atte
         return carried(func, args, kwargs)
     check_arguments(func, args, kwargs)
     if func in TWICE:
-        raise LostTangent("torch.autograd.grad inside the network is not differentiated operation by operation.", ENERGY)
+        raise LostTangent(
+            "torch.autograd.grad inside the network is not differentiated operation by operation.", ENERGY
+        )
     if "write" in kind or kwargs.get("inplace") or kwargs.get("out") is not None:
         return _write(func, kind, flat, plain, tangents, spec)
     if "attention" in kind and not _mask_moves(args, kwargs):

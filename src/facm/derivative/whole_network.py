@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from facm.derivative.base import Function, Pair
+from facm.derivative.base import Derivative, Function, Pair
 from facm.derivative.compiled import eagerly
 from facm.derivative.errors import explained, no_checkpointing
 from facm.derivative.inside_forward import innermost, inside_wrapper
@@ -46,7 +46,7 @@ def keeping_tangents(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @dataclass(frozen=True)
-class WholeNetwork:
+class WholeNetwork(Derivative):
     """One forward-mode pass through the entire network, including the graph of the tangent.
 
     It is the reference for all others: with the backward pass it costs about 5 forward passes and the most memory,

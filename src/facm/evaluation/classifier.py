@@ -212,7 +212,11 @@ def _load(network: SmallClassifierNetwork, path: Path) -> bool:
     try:
         read_header(path)
         network.load_state_dict(load_file(path))
-    except (safetensors.SafetensorError, RuntimeError, ValueError) as error:  # RuntimeError: keys or shapes that do not match
+    except (
+        safetensors.SafetensorError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # RuntimeError: keys or shapes that do not match
         warnings.warn(f"{path} is corrupt ({error}); training the classifier again", RuntimeWarning, stacklevel=3)
         return False
     return True

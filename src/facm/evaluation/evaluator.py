@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from facm.core.component import check_fulfils
 from facm.core.types import Dataset
 from facm.distributed.collectives import by_first, check_same, meet
 from facm.distributed.process_group import ALONE, World
@@ -84,8 +86,7 @@ def build_evaluator(
     if features is None:
         classifies = dataset.num_classes is not None and len(dataset.shape) == 3
         features = SmallClassifier() if classifies else Identity()
-    chosen = features
-    extractor = _built(world, lambda: chosen.build(dataset, device))
+    extractor = _built(world, features, dataset, device)
     reference = by_first(world, lambda: build_reference(dataset, extractor))
     return Evaluator(extractor, reference, dataset, device, world)
 
@@ -104,16 +105,17 @@ def evaluator_from_statistics(
     images: see :func:`load_reference`. dataset: tells the shape of a sample, and whether labels can be checked.
 
     Raises ValueError as :func:`load_reference` does, and where the ranks end up with different features."""
-    extractor = _built(world, lambda: features.build(dataset, device))
+    extractor = _built(world, features, dataset, device)
     reference = by_first(world, lambda: load_reference(path, extractor, images=images))
     return Evaluator(extractor, reference, dataset, device, world)
 
 
-def _built(world: World, build: Callable[[], FeatureExtractor]) -> FeatureExtractor:
+def _built(world: World, features: Any, dataset: Dataset | None, device: torch.device) -> FeatureExtractor:
     """The first rank goes first: what it downloads or trains, the others find."""
     if not world.first:
         meet(world)
-    extractor = build()
+    extractor: FeatureExtractor = features.build(dataset, device)
+    check_fulfils(extractor, FeatureExtractor, features)
     if world.first:
         meet(world)
     check_same(world, "the feature network (is the cache, FACM_CACHE, shared by all machines?)", extractor.identity)

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from facm.core.component import Range, component, refused
 from facm.core.objective import Condition
+
+Dropout = Annotated[float, Range("[0, 1)")]
+"""A fraction of samples that lose their condition, which some must keep."""
 
 
 @dataclass(frozen=True)
-class Labels:
+@component
+class Labels(Condition):
     """Class labels 0 .. classes - 1 as (B,) int64; the null label is ``classes``."""
 
-    classes: int
-    """Number of classes."""
-
-    def __post_init__(self) -> None:
-        if self.classes < 1:
-            raise ValueError(f"Labels: classes = {self.classes}, expected at least 1")
+    classes: Annotated[int, Range("[1, 16777216]")]
+    """Number of classes, at least 1."""
 
     def null(self, cond: Tensor | None) -> Tensor:
         if cond is None:
@@ -44,7 +46,7 @@ class Labels:
 
 
 @dataclass(frozen=True)
-class Unconditional:
+class Unconditional(Condition):
     """No condition: the network is called with cond = None, and there is nothing to guide with."""
 
     def null(self, cond: Tensor | None) -> None:
@@ -58,7 +60,13 @@ class Unconditional:
         raise ValueError("Unconditional: there is no condition to drop; use label_dropout 0")
 
 
-def check_label_dropout(condition: Condition, probability: float) -> None:
-    """Raise ValueError where labels are to be dropped and there are none."""
-    if probability and isinstance(condition, Unconditional):
-        raise ValueError(f"Unconditional: label_dropout = {probability}, expected 0 where there are no labels")
+def check_label_dropout(objective: Any) -> None:
+    """Raise ComponentError where an objective is to drop labels and there are none; its default becomes 0 there.
+
+    objective: one with the fields ``condition`` and ``label_dropout``, while it is made.
+    """
+    if not isinstance(objective.condition, Unconditional) or objective.label_dropout == 0:
+        return
+    if objective.label_dropout != type(objective).label_dropout:
+        raise refused(objective, "label_dropout", "0 with condition = Unconditional(): there are no labels")
+    object.__setattr__(objective, "label_dropout", 0.0)

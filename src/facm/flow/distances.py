@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Annotated, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from facm.core.component import Positive, Range, component
 from facm.core.tensors import check_same_shape
+
+Exponent = Annotated[float, Range("[0, 4]")]
+"""The exponent of a weight 1 / (e + c)^p."""
+Constant = Annotated[float, Range("[1e-8, 1e8]")]
+"""The constant of a weight 1 / (e + c)^p, which keeps it finite in float32 for every p."""
 
 MIN_CHANNELS_FOR_COSINE = 4  # below, the cosine at one position says little: with 1 channel it is only a sign
 
@@ -37,7 +43,7 @@ def cosine_distance(prediction: Tensor, target: Tensor, flat: bool) -> Tensor:
 
 
 @dataclass(frozen=True)
-class L2:
+class L2(Distance):
     """mean((prediction - target)^2)."""
 
     def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
@@ -45,7 +51,8 @@ class L2:
 
 
 @dataclass(frozen=True)
-class L2Cosine:
+@component
+class L2Cosine(Distance):
     """mean square + (1 - cos), the anchor's distance (Eq. 10)."""
 
     flat: bool | None = None
@@ -57,20 +64,17 @@ class L2Cosine:
 
 
 @dataclass(frozen=True)
-class NormL2:
+@component
+class NormL2(Distance):
     """e / sg((e + c)^p), e = mean square (Eq. 18 with p = 0.5): bounded gradients for outliers.
 
     The weight is under stop-gradient.
     """
 
-    p: float = 0.5
-    """Exponent of the weight; 0 is the plain mean square, 1 is MeanFlow's."""
-    c: float = 1e-3
+    p: Exponent = 0.5
+    """Exponent of the weight, within [0, 4]; 0 is the plain mean square, 1 is MeanFlow's."""
+    c: Constant = 1e-3
     """Constant of the weight, above 0, in units of the mean square."""
-
-    def __post_init__(self) -> None:
-        if self.p < 0 or not self.c > 0:
-            raise ValueError(f"NormL2: p = {self.p}, c = {self.c}, expected p >= 0 and c > 0")
 
     def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
         e = mean_square(prediction, target)
@@ -78,37 +82,29 @@ class NormL2:
 
 
 @dataclass(frozen=True)
-class PseudoHuber:
+@component
+class PseudoHuber(Distance):
     """sqrt(e + c^2) - c, e = mean square (arXiv 2310.14189): quadratic below c, the norm above.
 
     The paper has the squared norm and 0.00054 sqrt(D), which is this times sqrt(D).
     """
 
-    c: float = 0.00054
+    c: Constant = 0.00054
     """Where the square becomes the norm, above 0, in units of the root mean square."""
-
-    def __post_init__(self) -> None:
-        if not self.c > 0:
-            raise ValueError(f"PseudoHuber: c = {self.c}, expected a positive number")
 
     def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
         return (mean_square(prediction, target) + self.c**2).sqrt() - self.c
 
 
 @dataclass(frozen=True)
-class Scaled:
+@component
+class Scaled(Distance):
     """Another distance times a weight: FACM(anchor=Scaled(L2Cosine(), 0.1)) is Eq. 8 with the anchor weighted 0.1."""
 
     distance: Distance
     """The distance that is scaled."""
-    weight: float
-    """Its factor, above 0."""
-
-    def __post_init__(self) -> None:
-        if not self.weight > 0:
-            raise ValueError(
-                f"Scaled: weight = {self.weight}, expected a positive number; FACM without its anchor is ContinuousCM"
-            )
+    weight: Positive
+    """Its factor, above 0; FACM without its anchor is ContinuousCM."""
 
     def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
         return self.weight * self.distance(prediction, target)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from facm.core.component import Fraction, Range, component, refused
 from facm.core.modules import has_compiled_parts, is_compiled
 from facm.core.objective import Condition, Times
 from facm.core.tensors import at_least_float32, expand
@@ -21,21 +22,20 @@ from facm.core.types import VelocityField
 
 
 @dataclass(frozen=True)
+@component
 class Guidance:
     """Guidance of strength w for low <= t <= high, both inclusive (Table 5: 1.75, 0.125)."""
 
-    scale: float = 1.75
+    scale: Annotated[float, Range("[1, 1e12]")] = 1.75
     """Guidance scale w >= 1; 1 is no guidance."""
-    low: float = 0.125
+    low: Fraction = 0.125
     """Earliest time t in [0, 1] at which guidance is active."""
-    high: float = 1.0
+    high: Fraction = 1.0
     """Latest time t in [0, 1] at which guidance is active."""
 
     def __post_init__(self) -> None:
-        if not self.scale >= 1:
-            raise ValueError(f"guidance scale = {self.scale}, expected w >= 1 (w = 1 is no guidance)")
-        if not 0 <= self.low <= self.high <= 1:
-            raise ValueError(f"guidance interval = [{self.low}, {self.high}], expected 0 <= low <= high <= 1")
+        if not self.low <= self.high:
+            raise refused(self, "low", f"at most high = {self.high}")
 
     def active(self, t: Tensor) -> Tensor:
         """(B,) bool: where guidance acts."""

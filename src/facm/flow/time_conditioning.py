@@ -22,7 +22,7 @@ from facm.core.objective import Task, Times
 
 
 @dataclass(frozen=True)
-class ExpandedInterval:
+class ExpandedInterval(Task):
     """c_CM = t in [0, 1], c_FM = 2 - t in [1, 2]: no change to the network (the paper's default)."""
 
     def shortcut(self, t: Tensor) -> Times:
@@ -33,7 +33,7 @@ class ExpandedInterval:
 
 
 @dataclass(frozen=True)
-class AuxiliaryTime:
+class AuxiliaryTime(Task):
     """c_CM = (t, 1), c_FM = (t, t), through a second, zero-initialised time embedder."""
 
     def shortcut(self, t: Tensor) -> Times:

@@ -13,6 +13,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from facm.core.component import Finite, Fraction, Positive, component, refused
+
 
 @runtime_checkable
 class TimeDistribution(Protocol):
@@ -27,39 +29,33 @@ def _normal(n: int, rng: torch.Generator) -> Tensor:
     return torch.randn(n, generator=rng, device=rng.device)
 
 
-def _check_std(name: str, std: float) -> None:
-    if not std > 0:
-        raise ValueError(f"{name}: std = {std}, expected a positive number")
-
-
 @dataclass(frozen=True)
-class Uniform:
+@component
+class Uniform(TimeDistribution):
     """t ~ U[low, high]."""
 
-    low: float = 0.0
+    low: Fraction = 0.0
     """Earliest time, at least 0."""
-    high: float = 1.0
+    high: Fraction = 1.0
     """Latest time, at most 1."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.low < self.high <= 1:
-            raise ValueError(f"Uniform: low = {self.low}, high = {self.high}, expected 0 <= low < high <= 1")
+        if not self.low < self.high:
+            raise refused(self, "low", f"less than high = {self.high}")
 
     def sample(self, n: int, rng: torch.Generator) -> Tensor:
         return self.low + (self.high - self.low) * torch.rand(n, generator=rng, device=rng.device)
 
 
 @dataclass(frozen=True)
-class LogitNormal:
+@component
+class LogitNormal(TimeDistribution):
     """t = sigmoid(mean - std z), z ~ N(0, 1); a positive z leads towards noise, as in Eq. 20."""
 
-    mean: float = 0.0
+    mean: Finite = 0.0
     """Mean of the logit of t; a positive one leans towards data."""
-    std: float = 1.0
+    std: Positive = 1.0
     """Standard deviation of the logit of t, above 0."""
-
-    def __post_init__(self) -> None:
-        _check_std("LogitNormal", self.std)
 
     def from_normal(self, z: Tensor) -> Tensor:
         return torch.sigmoid(self.mean - self.std * z)
@@ -69,19 +65,17 @@ class LogitNormal:
 
 
 @dataclass(frozen=True)
-class ArctanLogNormal:
+@component
+class ArctanLogNormal(TimeDistribution):
     """ln sigma ~ N(mean, std^2), t = 1 - (2/pi) arctan(sigma)  (Eq. 20).
 
     ImageNet (-0.8, 1.6), CIFAR-10 (-1.0, 1.4) (Table 5). The median of t is 0.73 for (-0.8, 1.6).
     """
 
-    mean: float = -0.8
+    mean: Finite = -0.8
     """Mean of ln sigma, P_mean in Table 5; a smaller one leans towards data."""
-    std: float = 1.6
+    std: Positive = 1.6
     """Standard deviation of ln sigma, P_std in Table 5, above 0."""
-
-    def __post_init__(self) -> None:
-        _check_std("ArctanLogNormal", self.std)
 
     def from_normal(self, z: Tensor) -> Tensor:
         return 1 - (2 / math.pi) * torch.arctan(torch.exp(self.mean + self.std * z))

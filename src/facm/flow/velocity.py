@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from facm.core.component import component, refused
 from facm.core.objective import Condition, Task, VelocityTarget, guidance_scale
 from facm.core.tensors import at_least_float32, expand
 from facm.flow.conditions import Unconditional, check_label_dropout
@@ -18,6 +19,7 @@ from facm.flow.time_conditioning import native
 
 
 @dataclass(frozen=True)
+@component
 class TeacherVelocity(VelocityTarget):
     """Distillation: the frozen teacher's guided velocity."""
 
@@ -43,6 +45,7 @@ class TeacherVelocity(VelocityTarget):
 
 
 @dataclass(frozen=True)
+@component
 class DataVelocity(VelocityTarget):
     """From scratch: v = v_u + w ((x_1 - x_0) - v_u), where v_u is the online network's velocity at the null condition
     under stop-gradient. w = 1 gives exactly x_1 - x_0, and so does a sample whose label was dropped."""
@@ -62,7 +65,7 @@ class DataVelocity(VelocityTarget):
 
     def __post_init__(self) -> None:
         if self.both_online and self.extrapolate_outside:
-            raise ValueError("both_online = True and extrapolate_outside = True: expected at most one of them")
+            raise refused(self, "extrapolate_outside", "False with both_online = True: at most one of them")
 
     @torch.no_grad()
     def __call__(self, network: Any, teacher: Any | None, p: Interpolant, condition: Condition, task: Task) -> Tensor:
@@ -85,19 +88,24 @@ class DataVelocity(VelocityTarget):
         return torch.where(expand(active, v), guided, v)
 
 
-def check_guidance(condition: Condition, velocity: VelocityTarget, label_dropout: float) -> None:
-    """Raise ValueError where dropout is no probability, or guidance has no null condition, or never trains it."""
-    if not 0 <= label_dropout < 1:
-        raise ValueError(f"label_dropout = {label_dropout}, expected a probability in [0, 1)")
-    check_label_dropout(condition, label_dropout)
+def check_guidance(objective: Any, velocity: VelocityTarget) -> None:
+    """Raise ComponentError where labels are to be dropped and there are none, or guidance has no null condition, or
+    never trains it.
+
+    objective: one with the fields ``condition`` and ``label_dropout``, while it is made. velocity: its target.
+    """
+    check_label_dropout(objective)
     scale = guidance_scale(velocity)
-    if scale > 1 and isinstance(condition, Unconditional):
-        raise ValueError(
-            f"guidance scale = {scale} with condition = Unconditional(): there is no null condition to guide with; "
-            "expected scale 1, as in TeacherVelocity(Guidance(1.0))"
+    if scale > 1 and isinstance(objective.condition, Unconditional):
+        raise refused(
+            objective,
+            "condition",
+            f"labels to guide with at guidance scale = {scale}: there is no null condition here; or scale 1, as in "
+            "TeacherVelocity(Guidance(1.0))",
         )
-    if scale > 1 and isinstance(velocity, DataVelocity) and label_dropout == 0:
-        raise ValueError(
-            f"label_dropout = 0 with guidance scale {scale} from scratch: the null condition would never be trained; "
-            "expected a positive label_dropout (0.1)"
+    if scale > 1 and isinstance(velocity, DataVelocity) and objective.label_dropout == 0:
+        raise refused(
+            objective,
+            "label_dropout",
+            f"a positive one (0.1) with guidance scale {scale} from scratch: the null condition would never be trained",
         )

@@ -12,6 +12,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from facm.core.component import Positive, component
+
 
 @runtime_checkable
 class Weight(Protocol):
@@ -21,7 +23,7 @@ class Weight(Protocol):
 
 
 @dataclass(frozen=True)
-class One:
+class One(Weight):
     """1: as alpha it switches the interpolation of the target off, as beta the weighting."""
 
     def __call__(self, t: Tensor) -> Tensor:
@@ -29,22 +31,19 @@ class One:
 
 
 @dataclass(frozen=True)
-class OneMinusPower:
+@component
+class OneMinusPower(Weight):
     """1 - t^p. alpha(t) = 1 - t^0.5 is the paper's best (Table 4)."""
 
-    p: float = 0.5
+    p: Positive = 0.5
     """Exponent p, above 0."""
-
-    def __post_init__(self) -> None:
-        if not self.p > 0:
-            raise ValueError(f"OneMinusPower: p = {self.p}, expected a positive number")
 
     def __call__(self, t: Tensor) -> Tensor:
         return 1 - t**self.p
 
 
 @dataclass(frozen=True)
-class Cosine:
+class Cosine(Weight):
     """cos(pi t / 2), the paper's beta (Table 4)."""
 
     def __call__(self, t: Tensor) -> Tensor:

@@ -8,21 +8,29 @@ import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 
-from facm.core.types import Batch
-from facm.data.checked import check_at_least
+from facm.core.component import Positive, Range, component, refused
+from facm.core.types import Batch, Data
 from facm.latents.autoencoders.types import AutoencoderConfig
-from facm.latents.manifest import STATISTICS, Manifest, check_autoencoder, faults_in_files, faults_in_shards, read_manifest
+from facm.latents.manifest import (
+    STATISTICS,
+    Manifest,
+    check_autoencoder,
+    faults_in_files,
+    faults_in_shards,
+    read_manifest,
+)
 from facm.latents.shards import PATTERN, RAW, Shard, as_float32, mapped, read_shard, shard_files
 from facm.latents.statistics import Statistics, load_statistics, scaled
 
 
 @dataclass(frozen=True)
-class Latents:
+@component
+class Latents(Data):
     """Latents in ``latents_*.safetensors`` (float32, float16 or bfloat16), sorted by name, with ``latents_stats.pt``.
 
     Each latent is read from its file when it is needed, compared with its checksum where the file holds one, and
@@ -34,23 +42,18 @@ class Latents:
     """Folder that contains the latents."""
     autoencoder: AutoencoderConfig | None = None
     """Autoencoder that decodes the latents; it must be the one in latents.json where the folder has that file."""
-    scale: float | None = None
+    scale: Positive | None = None
     """Factor on the latents in place of the folder's statistics, above 0 (Stable Diffusion: 0.18215)."""
-    multiplier: float = 1.0
+    multiplier: Positive = 1.0
     """Factor on the standardised latents, above 0."""
-    num_classes: int = 1000
+    num_classes: Annotated[int, Range("[1, 16777216]")] = 1000
     """Number of classes of the labels, at least 1."""
     flip: bool = True
     """Use the latent of the mirrored image with probability 1/2."""
 
     def __post_init__(self) -> None:
-        check_at_least("Latents", "num_classes", self.num_classes, 1)
-        if self.scale is not None and not self.scale > 0:
-            raise ValueError(f"Latents: scale = {self.scale}, expected a number above 0, or None")
-        if not self.multiplier > 0:
-            raise ValueError(f"Latents: multiplier = {self.multiplier}, expected a number above 0")
         if self.scale is not None and self.multiplier != 1:
-            raise ValueError(f"Latents: scale = {self.scale} and multiplier = {self.multiplier}, expected one of them")
+            raise refused(self, "multiplier", f"1 with scale = {self.scale}: one of them")
 
     def open(self) -> LatentShards:
         folder = Path(self.path).expanduser()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from facm.core.component import check_fulfils
 from facm.core.serialize import from_json, types_in
 from facm.latents.autoencoders.types import Autoencoder, AutoencoderConfig
 from facm.latents.statistics import Statistics
@@ -52,6 +53,7 @@ def decoder_of(dataset: Any, device: torch.device, autoencoder: AutoencoderConfi
     if statistics is None:
         raise ValueError(f"autoencoder = {config} for a data set without latents, expected none")
     built = config.build()
+    check_fulfils(built, Autoencoder, config)
     if built.channels != dataset.shape[0]:
         raise ValueError(
             f"autoencoder = {config} decodes {built.channels} channels, the latents have {dataset.shape[0]}"

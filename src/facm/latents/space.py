@@ -2,37 +2,46 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
-from facm.core.types import Batch
+from facm.core.component import Count, Positive, Range, component, refused
+from facm.core.types import Batch, Data
 from facm.latents.autoencoders.types import AutoencoderConfig
 from facm.latents.statistics import Statistics, load_statistics, scaled
 
+MOST_NUMBERS = 2**31
+"""Numbers in one sample."""
+
 
 @dataclass(frozen=True)
-class LatentSpace:
+@component
+class LatentSpace(Data):
     """A data set without samples: their shape, classes and decoder, all that sampling from a network needs.
 
-    Raises ValueError where both statistics and scale are given.
+    Raises ComponentError where both statistics and scale are given.
     """
 
-    shape: tuple[int, ...]
+    shape: Annotated[tuple[Count, ...], Range("[1, 16]")]
     """Shape (C, H, W) of a sample."""
-    num_classes: int | None = None
+    num_classes: Annotated[int, Range("[1, 16777216]")] | None = None
     """Number of classes; None for an unconditional network."""
     autoencoder: AutoencoderConfig | None = None
     """Autoencoder that decodes the samples; None where the samples are images."""
     statistics: Statistics | str | None = None
     """Statistics of the training latents, or the path of their latents_stats.pt; None: they were not standardised."""
-    scale: float | None = None
+    scale: Positive | None = None
     """Number that the training latents were multiplied by, instead of statistics; None: not scaled."""
 
     def __post_init__(self) -> None:
         if (self.statistics is not None) and (self.scale is not None):
-            raise ValueError(f"LatentSpace: statistics = {self.statistics!r} and scale = {self.scale}, expected one")
+            raise refused(self, "scale", f"None with statistics = {self.statistics!r}")
+        if math.prod(self.shape) > MOST_NUMBERS:
+            raise refused(self, "shape", f"at most {MOST_NUMBERS} numbers")
 
     def open(self) -> OpenSpace:
         return OpenSpace(self)

@@ -8,16 +8,20 @@ Names and shapes in the state dict are those of EDM's published networks (NVlabs
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
+from facm.core.component import Classes, Range, component, refused
 from facm.core.tensors import at_least_float32
+from facm.core.types import NetworkConfig
 from facm.networks.inputs import check_inputs
 from facm.networks.lightning_dit import pixel_norm
+from facm.networks.sizes import Depth, Size, check_numbers
 
 Layer = TypeVar("Layer", bound=nn.Linear | nn.Conv2d)
 
@@ -31,32 +35,33 @@ NEARLY_ZERO = 1e-5
 
 
 @dataclass(frozen=True)
-class DDPMpp:
+@component
+class DDPMpp(NetworkConfig):
     """Configuration of the network F(x, t, cond[, r]): x (B, C, H, W), t (B,), cond (B,) int64, r (B,) -> (B, C, H, W).
 
     Time is embedded unscaled at frequencies from 1 down to 1e-4, which suits EDM's log(sigma) / 4 and times in [0, 2].
     Labels enter as one-hot vectors and the null label as zeros, as EDM's unlabelled samples do.
     The defaults are EDM's unconditional CIFAR-10 network of 55.7M parameters.
-    Raises ValueError where sizes or channels do not divide.
+    Raises ComponentError where sizes or channels do not divide.
     """
 
-    size: int = 32
+    size: Size = 32
     """Height and width of x, a multiple of 2^(levels - 1)."""
-    in_channels: int = 3
+    in_channels: Size = 3
     """Number C of channels of x."""
-    channels: int = 128
+    channels: Size = 128
     """Base width, which the multipliers scale; a multiple of 4."""
-    multipliers: tuple[int, ...] = (2, 2, 2)
+    multipliers: Annotated[tuple[Annotated[int, Range("[1, 256]")], ...], Range("[1, 16]")] = (2, 2, 2)
     """Width of each level relative to channels; each level has half the height and width of the one before."""
-    blocks: int = 4
+    blocks: Depth = 4
     """Residual blocks of each level on the way down; the way up has one more."""
-    attention: tuple[int, ...] = (16,)
+    attention: tuple[Size, ...] = (16,)
     """Heights at which all blocks on the way down and the last on the way up attend; the bottom always does."""
-    dropout: float = 0.13
+    dropout: Annotated[float, Range("[0, 1)")] = 0.13
     """Probability of dropout in each block in train mode, within [0, 1)."""
-    num_classes: int = 0
+    num_classes: Classes = 0
     """Number of labels 0 .. num_classes - 1; num_classes itself is the null label. 0: an unconditional network."""
-    augment_dim: int = 0
+    augment_dim: Classes = 0
     """Size of EDM's augmentation labels, which are zeros here; weights trained with augmentation have the layer."""
     auxiliary_time: bool = False
     """Take a second time r through an embedder that has no effect as initialised."""
@@ -66,23 +71,28 @@ class DDPMpp:
     """Add a method log_weight(t), with which sCM learns the weight of its loss; it is no part of F."""
 
     def __post_init__(self) -> None:
-        halvings = 2 ** (len(self.multipliers) - 1) if self.multipliers else 1
-        if not self.multipliers or self.size % halvings:
-            raise ValueError(
-                f"size = {self.size}, multipliers = {self.multipliers}, expected at least one, and a size that is a "
-                f"multiple of {halvings} to be halved between levels"
+        halvings = 2 ** (len(self.multipliers) - 1)
+        if self.size % halvings:
+            raise refused(
+                self,
+                "size",
+                f"a multiple of {halvings}, to be halved between levels of multipliers = {self.multipliers}",
             )
-        if self.channels < 4 or self.channels % 4:
-            raise ValueError(f"channels = {self.channels}, expected a multiple of 4 (groups of at least 4 channels)")
-        if self.blocks < 1:
-            raise ValueError(f"blocks = {self.blocks}, expected at least 1 a level")
-        for name in ("num_classes", "augment_dim"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} = {getattr(self, name)}, expected 0 or more")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout = {self.dropout}, expected a probability within [0, 1)")
-        if unknown := set(self.attention) - set(self.sizes):
-            raise ValueError(f"attention at {sorted(unknown)}, expected sizes among the levels' {list(self.sizes)}")
+        if self.channels % LEAST_IN_A_GROUP:
+            raise refused(self, "channels", "a multiple of 4 (groups of at least 4 channels)")
+        if set(self.attention) - set(self.sizes):
+            raise refused(self, "attention", f"sizes among the levels' {list(self.sizes)}")
+        wide, deep = self.channels * max(self.multipliers), (2 * self.blocks + 3) * len(self.multipliers)
+        labels = self.num_classes + self.augment_dim + 4 * self.channels
+        check_numbers(self, 30 * deep * wide**2 + (labels + 18 * self.in_channels) * self.channels)
+        for count in _joined(self):
+            if count % _groups(count):
+                raise refused(
+                    self,
+                    "channels",
+                    f"with multipliers = {self.multipliers} a multiple of {_groups(count)} wherever channels are "
+                    f"normalised in so many groups, at joints with the way down as well, and not {count}",
+                )
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -105,14 +115,25 @@ def positions(t: Tensor, dim: int) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
+def _groups(channels: int) -> int:
+    return min(GROUPS, channels // LEAST_IN_A_GROUP)
+
+
 def _norm(channels: int) -> nn.GroupNorm:
-    groups = min(GROUPS, channels // LEAST_IN_A_GROUP)
-    if channels % groups:
-        raise ValueError(
-            f"{channels} channels to be normalised in {groups} groups; expected channels and multipliers that give a "
-            f"multiple of {groups}, at joints with the way down as well"
-        )
-    return nn.GroupNorm(groups, channels, eps=EPS)
+    return nn.GroupNorm(_groups(channels), channels, eps=EPS)
+
+
+def _joined(config: DDPMpp) -> Iterator[int]:
+    """The numbers of channels that blocks normalise, in the order of their calls."""
+    kept = [config.channels]
+    for level, multiplier in enumerate(config.multipliers):
+        kept += [kept[-1]] * (level > 0) + [config.channels * multiplier] * config.blocks
+    yield from kept
+    channels = kept[-1]
+    for multiplier in reversed(config.multipliers):
+        for _ in range(config.blocks + 1):
+            yield channels + kept.pop()
+            channels = config.channels * multiplier
 
 
 def _initialised(layer: Layer, gain: float = 1.0) -> Layer:

@@ -8,43 +8,49 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
+from facm.core.component import Classes, Range, component, refused
 from facm.core.state_dict import without_wrappers
 from facm.core.tensors import at_least_float32
+from facm.core.types import NetworkConfig
 from facm.networks.inputs import check_inputs
+from facm.networks.sizes import Depth, Size, check_numbers
 
 FREQUENCIES = 256
+MOST_TOKENS = 2**20
+"""Patches of an image of 1024 x 1024 of them, each of which attends to all."""
 PERIOD = 10_000.0
 
 
 @dataclass(frozen=True)
-class LightningDiT:
+@component
+class LightningDiT(NetworkConfig):
     """Configuration of the network F(x, t, cond[, r]): x (B, C, H, W), t (B,), cond (B,) int64, r (B,) -> (B, C, H, W).
 
     The defaults are LightningDiT-XL/1 for VA-VAE's latents of ImageNet at 256 x 256.
-    Raises ValueError where one size is not a multiple of another that divides it.
+    Raises ComponentError where one size is not a multiple of another that divides it.
     """
 
-    input_size: int = 16
+    input_size: Size = 16
     """Height and width of x, a multiple of patch_size."""
-    patch_size: int = 1
+    patch_size: Size = 1
     """Height and width of the patches that become tokens."""
-    in_channels: int = 32
+    in_channels: Size = 32
     """Number C of channels of x."""
-    hidden_size: int = 1152
+    hidden_size: Size = 1152
     """Width of the transformer, a multiple of num_heads and of 4."""
-    depth: int = 28
+    depth: Depth = 28
     """Number of transformer blocks."""
-    num_heads: int = 16
+    num_heads: Size = 16
     """Number of attention heads; with rope, hidden_size / num_heads must be a multiple of 4."""
-    mlp_ratio: float = 4.0
+    mlp_ratio: Annotated[float, Range("(0, 64]")] = 4.0
     """Width of the MLP in each block relative to hidden_size; SwiGLU uses 2/3 of it."""
-    num_classes: int = 1000
+    num_classes: Classes = 1000
     """Number of labels 0 .. num_classes - 1; num_classes itself is the null label. 0: an unconditional network."""
     learn_sigma: bool = False
     """Predict twice the channels and drop the second half, as published weights that learned a variance need it."""
@@ -67,16 +73,24 @@ class LightningDiT:
 
     def __post_init__(self) -> None:
         if self.input_size % self.patch_size:
-            raise ValueError(f"input_size = {self.input_size} is not a multiple of patch_size = {self.patch_size}")
+            raise refused(self, "input_size", f"a multiple of patch_size = {self.patch_size}")
         if self.hidden_size % self.num_heads:
-            raise ValueError(f"hidden_size = {self.hidden_size} is not a multiple of num_heads = {self.num_heads}")
+            raise refused(self, "hidden_size", f"a multiple of num_heads = {self.num_heads}")
         if self.hidden_size % 4:
-            raise ValueError(
-                f"hidden_size = {self.hidden_size}, expected a multiple of 4 (two axes of sines and cosines)"
-            )
+            raise refused(self, "hidden_size", "a multiple of 4 (two axes of sines and cosines)")
         if self.rope and self.hidden_size // self.num_heads % 4:
-            head_dim = self.hidden_size // self.num_heads
-            raise ValueError(f"rope with head dimension {head_dim}, expected a multiple of 4 (two axes of pairs)")
+            raise refused(
+                self,
+                "num_heads",
+                f"hidden_size = {self.hidden_size} over a multiple of 4 with rope (pairs on two axes)",
+            )
+        if int(2 / 3 * int(self.hidden_size * self.mlp_ratio)) < 1:
+            raise refused(self, "mlp_ratio", f"at least one hidden unit at hidden_size = {self.hidden_size}")
+        tokens, patch = (self.input_size // self.patch_size) ** 2, 3 * self.in_channels * self.patch_size**2
+        if tokens > MOST_TOKENS:
+            raise refused(self, "input_size", f"at most {MOST_TOKENS} patches of patch_size = {self.patch_size}")
+        blocks = self.depth * self.hidden_size * (10 + 3 * self.mlp_ratio)
+        check_numbers(self, self.hidden_size * (blocks + 3 * tokens + patch + self.num_classes))
 
     def build(self) -> LightningDiTNetwork:
         """The module, initialised from torch's global generator."""

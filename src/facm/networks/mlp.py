@@ -7,25 +7,34 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from facm.core.component import Classes, Fraction, component
+from facm.core.types import NetworkConfig
+from facm.networks.sizes import Depth, Size, check_numbers
+
 
 @dataclass(frozen=True)
-class MLP:
+@component
+class MLP(NetworkConfig):
     """Configuration of the network F(x, t, cond[, r]): x (B, dim), t (B,), cond (B,) int64, r (B,) -> (B, dim)."""
 
-    dim: int = 2
+    dim: Size = 2
     """Number of coordinates of x."""
-    width: int = 128
+    width: Size = 128
     """Width of the hidden layers."""
-    depth: int = 3
+    depth: Depth = 3
     """Number of residual layers."""
-    num_classes: int = 0
+    num_classes: Classes = 0
     """Number of labels 0 .. num_classes - 1; num_classes itself is the null label. 0: an unconditional network."""
-    dropout: float = 0.0
+    dropout: Fraction = 0.0
     """Probability of dropout in each residual layer in train mode, within [0, 1]."""
     auxiliary_time: bool = False
     """Take a second time r, as the auxiliary-time strategy and average velocities need it."""
     weight_head: bool = False
     """Add a method log_weight(t), with which sCM learns the weight of its loss; it is no part of F."""
+
+    def __post_init__(self) -> None:
+        layers = 2 * self.depth * self.width + 2 * self.dim + self.num_classes
+        check_numbers(self, layers * self.width)
 
     def build(self) -> MLPNetwork:
         return MLPNetwork(self)

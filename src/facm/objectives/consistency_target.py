@@ -40,12 +40,6 @@ def shortcut_target(
     return ShortcutTarget(v_bar, g, F_sg - expand(alpha, v) * g_clamped)  # Eq. 12
 
 
-def check_clamp(clamp: float | None) -> None:
-    """Raise ValueError unless ``clamp`` is a positive bound or None."""
-    if clamp is not None and not clamp > 0:
-        raise ValueError(f"clamp = {clamp}, expected a positive bound, or None for no clamp")
-
-
 def checked_network(objective: Objective, network: Any, point: Interpolant) -> Any:
     """``network``, with one dropout mask for all its calls in one evaluation.
 

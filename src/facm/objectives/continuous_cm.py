@@ -11,16 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from facm.core.component import Positive, component
 from facm.core.objective import Condition, Objective, Task, VelocityTarget
 from facm.core.types import Batch, Loss
 from facm.derivative import Derivative, OpLevel
+from facm.flow.conditions import Dropout
 from facm.flow.distances import Distance, NormL2
 from facm.flow.interpolant import Interpolant
 from facm.flow.time_conditioning import ExpandedInterval
 from facm.flow.times import ArctanLogNormal, TimeDistribution
 from facm.flow.velocity import TeacherVelocity, check_guidance
 from facm.flow.weighting import Cosine, OneMinusPower, Weight
-from facm.objectives.consistency_target import check_clamp, checked_network
+from facm.objectives.consistency_target import checked_network
 from facm.objectives.facm import ShortcutTerms, shortcut_terms
 
 
@@ -40,6 +42,7 @@ class ConsistencyTerms(ShortcutTerms):
 
 
 @dataclass(frozen=True)
+@component
 class ContinuousCM(Objective):
     """The shortcut's loss alone."""
 
@@ -57,9 +60,9 @@ class ContinuousCM(Objective):
     """Step alpha(t) from the prediction towards its target (Eq. 12, Table 4)."""
     beta: Weight = Cosine()
     """Weight beta(t) of the loss (Eq. 14, Table 4)."""
-    clamp: float | None = 1.0
+    clamp: Positive | None = 1.0
     """Bound of each element of the residual g; None for no bound."""
-    label_dropout: float = 0.0
+    label_dropout: Dropout = 0.0
     """Fraction of samples trained at the null condition."""
     derivative: Derivative = OpLevel()
     """How the total derivative dF/dt is computed (Eq. 16)."""
@@ -68,8 +71,7 @@ class ContinuousCM(Objective):
     draws_for_whole_step = True
 
     def __post_init__(self) -> None:
-        check_clamp(self.clamp)
-        check_guidance(self.condition, self.velocity, self.label_dropout)
+        check_guidance(self, self.velocity)
 
     def evaluate(self, network: Any, point: Interpolant, teacher: Any | None = None) -> ConsistencyTerms:
         """One evaluation at given draws; errors as in :meth:`facm.objectives.facm.FACM.evaluate`."""

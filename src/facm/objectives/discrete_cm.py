@@ -15,17 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from facm.core.component import component
 from facm.core.objective import Condition, Objective, Task, VelocityTarget
 from facm.core.tensors import check_time, expand
 from facm.core.types import Batch, Loss
 from facm.derivative import Prediction
+from facm.flow.conditions import Dropout
 from facm.flow.distances import Distance, PseudoHuber
 from facm.flow.interpolant import Interpolant, draw_noise, drop_labels, rows, step_size
 from facm.flow.paths import x_1_from_velocity
 from facm.flow.time_conditioning import ExpandedInterval
 from facm.flow.velocity import TeacherVelocity, check_guidance
 from facm.objectives.consistency_target import checked_network
-from facm.objectives.discrete_schedules import OverStep, PairSchedule, PairWeight
+from facm.objectives.discrete_schedules import OverStep, PairSchedule, PairWeight, apart
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class DiscreteTerms:
 
 
 @dataclass(frozen=True)
+@component
 class DiscreteCM(Objective):
     """Discrete-time consistency.
 
@@ -69,14 +72,14 @@ class DiscreteCM(Objective):
     """Distance d of the two answers."""
     weight: PairWeight = OverStep()
     """Weight w(t, s) of a pair."""
-    label_dropout: float = 0.0
+    label_dropout: Dropout = 0.0
     """Fraction of samples trained at the null condition."""
     learns_shortcut = True
     learns_flow = False
     draws_for_whole_step = True
 
     def __post_init__(self) -> None:
-        check_guidance(self.condition, self.velocity, self.label_dropout)
+        check_guidance(self, self.velocity)
 
     def at(self, images_seen: int) -> DiscreteCM:
         """This objective at the training clock ``images_seen``: the schedule moves on."""
@@ -109,7 +112,6 @@ class DiscreteCM(Objective):
 
     def __call__(self, network: Any, batch: Batch, rng: torch.Generator, teacher: Any | None = None) -> Loss:
         x_0 = draw_noise(batch, rng)
-        t, s = (rows(time, batch).to(x_0.dtype) for time in self.schedule.sample(step_size(batch), rng))
-        s = torch.maximum(s, torch.nextafter(t, torch.ones_like(t)))  # a late gap may be below the precision
+        t, s = apart(*(rows(time, batch).to(x_0.dtype) for time in self.schedule.sample(step_size(batch), rng)))
         cond, dropped = drop_labels(batch, self.condition, self.label_dropout, rng)
         return self.evaluate(network, Interpolant.between(x_0, batch.x_1, t, cond, dropped), s, teacher).loss()

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Annotated, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+
+from facm.core.component import Finite, Images, Positive, Range, component, refused
 
 
 def noise_level(t: Tensor) -> Tensor:
@@ -22,6 +24,13 @@ def noise_level(t: Tensor) -> Tensor:
 def time_at(sigma: Tensor) -> Tensor:
     """t = 1/(1 + sigma)."""
     return 1 / (1 + sigma)
+
+
+def apart(t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """t, s (n,) with t < s <= 1 in their own precision, which a late gap may be below: s is then the next number."""
+    one = torch.ones_like(t)
+    t = torch.minimum(t, torch.nextafter(one, 0 * one))
+    return t, torch.maximum(s, torch.nextafter(t, one))
 
 
 @runtime_checkable
@@ -38,17 +47,23 @@ class PairSchedule(Protocol):
         ...
 
     def sample(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """t, s (n,) float64 with 0 < t < s <= 1, drawn from ``rng``."""
+        """t, s (n,) float64 with 0 <= t < s <= 1, drawn from ``rng``."""
         ...
 
 
-def _check_lognormal(name: str, std: float) -> None:
-    if not std > 0:
-        raise ValueError(f"{name}: std = {std}, expected a positive number")
+Steps = Annotated[int, Range("[1, 1048576]")]
+"""A number of steps, each of which has its noise level in memory."""
+Noise = Annotated[float, Range("[1e-6, 1e6]")]
+"""A noise level of a time that float32 tells from 0 and from 1."""
+
+
+FAR = 6
+"""Standard deviations beyond which a normal distribution has no mass that float64 could tell the steps by."""
 
 
 @dataclass(frozen=True)
-class DoublingSteps:
+@component
+class DoublingSteps(PairSchedule):
     """iCT (arXiv 2310.14189): neighbours on a grid of noise levels whose number of steps doubles during training.
 
     N = min(first * 2^floor(seen/K'), last) steps with K' = floor(images/(log2 floor(last/first) + 1)); N + 1 levels
@@ -59,39 +74,38 @@ class DoublingSteps:
     at sigma_min in the paper. The noisiest time is 1/(1 + sigma_max) = 0.012; a sampler asks at 0.
     """
 
-    images: int
+    images: Annotated[int, Range("[1, 999999999999]")]
     """Length of the training run in images seen."""
-    first: int = 10
+    first: Steps = 10
     """Number of steps at the start of training."""
-    last: int = 1280
+    last: Steps = 1280
     """Largest number of steps."""
-    sigma_min: float = 0.002
+    sigma_min: Noise = 0.002
     """Lowest noise level, above 0."""
-    sigma_max: float = 80.0
+    sigma_max: Noise = 80.0
     """Highest noise level."""
-    rho: float = 7.0
+    rho: Annotated[float, Range("[1, 100]")] = 7.0
     """Exponent of the spacing between noise levels."""
-    mean: float = -1.1
+    mean: Finite = -1.1
     """Mean of ln sigma."""
-    std: float = 2.0
+    std: Positive = 2.0
     """Standard deviation of ln sigma."""
-    seen: int = 0
+    seen: Images = 0
     """Images seen so far; training sets it."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.first <= self.last:
-            raise ValueError(f"DoublingSteps: first = {self.first}, last = {self.last}, expected 1 <= first <= last")
-        if not 0 < self.sigma_min < self.sigma_max:
-            raise ValueError(
-                f"DoublingSteps: sigma_min = {self.sigma_min}, sigma_max = {self.sigma_max}, expected 0 < min < max"
+        if not self.first <= self.last:
+            raise refused(self, "first", f"at most last = {self.last}")
+        if not self.sigma_min < self.sigma_max:
+            raise refused(self, "sigma_min", f"less than sigma_max = {self.sigma_max}")
+        low, high = math.log(self.sigma_min), math.log(self.sigma_max)
+        if not low - FAR * self.std < self.mean < high + FAR * self.std:
+            raise refused(
+                self, "mean", f"less than {FAR} std from the noise levels, ln sigma within [{low:.3g}, {high:.3g}]"
             )
-        if not self.rho > 0:
-            raise ValueError(f"DoublingSteps: rho = {self.rho}, expected a positive number")
-        _check_lognormal("DoublingSteps", self.std)
         if self.stage < 1:
-            raise ValueError(
-                f"DoublingSteps: images = {self.images}, expected at least one for each of the numbers of steps from "
-                f"{self.first} to {self.last}"
+            raise refused(
+                self, "images", f"at least one for each of the numbers of steps from {self.first} to {self.last}"
             )
 
     @property
@@ -127,11 +141,12 @@ class DoublingSteps:
         mass = torch.special.ndtr((levels.log() - self.mean) / self.std).diff()
         step = torch.searchsorted(mass.cumsum(0) / mass.sum(), u, right=True).clamp(max=self.steps - 1)
         clean = levels - levels[0]
-        return time_at(clean[step + 1]), time_at(clean[step])
+        return apart(time_at(clean[step + 1]), time_at(clean[step]))
 
 
 @dataclass(frozen=True)
-class ShrinkingGap:
+@component
+class ShrinkingGap(PairSchedule):
     """ECT (arXiv 2406.14548): ln sigma ~ N(mean, std^2), and its partner at sigma (1 - n(sigma)/q^a), at least 0.
 
     n(sigma) = 1 + k sigmoid(-b sigma); a = 1 at the start of training and one more after every ``stage`` images, up to
@@ -139,31 +154,22 @@ class ShrinkingGap:
     The defaults are those of CIFAR-10; ImageNet has q = 4. Meant to start from a trained flow or diffusion network.
     """
 
-    stage: int = 3_200_000
+    stage: Annotated[int, Range("[1, 999999999999]")] = 3_200_000
     """Images between two increases of the exponent a."""
-    stages: int = 8
+    stages: Annotated[int, Range("[1, 1024]")] = 8
     """Largest exponent a."""
-    q: float = 2.0
+    q: Annotated[float, Range("(1, 1e6]")] = 2.0
     """Base of the shrinking gap, above 1."""
-    k: float = 8.0
+    k: Annotated[float, Range("[0, 1e6]")] = 8.0
     """Factor of the sigmoid in n(sigma); 0 or more."""
-    b: float = 1.0
+    b: Finite = 1.0
     """Slope of the sigmoid in n(sigma)."""
-    mean: float = -1.1
+    mean: Finite = -1.1
     """Mean of ln sigma."""
-    std: float = 2.0
+    std: Positive = 2.0
     """Standard deviation of ln sigma."""
-    seen: int = 0
+    seen: Images = 0
     """Images seen so far; training sets it."""
-
-    def __post_init__(self) -> None:
-        if self.stage < 1 or self.stages < 1:
-            raise ValueError(f"ShrinkingGap: stage = {self.stage}, stages = {self.stages}, expected at least 1 of both")
-        if not self.q > 1:
-            raise ValueError(f"ShrinkingGap: q = {self.q}, expected more than 1: the gap is to shrink")
-        if not self.k >= 0:
-            raise ValueError(f"ShrinkingGap: k = {self.k}, expected 0 or more")
-        _check_lognormal("ShrinkingGap", self.std)
 
     @property
     def exponent(self) -> int:
@@ -183,8 +189,8 @@ class ShrinkingGap:
     def from_normal(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """z (n,) float64 -> t, s (n,)."""
         sigma = torch.exp(self.mean + self.std * z)
-        gap = (1 + self.k * torch.sigmoid(-self.b * sigma)) / self.q**self.exponent
-        return time_at(sigma), time_at(sigma * (1 - gap).clamp(min=0))
+        gap = (1 + self.k * torch.sigmoid(-self.b * sigma)) * self.q**-self.exponent
+        return apart(time_at(sigma), time_at(sigma * (1 - gap).clamp(min=0)))
 
 
 @runtime_checkable
@@ -195,23 +201,20 @@ class PairWeight(Protocol):
 
 
 @dataclass(frozen=True)
-class OverStep:
+class OverStep(PairWeight):
     """1/(sigma_t - sigma_s): iCT's."""
 
     def __call__(self, t: Tensor, s: Tensor) -> Tensor:
-        return 1 / (noise_level(t) - noise_level(s))
+        return t * s / (s - t)  # s - t is exact for close times, where the noise levels would cancel, down to 0
 
 
 @dataclass(frozen=True)
-class SignalToNoise:
+@component
+class SignalToNoise(PairWeight):
     """1/sigma_t^2 + 1/sigma_data^2: ECT's."""
 
-    sigma_data: float = 0.5
+    sigma_data: Positive = 0.5
     """Standard deviation of the data."""
-
-    def __post_init__(self) -> None:
-        if not self.sigma_data > 0:
-            raise ValueError(f"SignalToNoise: sigma_data = {self.sigma_data}, expected a positive number")
 
     def __call__(self, t: Tensor, s: Tensor) -> Tensor:
         return noise_level(t) ** -2 + self.sigma_data**-2

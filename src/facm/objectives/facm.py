@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from facm.core.component import Positive, component
 from facm.core.objective import Condition, Objective, Task, VelocityTarget
 from facm.core.types import Batch, Loss
 from facm.derivative import Derivative, OpLevel, Prediction
+from facm.flow.conditions import Dropout
 from facm.flow.distances import Distance, L2Cosine, NormL2
 from facm.flow.interpolant import Interpolant
 from facm.flow.time_conditioning import ExpandedInterval
 from facm.flow.times import ArctanLogNormal, TimeDistribution
 from facm.flow.velocity import TeacherVelocity, check_guidance
 from facm.flow.weighting import Cosine, OneMinusPower, Weight
-from facm.objectives.consistency_target import check_clamp, checked_network, shortcut_target
+from facm.objectives.consistency_target import checked_network, shortcut_target
 
 if TYPE_CHECKING:
     from facm.objectives.continuous_cm import ContinuousCM
@@ -78,6 +80,7 @@ class FACMTerms(AnchorTerms, ShortcutTerms):
 
 
 @dataclass(frozen=True)
+@component
 class FACM(Objective):
     """The FACM objective (Algorithm 1, Eq. 8-14)."""
 
@@ -97,9 +100,9 @@ class FACM(Objective):
     """Step alpha(t) from the prediction towards its target (Eq. 12, Table 4)."""
     beta: Weight = Cosine()
     """Weight beta(t) of the shortcut's loss (Eq. 14, Table 4)."""
-    clamp: float | None = 1.0
+    clamp: Positive | None = 1.0
     """Bound of each element of the residual g; None for no bound."""
-    label_dropout: float = 0.0
+    label_dropout: Dropout = 0.0
     """Fraction of samples trained at the null condition: 0.1 from scratch with guidance, 0 in distillation."""
     derivative: Derivative = OpLevel()
     """How the total derivative dF/dt is computed (Eq. 16)."""
@@ -107,8 +110,7 @@ class FACM(Objective):
     draws_for_whole_step = True
 
     def __post_init__(self) -> None:
-        check_clamp(self.clamp)
-        check_guidance(self.condition, self.velocity, self.label_dropout)
+        check_guidance(self, self.velocity)
 
     def evaluate(self, network: Any, point: Interpolant, teacher: Any | None = None) -> FACMTerms:
         """One evaluation at given draws.

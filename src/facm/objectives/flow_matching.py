@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from facm.core.component import Fraction, component
 from facm.core.objective import Condition, Objective, Task
 from facm.core.tensors import at_least_float32
 from facm.core.types import Batch, Loss
@@ -38,6 +39,7 @@ class FlowMatchingTerms:
 
 
 @dataclass(frozen=True)
+@component
 class FlowMatching(Objective):
     """L = E d(F(x_t, c), x_1 - x_0)."""
 
@@ -49,17 +51,14 @@ class FlowMatching(Objective):
     """Distribution of the training time t."""
     distance: Distance = L2Cosine()
     """Distance d of prediction and velocity."""
-    p_flow_condition: float = 0.5
+    p_flow_condition: Fraction = 0.5
     """Fraction of samples conditioned on c_FM, the others on c_CM; 0.5 prepares a teacher for distillation."""
-    label_dropout: float = 0.1
+    label_dropout: Fraction = 0.1
     """Fraction of samples trained at the null condition, without which the teacher cannot be guided."""
     draws_for_whole_step = True
 
     def __post_init__(self) -> None:
-        for name in ("p_flow_condition", "label_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} = {getattr(self, name)}, expected a fraction in [0, 1]")
-        check_label_dropout(self.condition, self.label_dropout)
+        check_label_dropout(self)
 
     def evaluate(self, network: Any, point: Interpolant, anchored: Tensor | None = None) -> FlowMatchingTerms:
         """One evaluation at given draws; anchored (B,) bool: the samples that are conditioned on c_FM, None for none.

@@ -18,15 +18,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from facm.core.component import Count, Range, component
 from facm.core.objective import Condition, Objective
 from facm.core.tensors import at_least_float32, check_same_shape, check_time, expand
 from facm.core.types import Batch, Loss
-from facm.flow.conditions import check_label_dropout
+from facm.flow.conditions import Dropout, check_label_dropout
 from facm.flow.interpolant import Interpolant, draw_noise, drop_labels, rows, step_size
 from facm.flow.paths import interpolate
 from facm.flow.time_conditioning import AuxiliaryTime
@@ -60,6 +61,7 @@ class IMMTerms:
 
 
 @dataclass(frozen=True)
+@component
 class IMM(Objective):
     """The objective of inductive moment matching, for a network with ``auxiliary_time = True``."""
 
@@ -67,17 +69,17 @@ class IMM(Objective):
     """What the network is conditioned on, and its null: Labels(10), Unconditional()."""
     time: TimeDistribution = Uniform(0.006, 1.0)
     """Distribution of t; the paper's stops at 0.006 (its T = 0.994), Uniform() reaches 0, where the sampler starts."""
-    particles: int = 4
+    particles: Count = 4
     """Number M of particles in a group, which are neighbours in the batch."""
-    decrement: float = 160 / 2**12
+    decrement: Annotated[float, Range("[0, 1e6]")] = 160 / 2**12
     """Amount by which eta = (1 - t)/t falls from t to r: eta_max/2^k with the paper's 160 and k = 12."""
-    gap: float = 1e-4
+    gap: Annotated[float, Range("(0, 1]")] = 1e-4
     """Smallest r - t."""
-    a: float = 1.0
-    """Exponent a of the weight w(t); at least 1."""
-    b: float = 5.0
+    a: Annotated[float, Range("[1, 100]")] = 1.0
+    """Exponent a of the weight w(t); at least 1, for below, the weight is infinite at t = 0."""
+    b: Annotated[float, Range("[-50, 50]")] = 5.0
     """Bias b of the weight w(t)."""
-    label_dropout: float = 0.1
+    label_dropout: Dropout = 0.1
     """Fraction of samples trained at the null condition, which guidance in sampling needs."""
     task = AuxiliaryTime()
     learns_shortcut = True
@@ -91,15 +93,7 @@ class IMM(Objective):
         return self.particles
 
     def __post_init__(self) -> None:
-        if self.particles < 1:
-            raise ValueError(f"particles = {self.particles}, expected at least 1")
-        if not (self.decrement >= 0 and self.gap > 0):
-            raise ValueError(f"decrement = {self.decrement}, gap = {self.gap}, expected 0 or more, and more than 0")
-        if not self.a >= 1:
-            raise ValueError(f"a = {self.a}, expected 1 or more: below, the weight is infinite at t = 0")
-        if not 0 <= self.label_dropout < 1:
-            raise ValueError(f"label_dropout = {self.label_dropout}, expected a probability in [0, 1)")
-        check_label_dropout(self.condition, self.label_dropout)
+        check_label_dropout(self)
 
     def ahead(self, t: Tensor, s: Tensor) -> Tensor:
         """r (B,): where eta is ``decrement`` smaller than at t, in [t + gap, s], or s where that is nearer."""

@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from facm.core.component import Fraction, component
 from facm.core.objective import Condition, Objective, VelocityTarget
 from facm.core.tensors import check_time, expand
 from facm.core.types import Batch, Loss
 from facm.derivative import Derivative, OpLevel, Prediction
-from facm.flow.distances import NormL2, mean_square
+from facm.flow.conditions import Dropout
+from facm.flow.distances import Constant, Exponent, NormL2, mean_square
 from facm.flow.interpolant import Interpolant, draw_subset, rows, step_size
 from facm.flow.time_conditioning import AuxiliaryTime
 from facm.flow.times import ArctanLogNormal, TimeDistribution
@@ -53,6 +55,7 @@ class MeanFlowTerms:
 
 
 @dataclass(frozen=True)
+@component
 class MeanFlow(Objective):
     """The MeanFlow objective, for a network with ``auxiliary_time = True``.
 
@@ -65,13 +68,13 @@ class MeanFlow(Objective):
     """Where v comes from: TeacherVelocity(), or DataVelocity(), guided against the network's own velocity at r = t."""
     time: TimeDistribution = ArctanLogNormal(-0.8, 1.6)
     """Distribution of both times, which are two draws in order."""
-    data_proportion: float = 0.0
+    data_proportion: Fraction = 0.0
     """Fraction of samples with r = t, which is flow matching: 0.75 from scratch, 0 in distillation (App. A.3 c)."""
-    p: float = 1.0
+    p: Exponent = 1.0
     """Exponent of the weight 1 / sg(e + c)^p of each sample's mean square e."""
-    c: float = 1e-3
+    c: Constant = 1e-3
     """Constant of the weight 1 / sg(e + c)^p."""
-    label_dropout: float = 0.0
+    label_dropout: Dropout = 0.0
     """Fraction of samples trained at the null condition: 0.1 from scratch with guidance, 0 in distillation."""
     derivative: Derivative = OpLevel()
     """How the total derivative du/dt is computed."""
@@ -86,11 +89,7 @@ class MeanFlow(Objective):
         return self.data_proportion > 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.data_proportion <= 1:
-            raise ValueError(f"data_proportion = {self.data_proportion}, expected a fraction in [0, 1]")
-        if self.p < 0 or not self.c > 0:
-            raise ValueError(f"MeanFlow: p = {self.p}, c = {self.c}, expected p >= 0 and c > 0")
-        check_guidance(self.condition, self.velocity, self.label_dropout)
+        check_guidance(self, self.velocity)
 
     def evaluate(self, network: Any, point: Interpolant, r: Tensor, teacher: Any | None = None) -> MeanFlowTerms:
         """One evaluation at given draws; r (B,) in [0, 1] is the later time.

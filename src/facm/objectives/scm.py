@@ -16,19 +16,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from facm.core.component import Images, Positive, component, refused
 from facm.core.modules import unwrapped
 from facm.core.objective import Condition, Objective, Task, VelocityTarget
 from facm.core.tensors import at_least_float32, expand
 from facm.core.types import Batch, Loss
 from facm.derivative import Derivative, OpLevel, Prediction
 from facm.derivative.inside_forward import redirected
+from facm.flow.conditions import Dropout
 from facm.flow.distances import mean_square
 from facm.flow.interpolant import Interpolant
 from facm.flow.time_conditioning import ExpandedInterval
 from facm.flow.times import ArctanLogNormal, TimeDistribution
 from facm.flow.velocity import TeacherVelocity, check_guidance
 from facm.flow.weighting import Cosine, Weight
-from facm.objectives.consistency_target import check_clamp, checked_network
+from facm.objectives.consistency_target import checked_network
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class SCMTerms:
 
 
 @dataclass(frozen=True)
+@component
 class SCM(Objective):
     """The sCM objective.
 
@@ -80,17 +83,17 @@ class SCM(Objective):
     """How the network is told which velocity to predict: ExpandedInterval() or AuxiliaryTime() (Sec. 3.2.2)."""
     time: TimeDistribution = ArctanLogNormal(-0.8, 1.6)
     """Distribution of the training time t."""
-    warmup_images: int = 10_240_000
+    warmup_images: Images = 10_240_000
     """Images over which dF/dt is ramped up linearly; the default is 10,000 steps at FACM's batch of 1024."""
     alpha: Weight = Cosine()
     """Weight alpha(t) of the tangent before it is normalised."""
-    normalise: float | None = 0.1
+    normalise: Positive | None = 0.1
     """Constant added to the norm that the tangent is divided by; None for no normalisation."""
-    clamp: float | None = None
+    clamp: Positive | None = None
     """Bound of each element of the tangent, the alternative to normalising; None for no bound."""
     adaptive: bool = True
     """Learn the weight w(t), with the head of a network built with weight_head=True; False: w = 0."""
-    label_dropout: float = 0.0
+    label_dropout: Dropout = 0.0
     """Fraction of samples trained at the null condition."""
     derivative: Derivative = OpLevel()
     """How the total derivative dF/dt is computed."""
@@ -99,16 +102,9 @@ class SCM(Objective):
     draws_for_whole_step = True
 
     def __post_init__(self) -> None:
-        if self.warmup_images < 0:
-            raise ValueError(f"warmup_images = {self.warmup_images}, expected 0 or more")
-        if self.normalise is not None and not self.normalise > 0:
-            raise ValueError(f"normalise = {self.normalise}, expected a positive constant, or None to leave it out")
-        check_clamp(self.clamp)
         if self.normalise is not None and self.clamp is not None:
-            raise ValueError(
-                f"normalise = {self.normalise} and clamp = {self.clamp}: they are alternatives, expected one to be None"
-            )
-        check_guidance(self.condition, self.velocity, self.label_dropout)
+            raise refused(self, "clamp", f"None with normalise = {self.normalise}: they are alternatives")
+        check_guidance(self, self.velocity)
 
     def check_network(self, network: Any) -> None:
         """Raise ValueError where w is to be learnt and the network has nothing to learn it with."""

@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from facm.core.component import Range, component, refused
 from facm.core.objective import Condition, Objective, VelocityTarget, guidance_scale
 from facm.core.tensors import at_least_float32, check_time, expand
 from facm.core.types import Batch, Loss
+from facm.flow.conditions import Dropout
 from facm.flow.distances import L2, Distance
 from facm.flow.guidance import NO_GUIDANCE, Guidance, extrapolate
 from facm.flow.interpolant import Interpolant, draw_noise, draw_subset, rows, step_size
@@ -53,6 +55,7 @@ class ShortcutModelTerms:
 
 
 @dataclass(frozen=True)
+@component
 class ShortcutModel(Objective):
     """The objective of shortcut models, for a network with ``auxiliary_time = True``.
 
@@ -69,11 +72,11 @@ class ShortcutModel(Objective):
     """Distribution of the flow's times."""
     distance: Distance = L2()
     """Distance d of prediction and target."""
-    bootstrap_every: int = 4
-    """One of so many samples is bootstrapped, the others learn the flow; at least 2."""
-    denoise_timesteps: int = 128
+    bootstrap_every: Annotated[int, Range("[2, 1048576]")] = 4
+    """One of so many samples is bootstrapped, the others learn the flow; at least 2, for the flow anchors the steps."""
+    denoise_timesteps: Annotated[int, Range("[2, 1073741824]")] = 128
     """Number of steps that counts as the flow itself; a power of two."""
-    label_dropout: float = 0.1
+    label_dropout: Dropout = 0.1
     """Fraction of the flow's samples trained at the null condition; bootstrapped ones keep their labels."""
     task = AuxiliaryTime()
     learns_jumps = True
@@ -85,16 +88,12 @@ class ShortcutModel(Objective):
         return self.bootstrap_every
 
     def __post_init__(self) -> None:
-        check_guidance(self.condition, self.velocity, self.label_dropout)
-        check_guidance(self.condition, DataVelocity(self.guidance), self.label_dropout)
+        check_guidance(self, self.velocity)
+        check_guidance(self, DataVelocity(self.guidance))
         if self.guidance.scale > 1 and guidance_scale(self.velocity) > 1:
-            raise ValueError(f"guidance = {self.guidance} and velocity = {self.velocity}: expected one of them guided")
-        if self.denoise_timesteps < 2 or self.denoise_timesteps & (self.denoise_timesteps - 1):
-            raise ValueError(f"denoise_timesteps = {self.denoise_timesteps}, expected a power of two from 2 on")
-        if self.bootstrap_every < 2:
-            raise ValueError(
-                f"bootstrap_every = {self.bootstrap_every}, expected at least 2: the flow anchors the steps"
-            )
+            raise refused(self, "guidance", f"none with velocity = {self.velocity}: one of them guided")
+        if self.denoise_timesteps & (self.denoise_timesteps - 1):
+            raise refused(self, "denoise_timesteps", "a power of two")
 
     def check_nfe(self, nfe: int) -> None:
         """Raise ValueError unless jumps of 1/nfe were trained."""

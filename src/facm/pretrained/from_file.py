@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
+from facm.core.component import Range, component
 from facm.core.objective import NetworkInterface
 from facm.core.state_dict import load_strictly
 from facm.flow.conditions import Labels, Unconditional
@@ -26,7 +28,8 @@ def built(published: Published) -> torch.nn.Module:
 
 
 @dataclass(frozen=True)
-class FromFile:
+@component
+class FromFile(Pretrained):
     """The network of a published file, or of one that ``facm export`` or ``facm import`` wrote.
 
     path: the file.
@@ -38,7 +41,7 @@ class FromFile:
     path: str
     family: str | None = None
     weights: str | None = None
-    heads: int | None = None
+    heads: Annotated[int, Range("[1, 65536]")] | None = None
 
     def load(self) -> torch.nn.Module:
         """In eval mode and without gradients. Raises ValueError where the file does not tell or fit."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 
+from facm.core.component import Range, component
 from facm.core.objective import NetworkInterface, as_objective
 from facm.core.state_dict import CheckpointError, load_strictly
 from facm.core.types import Data, Dataset, NetworkConfig
@@ -19,8 +20,8 @@ from facm.latents.statistics import Statistics
 from facm.pretrained.latent_space import STABLE_DIFFUSION, VAVAE
 from facm.pretrained.native_format import said_of, spelled, write_own
 from facm.runs.checkpointer import Stored, clock_of, load_snapshot, of_newest, open_of_run
-from facm.runs.config import Run
-from facm.runs.ema import Snapshot, synthesise
+from facm.runs.config import Pretrained, Run
+from facm.runs.ema import LENGTHS, Snapshot, synthesise
 from facm.runs.folder import RunFolder, open_run
 from facm.sampling.images import is_image
 from facm.sampling.source import Source
@@ -218,7 +219,8 @@ def export(trained: Trained, out: Path, statistics: Statistics | None = None) ->
 
 
 @dataclass(frozen=True)
-class FromRun:
+@component
+class FromRun(Pretrained):
     """The network of another run: a teacher, or the weights to start from.
 
     path: its folder.
@@ -227,7 +229,7 @@ class FromRun:
     """
 
     path: str
-    sigma_rel: float | None = None
+    sigma_rel: Annotated[float, Range(LENGTHS)] | None = None
     unfinished: bool = False
 
     def load(self) -> torch.nn.Module:

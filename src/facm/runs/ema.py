@@ -8,37 +8,38 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from facm.core.component import Range, component, refused
 from facm.core.tensors import at_least_float32
 
 Weights = dict[str, Tensor]
+LENGTHS = "[1e-6, 0.28]"
+"""EMA lengths sigma_rel: there is no profile beyond, and far below, an average is its last weights."""
 
 
 @dataclass(frozen=True)
+@component
 class PowerEMA:
     """Averages of the weights that a run tracks."""
 
-    sigma_rels: tuple[float, ...] = (0.05, 0.2)
-    """EMA lengths sigma_rel in (0, 0.28]: width of each averaging profile relative to the run; the first is sampled."""
+    sigma_rels: Annotated[tuple[Annotated[float, Range(LENGTHS)], ...], Range("[1, 32]")] = (0.05, 0.2)
+    """EMA lengths sigma_rel, the widths of the averaging profiles relative to the run; the first is sampled."""
 
     def __post_init__(self) -> None:
-        if not self.sigma_rels:
-            raise ValueError("ema.sigma_rels is empty, expected at least one length")
         if len(set(self.sigma_rels)) < len(self.sigma_rels):
-            raise ValueError(f"ema.sigma_rels = {self.sigma_rels}, expected different lengths")
-        for sigma_rel in self.sigma_rels:
-            gamma_of(sigma_rel)
+            raise refused(self, "sigma_rels", "different lengths")
 
 
 def gamma_of(sigma_rel: float) -> float:
     """The exponent with sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)) (EDM2, Eq. 123-126)."""
-    if not 0 < sigma_rel <= 0.28:
-        raise ValueError(f"sigma_rel = {sigma_rel}, expected a length in (0, 0.28]")
+    if sigma_rel not in Range(LENGTHS):
+        raise ValueError(f"sigma_rel = {sigma_rel}, expected a length within {LENGTHS}")
     s = sigma_rel**-2
     return float(np.roots([1, 7, 16 - s, 12 - s]).real.max())
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Annotated, Protocol, runtime_checkable
 
 import torch
+
+from facm.core.component import Fraction, Images, Positive, Range, component
 
 
 @runtime_checkable
@@ -18,8 +20,12 @@ class Decay(Protocol):
         ...
 
 
+Decaying = Annotated[float, Range("[0, 1)")]
+"""How much of an average stays, each step."""
+
+
 @dataclass(frozen=True)
-class Constant:
+class Constant(Decay):
     """The same learning rate over the whole run."""
 
     def __call__(self, progress: float) -> float:
@@ -27,10 +33,11 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class CosineDecay:
+@component
+class CosineDecay(Decay):
     """From 1 to ``final`` along half a cosine."""
 
-    final: float = 0.0
+    final: Fraction = 0.0
     """Factor on the learning rate at the end of the run."""
 
     def __call__(self, progress: float) -> float:
@@ -38,31 +45,24 @@ class CosineDecay:
 
 
 @dataclass(frozen=True)
+@component
 class AdamW:
     """AdamW as in Table 5."""
 
-    lr: float = 1e-4
-    """Learning rate after the warm-up."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decay rates of the first and second moments."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay."""
-    eps: float = 1e-8
-    """Constant added to the root of the second moment."""
-    warmup_images: int = 0
+    lr: Positive = 1e-4
+    """Learning rate after the warm-up, above 0."""
+    betas: tuple[Decaying, Decaying] = (0.9, 0.999)
+    """Decay rates of the first and second moments, within [0, 1)."""
+    weight_decay: Annotated[float, Range("[0, 1e12]")] = 0.0
+    """Decoupled weight decay, 0 or more."""
+    eps: Annotated[float, Range("[1e-30, 1]")] = 1e-8
+    """Constant added to the root of the second moment, above 0."""
+    warmup_images: Images = 0
     """Images over which the learning rate rises linearly from 0."""
     decay: Decay = Constant()
     """Decay of the learning rate over the run: Constant() or CosineDecay(final)."""
-    clip: float = 1.0
+    clip: Annotated[float, Range("(0, inf]")] = 1.0
     """Bound of the gradient's norm; inf for no clipping."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"optimizer.lr = {self.lr}, expected a positive number")
-        if not self.clip > 0:
-            raise ValueError(f"optimizer.clip = {self.clip}, expected a positive number (inf for no clipping)")
-        if self.warmup_images < 0:
-            raise ValueError(f"optimizer.warmup_images = {self.warmup_images}, expected 0 or more")
 
     def build(self, network: torch.nn.Module) -> torch.optim.AdamW:
         parameters = [p for p in network.parameters() if p.requires_grad]

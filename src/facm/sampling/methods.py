@@ -4,18 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from itertools import pairwise
+from typing import Annotated, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from facm.core.component import Positive, Range, component, refused
 from facm.core.objective import NetworkInterface
 from facm.sampling import solvers
 from facm.sampling.source import Head, VelocityFields
 
+Evaluations = Annotated[int, Range("[1, 10000]")]
+"""Network evaluations of one sample; diffusion models were sampled with 1000."""
+Shift = Annotated[float, Range("[1e-6, 1e6]")]
+"""How much more steps are spent near data than near noise."""
+Times = Annotated[tuple[Annotated[float, Range("[0, 1)")], ...], Range("[1, 10000]")]
+"""A schedule: times that start at 0 and increase."""
 FreshNoise = Callable[[int], Tensor]
 """i = 1, 2, ... -> the i-th draw of noise after the initial one, (B, ...)."""
 
 
+@runtime_checkable
 class Method(Protocol):
     """How samples are made of noise: a frozen dataclass of settings, recorded with every row of measured numbers.
 
@@ -37,7 +46,8 @@ class Method(Protocol):
 
 
 @dataclass(frozen=True)
-class Consistency:
+@component
+class Consistency(Method):
     """Multi-step consistency sampling on the shortcut head.
 
     nfe: network evaluations.
@@ -45,12 +55,15 @@ class Consistency:
     times: the schedule itself, nfe times that start at 0 and increase; None: the uniform one, shifted.
     """
 
-    nfe: int = 1
-    shift: float = 1.0
-    times: tuple[float, ...] | None = None
+    nfe: Evaluations = 1
+    shift: Shift = 1.0
+    times: Times | None = None
+
+    def __post_init__(self) -> None:
+        _check_schedule(self)
 
     def schedule(self) -> list[float]:
-        return _schedule(self.nfe, self.shift, self.times)
+        return list(self.times or solvers.shifted_times(self.nfe, self.shift))
 
     def check(self, interface: NetworkInterface) -> None:
         if not interface.learns_shortcut:
@@ -64,7 +77,8 @@ class Consistency:
 
 
 @dataclass(frozen=True)
-class Jumps:
+@component
+class Jumps(Method):
     """From time to time by average velocities, with a network that takes both times (MeanFlow, Shortcut models, IMM).
 
     nfe: network evaluations.
@@ -72,12 +86,15 @@ class Jumps:
     times: the schedule itself, nfe times that start at 0 and increase; None: the uniform one, shifted.
     """
 
-    nfe: int = 1
-    shift: float = 1.0
-    times: tuple[float, ...] | None = None
+    nfe: Evaluations = 1
+    shift: Shift = 1.0
+    times: Times | None = None
+
+    def __post_init__(self) -> None:
+        _check_schedule(self)
 
     def schedule(self) -> list[float]:
-        return _schedule(self.nfe, self.shift, self.times)
+        return list(self.times or solvers.shifted_times(self.nfe, self.shift))
 
     def check(self, interface: NetworkInterface) -> None:
         if not interface.learns_jumps:
@@ -91,7 +108,8 @@ class Jumps:
 
 
 @dataclass(frozen=True)
-class Euler:
+@component
+class Euler(Method):
     """Euler's method on an instantaneous velocity.
 
     nfe: network evaluations.
@@ -99,9 +117,9 @@ class Euler:
     shift: of the uniform schedule; above 1 spends more steps near data.
     """
 
-    nfe: int = 32
+    nfe: Evaluations = 32
     head: Head = "native"
-    shift: float = 1.0
+    shift: Shift = 1.0
 
     def check(self, interface: NetworkInterface) -> None:
         _check_flow(self, interface)
@@ -111,7 +129,8 @@ class Euler:
 
 
 @dataclass(frozen=True)
-class Heun:
+@component
+class Heun(Method):
     """Heun's method with a last Euler step.
 
     nfe: network evaluations, 2 N - 1 for N steps, so an odd number.
@@ -119,9 +138,9 @@ class Heun:
     shift: of the uniform schedule; above 1 spends more steps near data.
     """
 
-    nfe: int = 31
+    nfe: Evaluations = 31
     head: Head = "native"
-    shift: float = 1.0
+    shift: Shift = 1.0
 
     def __post_init__(self) -> None:
         _check_odd(self)
@@ -135,7 +154,8 @@ class Heun:
 
 
 @dataclass(frozen=True)
-class DPMSolverPP:
+@component
+class DPMSolverPP(Method):
     """DPM-Solver++(2M) on an instantaneous velocity.
 
     nfe: network evaluations.
@@ -143,9 +163,9 @@ class DPMSolverPP:
     shift: of the uniform schedule; above 1 spends more steps near data.
     """
 
-    nfe: int = 20
+    nfe: Evaluations = 20
     head: Head = "native"
-    shift: float = 1.0
+    shift: Shift = 1.0
 
     def check(self, interface: NetworkInterface) -> None:
         _check_flow(self, interface)
@@ -155,7 +175,8 @@ class DPMSolverPP:
 
 
 @dataclass(frozen=True)
-class EDMHeun:
+@component
+class EDMHeun(Method):
     """Heun's method in the noise level on EDM's schedule, from t = 1/(1 + sigma_max) on.
 
     nfe: network evaluations, 2 N - 1 for N steps, so an odd number.
@@ -165,14 +186,16 @@ class EDMHeun:
     rho: larger values spend more steps at low noise levels, above 0.
     """
 
-    nfe: int = 35
+    nfe: Evaluations = 35
     head: Head = "native"
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    rho: float = 7.0
+    sigma_min: Positive = 0.002
+    sigma_max: Positive = 80.0
+    rho: Annotated[float, Range("[1, 100]")] = 7.0
 
     def __post_init__(self) -> None:
         _check_odd(self)
+        if not self.sigma_min < self.sigma_max:
+            raise refused(self, "sigma_min", f"less than sigma_max = {self.sigma_max}")
 
     def sigmas(self) -> list[float]:
         return solvers.edm_sigmas((self.nfe + 1) // 2, self.sigma_min, self.sigma_max, self.rho)
@@ -192,21 +215,17 @@ def default_method(interface: NetworkInterface, nfe: int) -> Method:
     return Jumps(nfe) if interface.learns_jumps else Euler(nfe)
 
 
-def _schedule(nfe: int, shift: float, times: tuple[float, ...] | None) -> list[float]:
-    if times is None:
-        return solvers.shifted_times(nfe, shift)
-    solvers.check_times(times)
-    if len(times) != nfe:
-        raise ValueError(f"times = {times} for nfe = {nfe}, expected {nfe} times")
-    return list(times)
+def _check_schedule(method: Consistency | Jumps) -> None:
+    times = method.times or (0.0,)
+    if times[0] != 0 or any(a >= b for a, b in pairwise(times)):
+        raise refused(method, "times", "times that start at 0 and increase strictly below 1")
+    if method.times is not None and len(times) != method.nfe:
+        raise refused(method, "times", f"nfe = {method.nfe} times")
 
 
 def _check_odd(method: Heun | EDMHeun) -> None:
     if method.nfe % 2 == 0:
-        raise ValueError(
-            f"nfe = {method.nfe} with {type(method).__name__}, expected an odd number: N steps spend 2 N - 1 "
-            "evaluations"
-        )
+        raise refused(method, "nfe", "an odd number: N steps spend 2 N - 1 evaluations")
 
 
 def _check_flow(method: Method, interface: NetworkInterface) -> None:

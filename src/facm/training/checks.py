@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from facm.core.component import check_fulfils
 from facm.core.objective import Objective, as_objective, guidance_scale, needs_teacher
-from facm.core.types import Dataset
+from facm.core.types import Batch, Dataset
+from facm.data.checked import read_checked
 from facm.data.stream import Stream
 from facm.derivative import Chain, WholeNetwork
 from facm.distributed.engine import Engine
@@ -50,14 +52,16 @@ def check(run: Run | CheckedRun, engine: Engine | None = None, ranks: int = 1) -
 
 def _checked(run: Run) -> CheckedRun:
     dataset, objective = run.data.open(), as_objective(run.objective)
+    check_fulfils(dataset, Dataset, run.data)
     Stream(dataset, run.seed, run.batch_size)
-    _check_condition(run, dataset, objective)
+    first = read_checked(dataset, np.arange(min(len(dataset), 8)))
+    _check_condition(run, dataset, objective, first)
     check_network(run)
     _check_teacher(run, objective)
     return CheckedRun(run, dataset, objective)
 
 
-def _check_condition(run: Run, dataset: Dataset, objective: Objective) -> None:
+def _check_condition(run: Run, dataset: Dataset, objective: Objective, first: Batch) -> None:
     condition = objective.condition
     if condition is None:
         return
@@ -65,7 +69,7 @@ def _check_condition(run: Run, dataset: Dataset, objective: Objective) -> None:
         raise ValueError(
             f"data with {dataset.num_classes} classes, condition = {condition}; expected Labels({dataset.num_classes})"
         )
-    condition.check(dataset.read(np.arange(1)).cond, 1)
+    condition.check(first.cond, len(first.x_1))
     classes = _classes(run.network)
     if isinstance(condition, Labels) and classes is not None and classes < condition.classes:
         raise ValueError(

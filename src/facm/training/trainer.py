@@ -8,6 +8,7 @@ A guided teacher does wait, once a micro-batch: facm.flow.guidance asks it only 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from facm.distributed.collectives import any_of, gathered, means
 from facm.distributed.engine import Engine
 from facm.distributed.gradients import check_gradients, clip, reducing
 from facm.distributed.process_group import World
+from facm.flow.conditions import Labels
 from facm.runs.config import Run
 from facm.training.finite import NonFiniteError, origin
 from facm.training.precision import autocast
@@ -120,7 +122,7 @@ class Trainer:
             while pending:
                 term = pending.pop(0)
                 with reducing(self.state.wrapped, last=index == count - 1 and not pending):
-                    with autocast(run, self.device):
+                    with autocast(run, self.device), _labels_explained(self.objective, self.state.network):
                         loss = term()
                     (_poisoned(loss.total) / count).backward()
                 total = total + loss.total.detach() / count
@@ -135,7 +137,7 @@ class Trainer:
         """The terms of the loss on a micro-batch of the step that begins at ``images``, each still to be computed."""
         shared = self.objective.draws_for_whole_step or batch.of is None
         self.rng.manual_seed(derive(self.run.seed, 1, images, *(() if shared else (1 + batch.start,))))
-        with autocast(self.run, self.device):
+        with autocast(self.run, self.device), _labels_explained(self.objective, self.state.network):
             objective = self.objective.at(images)
             return list(objective.loss_terms(self.state.wrapped, batch, self.rng, self.teacher))
 
@@ -203,6 +205,22 @@ class Trainer:
         """Whether the step that just ended crossed a multiple of ``every`` images, or was the last one."""
         images = self.state.images
         return self.finished or images // every > (images - self.run.batch_size) // every
+
+
+@contextlib.contextmanager
+def _labels_explained(objective: Objective, network: torch.nn.Module) -> Iterator[None]:
+    """A network of a user's own may have a row for each class and none for the null."""
+    try:
+        yield
+    except IndexError as error:
+        if not isinstance(objective.condition, Labels):
+            raise
+        classes = objective.condition.classes
+        raise ValueError(
+            f"a lookup failed ({error}): with condition = {objective.condition} the network "
+            f"({type(network).__name__}) and the teacher get labels 0 .. {classes}, {classes} being the null, expected "
+            f"tables of {classes + 1} rows"
+        ) from error
 
 
 def signals_of_all(world: World, stop: list[str]) -> list[str]:

@@ -9,18 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from facm.core.component import component
 from facm.core.hashing import identity_of
 from facm.core.untrusted.door import read_json
 from facm.core.untrusted.safetensors_header import check_numbers, check_size, read_header
 from facm.latents.autoencoders.checks import check_images, check_latents, check_noise
 from facm.latents.autoencoders.loading import frozen, misfits
+from facm.latents.autoencoders.types import AutoencoderConfig
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 WHAT = "a folder with config.json and diffusion_pytorch_model.safetensors of an AutoencoderKL, as diffusers saves it"
 
 
 @dataclass(frozen=True)
-class StableDiffusionVAE:
+@component
+class StableDiffusionVAE(AutoencoderConfig):
     """An AutoencoderKL of diffusers from a local folder; nothing is downloaded.
 
     Stable Diffusion's has factor 8 and 4 channels. Its latents are meant to be multiplied by 0.18215, the module's

@@ -8,10 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from facm.core.component import component
 from facm.core.hashing import identity_of
 from facm.core.untrusted.torch_files import read_foreign
 from facm.latents.autoencoders.checks import check_images, check_latents
 from facm.latents.autoencoders.loading import fill, frozen, on_meta, tensors_of
+from facm.latents.autoencoders.types import AutoencoderConfig
 
 CHANNELS = 32
 WIDTH = 64
@@ -20,7 +22,8 @@ STAGES = (1, 3, 3, 3)  # blocks at full size, 1/2, 1/4, 1/8
 
 
 @dataclass(frozen=True)
-class TAEF2:
+@component
+class TAEF2(AutoencoderConfig):
     """TAEF2 from its two files, float16 on disk and float32 here: factor 8, 32 channels.
 
     It reconstructs well at 128 pixels and above (about 33 dB), and poorly at 32 and 64. There is no posterior, so that

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from torch import Tensor
 
+from facm.core.component import Range, component, refused
 from facm.core.hashing import identity_of
 from facm.core.untrusted.torch_files import read_foreign
 from facm.latents.autoencoders.kl import KLAutoencoder
 from facm.latents.autoencoders.loading import fill, frozen, on_meta, tensors_of
+from facm.latents.autoencoders.types import AutoencoderConfig
 
 GROUPS = 32  # of every GroupNorm
 TRAINING = ("loss.", "foundation_model.", "linear_proj.", "colorize")
@@ -19,38 +22,38 @@ TRAINING = ("loss.", "foundation_model.", "linear_proj.", "colorize")
 discriminator and the log-variance; the vision foundation model and the projection to its features; a random one."""
 
 
+Channels = Annotated[int, Range("[1, 4096]")]
+"""A number of channels of an autoencoder."""
+
+
 @dataclass(frozen=True)
-class VAVAE:
+@component
+class VAVAE(AutoencoderConfig):
     """VA-VAE (vavae-imagenet256-f16d32-dinov2.pt), or another KL autoencoder of the same architecture.
 
     The defaults are VA-VAE's: factor 16, 32 channels, 69.8 million parameters.
-    Raises ValueError for impossible widths or factors.
+    Raises ComponentError for widths or factors that do not divide.
     """
 
     weights: str
     """File with a state dict, a Lightning checkpoint that contains one, or safetensors."""
-    ch: int = 128
+    ch: Channels = 128
     """Number of channels at full size, a multiple of 32."""
-    ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
+    ch_mult: Annotated[tuple[Annotated[int, Range("[1, 64]")], ...], Range("[1, 10]")] = (1, 1, 2, 2, 4)
     """Width of each level relative to ch; each level has half the size of the one before."""
-    z_channels: int = 32
+    z_channels: Channels = 32
     """Number of channels of the latents."""
-    num_res_blocks: int = 2
+    num_res_blocks: Annotated[int, Range("[1, 64]")] = 2
     """Residual blocks of each level of the encoder; the decoder has one more."""
     attention: tuple[int, ...] = (16,)
     """Factors (1, 2, 4, ...) of the levels with attention after each block; the middle always has attention."""
 
     def __post_init__(self) -> None:
-        for name in ("ch", "z_channels", "num_res_blocks"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"VAVAE: {name} = {getattr(self, name)}, expected at least 1")
-        if not self.ch_mult or min(self.ch_mult) < 1:
-            raise ValueError(f"VAVAE: ch_mult = {self.ch_mult}, expected a number above 0 for each level")
         if self.ch % GROUPS:
-            raise ValueError(f"VAVAE: ch = {self.ch}, expected a multiple of {GROUPS} (the groups of the norms)")
+            raise refused(self, "ch", f"a multiple of {GROUPS} (the groups of the norms)")
         factors = [2**level for level in range(len(self.ch_mult))]
         if not set(self.attention) <= set(factors):
-            raise ValueError(f"VAVAE: attention = {self.attention}, expected factors of the levels, of {factors}")
+            raise refused(self, "attention", f"factors of the levels, of {factors}")
 
     def build(self) -> KLAutoencoder:
         """The module with its weights.

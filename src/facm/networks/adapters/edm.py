@@ -22,13 +22,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from facm.core.component import Positive, component, refused
 from facm.core.tensors import at_least_float32, expand
 from facm.core.types import NetworkConfig
 from facm.networks.adapters.base import Adapter
 
 
 @dataclass(frozen=True)
-class EDM:
+@component
+class EDM(NetworkConfig):
     """A network G with EDM's preconditioning as F(x, c, cond[, r]) with t = 0 noise, t = 1 data.
 
     G is called as net(x, t=c_noise (B,), cond=...) with c_noise = ln(sigma) / 4; a second time r and the time of a
@@ -37,25 +39,21 @@ class EDM:
     For c in (1, 2] the path is at t = 2 - c and c_noise is reflected at its value for data, ln(sigma_min) / 4: the rule
     for reversed time of Sec. 3.2.2. (-c_noise itself would be the c_noise of another time.)
     The output is float32 or better, whatever precision the network computes in.
-    Raises ValueError for a sigma_data that is not positive, or unless 0 < sigma_min < sigma_max.
+    Raises ComponentError unless sigma_min < sigma_max.
     """
 
     network: NetworkConfig
     """Configuration of the network G."""
-    sigma_data: float = 0.5
+    sigma_data: Positive = 0.5
     """Standard deviation of the data that G was trained with, above 0."""
-    sigma_min: float = 0.002
+    sigma_min: Positive = 0.002
     """Lowest noise level that G is evaluated at; below it c_noise is constant."""
-    sigma_max: float = 80.0
+    sigma_max: Positive = 80.0
     """Highest noise level that G is evaluated at; above it c_noise is constant."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma_data < math.inf:
-            raise ValueError(f"sigma_data = {self.sigma_data}, expected a positive number")
-        if not 0 < self.sigma_min < self.sigma_max < math.inf:
-            raise ValueError(
-                f"sigma_min = {self.sigma_min}, sigma_max = {self.sigma_max}, expected 0 < sigma_min < sigma_max"
-            )
+        if not self.sigma_min < self.sigma_max:
+            raise refused(self, "sigma_min", f"less than sigma_max = {self.sigma_max}")
 
     def build(self) -> EDMNetwork:
         return EDMNetwork(self.network.build(), self)

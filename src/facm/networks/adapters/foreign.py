@@ -13,25 +13,36 @@ from typing import Any
 
 from torch import Tensor
 
+from facm.core.component import Finite, component, refused
 from facm.core.tensors import at_least_float32
 from facm.core.types import NetworkConfig
 from facm.networks.adapters.base import Adapter
 
 
 @dataclass(frozen=True)
-class Foreign:
+@component
+class Foreign(NetworkConfig):
     """A velocity network of another convention as F(x, c, cond) with t = 0 noise and t = 1 data."""
 
     network: NetworkConfig
     """Configuration of the network."""
     reversed_time: bool = True
     """Whether the network's time runs from 0 (data) to 1 (noise), as in SD3, FLUX and Wan."""
-    time_scale: float = 1.0
+    time_scale: Finite = 1.0
     """Factor on the network's time: 1000 for a network that was trained on times from 0 to 1000."""
     time_name: str = "t"
     """Name of the network's time argument."""
     cond_name: str = "cond"
     """Name of the network's argument for the condition."""
+
+    def __post_init__(self) -> None:
+        if self.time_scale == 0:
+            raise refused(self, "time_scale", "a factor that is not 0")
+        for name in ("time_name", "cond_name"):
+            if not getattr(self, name).isidentifier():
+                raise refused(self, name, "the name of an argument")
+        if self.time_name == self.cond_name:
+            raise refused(self, "cond_name", "another name than time_name's")
 
     def build(self) -> ForeignNetwork:
         return ForeignNetwork(self.network.build(), self)

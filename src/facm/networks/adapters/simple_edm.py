@@ -23,28 +23,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from facm.core.component import Positive, component
 from facm.core.tensors import at_least_float32, expand
 from facm.core.types import NetworkConfig
 from facm.networks.adapters.base import Adapter
 
 
 @dataclass(frozen=True)
-class SimpleEDM:
+@component
+class SimpleEDM(NetworkConfig):
     """A network G of (x, c, cond[, r]) as the velocity F(x, c, cond[, r]).
 
     For c in (1, 2] the path is at t = 2 - c; G gets c itself, and r unchanged.
     The output is float32 or better, whatever precision the network computes in.
-    Raises ValueError for a sigma_data that is not positive.
     """
 
     network: NetworkConfig
     """Configuration of the network G."""
-    sigma_data: float = 0.5
+    sigma_data: Positive = 0.5
     """Standard deviation that the input of G is divided by; 0.5 (EDM, IMM) is about that of images in [-1, 1]."""
-
-    def __post_init__(self) -> None:
-        if not self.sigma_data > 0:
-            raise ValueError(f"SimpleEDM: sigma_data = {self.sigma_data}, expected a positive number")
 
     def build(self) -> SimpleEDMNetwork:
         return SimpleEDMNetwork(self.network.build(), self)

@@ -11,17 +11,23 @@ x_1 = (x_t / s - sigma_T eps) / alpha_T and v = (x_1 - x_t) / (1 - t), which agr
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from facm.core.component import Range, component, refused
 from facm.core.tensors import at_least_float32, expand
 from facm.core.types import NetworkConfig
 from facm.networks.adapters.base import Adapter
 
+Beta = Annotated[float, Range("[1e-12, 1)")]
+"""The share of the signal that one timestep loses."""
+
 
 @dataclass(frozen=True)
-class VariancePreserving:
+@component
+class VariancePreserving(NetworkConfig):
     """A network that predicts noise at discrete timesteps as F(x, c, cond) with t = 0 noise, t = 1 data.
 
     The network is called as net(x, t=timestep (B,) in [0, steps - 1], cond=...). Arguments with other names are
@@ -29,25 +35,21 @@ class VariancePreserving:
 
     For c in (1, 2] the path is at t = 2 - c and the network gets -tau(t), the rule for reversed time of Sec. 3.2.2.
     The output is float32 or better, whatever precision the network computes in: (x_t - eps) / t cancels for small t.
-    Raises ValueError for fewer than 2 steps, or unless 0 < beta_start <= beta_end < 1.
+    Raises ComponentError unless beta_start <= beta_end.
     """
 
     network: NetworkConfig
     """Configuration of the network."""
-    steps: int = 1000
+    steps: Annotated[int, Range("[2, 1000000]")] = 1000
     """Number of timesteps that the network was trained on, at least 2."""
-    beta_start: float = 1e-4
+    beta_start: Beta = 1e-4
     """First beta of the linear schedule, above 0; the default is that of DDPM, ADM and DiT."""
-    beta_end: float = 0.02
+    beta_end: Beta = 0.02
     """Last beta of the linear schedule, below 1; the default is that of DDPM, ADM and DiT."""
 
     def __post_init__(self) -> None:
-        if self.steps < 2:
-            raise ValueError(f"steps = {self.steps}, expected at least 2 timesteps")
-        if not 0 < self.beta_start <= self.beta_end < 1:
-            raise ValueError(
-                f"beta_start = {self.beta_start}, beta_end = {self.beta_end}, expected 0 < beta_start <= beta_end < 1"
-            )
+        if not self.beta_start <= self.beta_end:
+            raise refused(self, "beta_start", f"at most beta_end = {self.beta_end}")
 
     def build(self) -> VariancePreservingNetwork:
         return VariancePreservingNetwork(self.network.build(), self)
