@@ -6,6 +6,9 @@ TRAINING = "tests/distributed/test_training.py"
 RANKS = "tests/distributed/test_two_ranks.py"
 TWO = (f"{RANKS}::test_weights_averages_moments_and_log_are_those_of_one_process",)
 RESUMED = (f"{RANKS}::test_a_run_that_one_rank_stopped_goes_on_bit_for_bit",)
+REDUCING = (
+    "tests/distributed/test_gradients.py::test_gradients_are_reduced_between_replicas_in_the_last_part_of_a_step",
+)
 MISUSE = (f"{RANKS}::test_misuse_is_named_on_every_rank",)
 
 MUTANTS = (
@@ -35,6 +38,7 @@ MUTANTS = (
         "x",
         (f"{RANKS}::test_tangents_pass_through_sharded_units",),
     ),
+    Mutant("distributed/gradients.py", "        wrapped.set_requires_all_reduce(last)\n", "        pass\n", REDUCING),
     Mutant(
         "training/trainer.py",
         "numbers = means(self.world, window.means())",

@@ -1,4 +1,4 @@
-"""How the network in a file is asked: as the file says, or as its user says."""
+"""Trained networks: how one in a file is asked, and which weights come out of a run's folder."""
 
 import json
 from dataclasses import replace
@@ -16,12 +16,13 @@ from facm.latents.space import LatentSpace
 from facm.networks.adapters.edm import EDM
 from facm.networks.ddpm_pp import DDPMpp
 from facm.pretrained.from_file import load_file
-from facm.pretrained.trained import Trained, load_trained
+from facm.pretrained.trained import FromRun, Trained, load_trained
 from facm.runs.checkpointer import load
-from facm.runs.folder import RunFolder
+from facm.runs.folder import RunFolder, create
 from facm.sampling.generate import sample_balanced
 from facm.sampling.methods import Consistency
-from tests.training.run_parts import EVERY, flow_run
+from facm.training.loop import train
+from tests.training.run_parts import EVERY, IMAGES, flow_run, interrupt, weights
 from tests.training.run_parts import trained as trained_run
 
 NETWORK = DDPMpp(size=8, channels=8, multipliers=(1, 2), blocks=1, attention=(4,), num_classes=10)
@@ -94,12 +95,70 @@ def test_rows_and_pictures_lie_beside_the_file(tmp_path: Path) -> None:
     assert trained.network(torch.zeros(1, 3, 8, 8), torch.ones(1), torch.zeros(1, dtype=torch.long)).shape[1] == 3
 
 
-# --- an earlier clock of a run ---------------------------------------------------------------------------------------
+# --- out of a run's folder ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return trained_run(tmp_path_factory.mktemp("runs") / "flow", flow_run())
+
+
+def test_the_default_weights_are_the_first_ema(run: RunFolder) -> None:
+    network = load_trained(run.path)
+    assert (network.sigma_rel, network.images_seen, network.which) == (0.05, IMAGES, "EMA 0.05")
+    assert (network.config, network.data) == (flow_run().network, flow_run().data)
+    assert network.interface.condition == flow_run().objective.condition
+    assert not network.network.training
+    assert not any(p.requires_grad for p in network.network.parameters())
+    raw = load_trained(run.path, raw=True)
+    assert raw.sigma_rel is None
+    for name, value in weights(run).items():
+        assert torch.equal(raw.network.state_dict()[name], value)
+    assert any(not torch.equal(network.network.state_dict()[name], value) for name, value in weights(run).items())
+
+
+def test_another_length_is_synthesised_between_the_tracked_ones(run: RunFolder) -> None:
+    def of(sigma_rel):
+        return torch.cat([p.flatten() for p in load_trained(run.path, sigma_rel).network.parameters()])
+
+    short, middle, long = of(0.05), of(0.1), of(0.2)
+    assert load_trained(run.path, 0.1).sigma_rel == 0.1
+    assert (middle - short).norm() < (long - short).norm()
+    assert (middle - long).norm() < (long - short).norm()
+
+
+def test_a_length_without_snapshots_or_out_of_range_is_an_error(tmp_path: Path, run: RunFolder) -> None:
+    folder = trained_run(tmp_path / "run", flow_run(every=replace(EVERY, ema_snapshots=0)))
+    with pytest.raises(ValueError, match=r"sigma_rel = 0\.1: this run tracks \(0\.05, 0\.2\) and kept no snapshots"):
+        load_trained(folder.path, 0.1)
+    assert load_trained(folder.path, 0.2).sigma_rel == 0.2
+    with pytest.raises(ValueError, match=r"sigma_rel = 0\.5"):
+        load_trained(run.path, 0.5)
+
+
+def test_raw_weights_of_an_ema_are_a_contradiction(run: RunFolder) -> None:
+    with pytest.raises(ValueError, match=r"raw = True with sigma_rel = 0\.05"):
+        load_trained(run.path, 0.05, raw=True)
+
+
+def test_a_run_without_a_checkpoint_says_how_to_get_one(tmp_path: Path) -> None:
+    folder = create(tmp_path / "run", flow_run())
+    with pytest.raises(FileNotFoundError, match=f"no checkpoint yet: .*facm resume {folder.path}"):
+        load_trained(folder.path)
+
+
+def test_an_unfinished_teacher_is_refused_unless_accepted(tmp_path: Path) -> None:
+    run = flow_run()
+    folder = create(tmp_path / "run", run)
+    interrupt(run, folder, 160)
+    with pytest.raises(ValueError, match="stopped at 160 of 320 images"):
+        FromRun(str(folder.path)).load()
+    assert FromRun(str(folder.path), unfinished=True).load() is not None
+    train(run, folder)
+    assert FromRun(str(folder.path)).load() is not None
+
+
+# --- an earlier clock of a run ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("images", "sigma_rel"), [(64, None), (192, 0.05), (192, 0.2), (320, None)])

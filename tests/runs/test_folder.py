@@ -1,6 +1,5 @@
-"""The run folder, and networks out of it."""
+"""The run folder."""
 
-import dataclasses
 import fcntl
 import json
 import shutil
@@ -8,14 +7,12 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
 from facm import cli
-from facm.pretrained.trained import FromRun, load_trained
 from facm.runs.ema import PowerEMA
 from facm.runs.folder import RunFolder, RunFolderError, create, locked, open_run
 from facm.training.loop import train
-from tests.training.run_parts import EVERY, IMAGES, Crash, before_step, crash_at, flow_run, trained, weights
+from tests.training.run_parts import Crash, flow_run, trained
 
 
 @pytest.fixture(scope="module")
@@ -161,62 +158,3 @@ def test_resume_tidies_only_what_making_a_folder_leaves(tmp_path):
     with pytest.raises(RunFolderError, match="in use"):
         create_or_continue(other, flow_run())
     assert (other / "recipe.py").read_text() == "mine"
-
-
-# --- networks out of a folder ----------------------------------------------------------------------------------------
-
-
-def test_the_default_weights_are_the_first_ema(finished):
-    network = load_trained(finished.path)
-    assert (network.sigma_rel, network.images_seen, network.which) == (0.05, IMAGES, "EMA 0.05")
-    assert (network.config, network.data) == (flow_run().network, flow_run().data)
-    assert network.interface.condition == flow_run().objective.condition
-    assert not network.network.training
-    assert not any(p.requires_grad for p in network.network.parameters())
-    raw = load_trained(finished.path, raw=True)
-    assert raw.sigma_rel is None
-    for name, value in weights(finished).items():
-        assert torch.equal(raw.network.state_dict()[name], value)
-    assert any(not torch.equal(network.network.state_dict()[name], value) for name, value in weights(finished).items())
-
-
-def test_another_length_is_synthesised_between_the_tracked_ones(finished):
-    def of(sigma_rel):
-        return torch.cat([p.flatten() for p in load_trained(finished.path, sigma_rel).network.parameters()])
-
-    short, middle, long = of(0.05), of(0.1), of(0.2)
-    assert load_trained(finished.path, 0.1).sigma_rel == 0.1
-    assert (middle - short).norm() < (long - short).norm()
-    assert (middle - long).norm() < (long - short).norm()
-
-
-def test_a_length_without_snapshots_or_out_of_range_is_an_error(tmp_path, finished):
-    folder = trained(tmp_path / "run", flow_run(every=dataclasses.replace(EVERY, ema_snapshots=0)))
-    with pytest.raises(ValueError, match=r"sigma_rel = 0\.1: this run tracks \(0\.05, 0\.2\) and kept no snapshots"):
-        load_trained(folder.path, 0.1)
-    assert load_trained(folder.path, 0.2).sigma_rel == 0.2
-    with pytest.raises(ValueError, match=r"sigma_rel = 0\.5"):
-        load_trained(finished.path, 0.5)
-
-
-def test_raw_weights_of_an_ema_are_a_contradiction(finished):
-    with pytest.raises(ValueError, match=r"raw = True with sigma_rel = 0\.05"):
-        load_trained(finished.path, 0.05, raw=True)
-
-
-def test_a_run_without_a_checkpoint_says_how_to_get_one(tmp_path):
-    folder = create(tmp_path / "run", flow_run())
-    with pytest.raises(FileNotFoundError, match=f"no checkpoint yet: .*facm resume {folder.path}"):
-        load_trained(folder.path)
-
-
-def test_an_unfinished_teacher_is_refused_unless_accepted(tmp_path):
-    run = flow_run()
-    folder = create(tmp_path / "run", run)
-    with pytest.raises(Crash), before_step(crash_at(160)):
-        train(run, folder)
-    with pytest.raises(ValueError, match="stopped at 160 of 320 images"):
-        FromRun(str(folder.path)).load()
-    assert FromRun(str(folder.path), unfinished=True).load() is not None
-    train(run, folder)
-    assert FromRun(str(folder.path)).load() is not None
