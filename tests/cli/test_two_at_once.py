@@ -129,7 +129,7 @@ def test_of_two_exports_into_one_file_one_wins(
 ) -> None:
     out = tmp_path / f"out.{suffix}"
     target = "safetensors.torch.save_file" if suffix == "safetensors" else "torch.save"
-    monkeypatch.setattr(target, lambda content, path, **_: path.write_text("half") and out.write_text("first"))
+    monkeypatch.setattr(target, lambda content, file, **_: out.write_text("first"))
     words = refused(capsys, "weights", "export", runs / "teacher", "--out", out)
     assert f"{out} exists and is not overwritten" in words
     assert out.read_text() == "first"

@@ -76,8 +76,8 @@ def export_reference(
     bare = {name.removeprefix(prefix): value for name, value in state.items()}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with atomically(out, new=True) as partial:
-            torch.save({"ema": bare, "_extracted_from": ORIGIN[None if prefix else learns_shortcut]}, partial)
+        with atomically(out, new=True) as partial, partial.open("wb") as file:  # whose name torch.save does not know
+            torch.save({"ema": bare, "_extracted_from": ORIGIN[None if prefix else learns_shortcut]}, file)
     except TakenError as error:
         raise ValueError(f"{out} exists and is not overwritten: expected the name of a new file") from error
     except (OSError, RuntimeError) as error:
