@@ -66,25 +66,20 @@ def run_demo(out: Path, seed: int, quiet: bool) -> None:
         except (LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"{summary_file} is not a demo's ({type(error).__name__}: {error})") from error
         return
-    _check_mine(out, seed)  # no lock is left in somebody else's folder
-    with held(out, make=True):
-        _begin(out, seed)
-        _run(out, seed, quiet)
-
-
-def _run(out: Path, seed: int, quiet: bool) -> None:
-    summary_file, report_file = out / "summary.json", out / "report.html"
     clock = Clock(out / "seconds.json")
     teacher_path, student_path = out / "teacher", out / "student"
     teacher_run, student_run = digits_teacher(seed=seed), digits_student(str(teacher_path), seed=seed)
-    if not _train_part(teacher_run, teacher_path, "teacher", clock, quiet):
-        return
-    if not _train_part(student_run, student_path, "distill", clock, quiet):
-        return
+    _check_mine(out, seed)  # no lock is left in somebody else's folder
+    with held(out, make=True):
+        _begin(out, seed)
+        if not _train_part(teacher_run, teacher_path, "teacher", clock, quiet):
+            return
+        if not _train_part(student_run, student_path, "distill", clock, quiet):
+            return
 
-    summary = _evaluate_and_report(out, seed, clock, quiet)
-    write_text(summary_file, json.dumps(summary, indent=2))  # last: its presence says that the demo is complete
-    _print_table(summary, report_file)
+        summary = _evaluate_and_report(out, seed, clock, quiet)
+        write_text(summary_file, json.dumps(summary, indent=2))  # last: its presence says that the demo is complete
+        _print_table(summary, report_file)
 
 
 def _evaluate_and_report(out: Path, seed: int, clock: Clock, quiet: bool) -> dict[str, Any]:
