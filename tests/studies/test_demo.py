@@ -169,7 +169,7 @@ def test_a_demo_begun_with_another_seed_is_refused(small, tmp_path, capsys):
 
 
 def test_an_impossible_seed_leaves_no_folder(tmp_path, capsys):
-    assert "seed = -1, expected 0 or more" in refused(capsys, "--out", tmp_path / "out", "--seed", -1)
+    assert "seed = -1, expected an integer within" in refused(capsys, "--out", tmp_path / "out", "--seed", -1)
     assert not (tmp_path / "out").exists()
 
 
