@@ -1,4 +1,4 @@
-"""A damaged file of any kind is an error of one line that names it, and never wrong numbers where the format can tell."""
+"""A damaged file of any kind is an error that names it, and never wrong numbers where the format can tell."""
 
 import warnings
 from collections import Counter

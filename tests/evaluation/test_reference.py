@@ -1,7 +1,10 @@
 """Statistics files: those of other programs and our own, and every way in which one can be wrong."""
 
 import hashlib
+import io
+import os
 import pickle
+import zipfile
 from dataclasses import fields, replace
 
 import numpy as np
@@ -151,4 +154,50 @@ def test_wrong_files_are_refused_by_name(built, extractor, tmp_path):
     (tmp_path / "empty.npz").write_bytes(b"")
     for name in ("one.npy", "cut.npz", "pickle.npz", "empty.npz"):
         with pytest.raises(ValueError, match=f"{name} cannot be read.*; expected an .npz with mu and sigma"):
+            load_reference(tmp_path / name, extractor)
+
+
+def with_header(file, name, shape, descr="<f8", size=64):
+    """An .npz whose array ``name`` claims a shape beside ``size`` bytes."""
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, {"descr": descr, "fortran_order": False, "shape": shape})
+    arrays = {"mu": np.zeros(4), "sigma": np.eye(4)}
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for key, value in {**arrays, name: None}.items():
+            content = io.BytesIO()
+            if value is not None:
+                np.save(content, value)
+            else:
+                content.write(head.getvalue() + bytes(size))
+            if key != name or value is None:
+                archive.writestr(f"{key}.npy", content.getvalue())
+    return file
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "descr", "size", "message"),
+    [
+        ("mu", (2**50,), "<f8", 64, "mu has the shape"),
+        ("mu", (2**40,), "<f8", 64, "mu is float64 .*, which its entry does not hold"),
+        ("sigma", (2**23, 2**25), "<f8", 64, "sigma is float64 .*, which its entry does not hold"),
+        ("mu", (4,), "|O", 64, "mu is an array of dtype"),
+        ("mu", (-4,), "<f8", 64, "mu has the shape"),
+        ("features", (), "<U100000", 400_000, "features has 400000 bytes, expected at most 65536"),
+        ("n", (1000,), "<i8", 8000, "n has 8000 bytes, expected at most 64"),
+        ("rows", (2**26,), "|u1", 2**26, "it unpacks to .* bytes, expected at most 67108864"),
+    ],
+)
+def test_claims_of_a_file_are_held_against_it_before_anything_is_read(
+    extractor, tmp_path, name, shape, descr, size, message
+):
+    file = with_header(tmp_path / "a.npz", name, shape, descr, size)
+    with pytest.raises(ValueError, match=f"a.npz.*{message}"):
+        load_reference(file, extractor)
+
+
+def test_what_is_no_regular_file_is_no_reference(extractor, tmp_path):
+    os.mkfifo(tmp_path / "pipe.npz")
+    (tmp_path / "endless.npz").symlink_to("/dev/zero")
+    for name in ("pipe.npz", "endless.npz"):
+        with pytest.raises(ValueError, match=f"{name} is a .*, expected a regular file"):
             load_reference(tmp_path / name, extractor)

@@ -3,6 +3,7 @@
 import json
 import shutil
 import struct
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from facm.core.serialize import to_json
+from facm.core.untrusted.safetensors_header import read_header
 from facm.data import Stream, batches, read_checked
 from facm.data.crop import centre_crop
 from facm.data.in_memory import from_bytes
@@ -421,3 +423,42 @@ def test_which_samples_these_are(prepared: Path, tmp_path: Path) -> None:
     records = json.loads((prepared / "latents.json").read_text())["shards"]
     edit_manifest(prepared, shards=[records[0], records[1] | {"sha256": "0" * 64}])
     added(Latents(str(prepared), num_classes=3))
+
+
+# damage
+
+
+def flipped(file: Path, place: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["latents", "latents_flip", "labels", "crc32"])
+def test_a_flipped_bit_is_noticed_where_it_is_read(prepared: Path, name: str) -> None:
+    file = sorted(prepared.glob("latents_*.safetensors"))[0]
+    flipped(file, read_header(file).tensors[name].begin)
+
+    def read() -> None:
+        data = Latents(str(prepared), num_classes=3).open()
+        for mirrored in (False, True):
+            data.read_mirrored(np.arange(len(data)), np.full(len(data), mirrored))
+
+    with pytest.raises(ValueError, match=rf"{file.name}: damaged: .*row 0 is not the one that was written"):
+        read()
+
+
+def test_a_changed_manifest_is_noticed(prepared: Path) -> None:
+    text = (prepared / "latents.json").read_text()
+    (prepared / "latents.json").write_text(text.replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(ValueError, match=r"latents\.json: not the manifest .*changed since it was written"):
+        Latents(str(prepared), num_classes=3).open()
+
+
+def test_latents_without_checksums_are_read_with_a_warning(tmp_path: Path, prepared: Path) -> None:
+    latents(tmp_path / "reference")
+    with pytest.warns(UserWarning, match="2 of 2 shards hold no checksums, .*: facm latents verify .*reference"):
+        small(tmp_path / "reference").open()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Latents(str(prepared), num_classes=3).open()

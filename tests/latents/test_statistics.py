@@ -108,7 +108,7 @@ def saved(content: object) -> bytes:
 )
 def test_a_wrong_file_brings_no_advice_to_read_it_all_the_same(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "stats.pt").write_bytes(content)
-    with pytest.raises(ValueError, match="[eE]xpected latent statistics") as error:
+    with pytest.raises(ValueError, match=r"[eE]xpected latent statistics") as error:
         load_statistics(tmp_path / "stats.pt")
     message = str(error.value)
     assert not [word for word in ("Please", "allowlist", "weights_only", "Warning", "\n") if word in message]

@@ -98,8 +98,15 @@ def _files_in_folder(path: Path, split: str) -> dict[str, bytes]:
     for folder in (path, path / "cifar-10-batches-bin", path / "cifar-10-batches-py"):
         there = [name for name in _file_names(split) if os.path.lexists(folder / name)]
         if there:
-            return {name: read_bytes(folder / name, MOST_BATCH) for name in there}
+            return {name: _content(folder / name) for name in there}
     return {}
+
+
+def _content(file: Path) -> bytes:
+    try:
+        return read_bytes(file, MOST_BATCH)
+    except OSError as error:
+        raise ValueError(f"{file}: {error.strerror or error}, expected CIFAR-10's batches") from error
 
 
 def _files_in_tar(path: Path, split: str) -> dict[str, bytes]:

@@ -216,7 +216,7 @@ def _load(network: SmallClassifierNetwork, path: Path) -> bool:
         safetensors.SafetensorError,
         RuntimeError,
         ValueError,
-    ) as error:  # RuntimeError: keys or shapes that do not match
+    ) as error:  # the second: keys or shapes
         warnings.warn(f"{path} is corrupt ({error}); training the classifier again", RuntimeWarning, stacklevel=3)
         return False
     return True

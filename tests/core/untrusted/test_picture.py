@@ -155,7 +155,7 @@ def test_pictures_that_claim_too_many_pixels_are_refused(size: tuple[int, int]) 
 def test_damaged_pixels_of_a_png_are_noticed() -> None:
     content = bytearray(encoded("PNG"))
     content[-20] ^= 1  # the checksum of the pixels' chunk, or the end of these
-    with pytest.raises(ValueError, match="mine: unreadable image .*checksum of 'IDAT'"):
+    with pytest.raises(ValueError, match=r"mine: unreadable image .*checksum of 'IDAT'"):
         read(bytes(content))
 
 

@@ -139,7 +139,7 @@ def read_array(archive: Archive, name: str) -> np.ndarray:
 
 
 def rows_of(archive: Archive, name: str, chosen: np.ndarray) -> Iterator[np.ndarray]:
-    """The rows ``chosen``, in ascending order, of the array ``name``, one at a time. Raises as :func:`claim_of` does."""
+    """The rows ``chosen`` of the array ``name``, ascending, one at a time. Raises as :func:`claim_of` does."""
     claim = claim_of(archive, name)
     if claim.columns_first:
         raise Damaged(f"{name} has its columns first, expected its rows")

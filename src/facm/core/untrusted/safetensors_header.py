@@ -94,9 +94,7 @@ def check_numbers(config: object, header: Header, where: str) -> None:
         elif isinstance(value, list):
             ahead += [(name, item) for item in value]
         elif isinstance(value, int | float) and not abs(value) <= most:
-            raise ValueError(
-                f"{where}: {name!r:.60} = {value!r:.40}, expected at most {most}, as weights beside it have"
-            )
+            raise ValueError(f"{where}: {name!r:.60} = {value!r:.40}, expected at most {most} beside these weights")
 
 
 def check_size(values: int, header: Header, where: str) -> None:

@@ -1,7 +1,7 @@
 """Reading tar archives header by header, with a bound on everything that a header claims.
 
-Python's ``tarfile`` reads as much as a header says, follows headers into each other, and hands out the stored bytes of a
-file with holes as if they were its content; some damaged archives keep it busy without end.
+Python's ``tarfile`` reads as much as a header says and follows headers into each other, and some damaged archives keep
+it busy without end. The stored bytes of a file with holes are not its content.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ class Member:
     size: int
 
 
-def members(file: Source, length: int | None = None) -> Iterator[Member]:
+def members(file: Source, length: int | None = None) -> Iterator[Member]:  # noqa: PLR0912 (one branch a kind of header)
     """The regular files of a tar archive in its order; whoever iterates may read and seek in ``file`` meanwhile.
 
     file: The archive, uncompressed; it is only moved forward here.
     length: Bytes of the archive, where that is known: no member may reach beyond it.
-    Raises Damaged for an archive that is cut short or damaged, and for a member that has holes or claims more than there
-    can be.
+    Raises Damaged for an archive that is cut short or damaged, and for a member that has holes or claims more than
+    there can be.
     """
     place, said, named = 0, dict[str, bytes](), b""
     while True:

@@ -28,7 +28,7 @@ SHARED = 4
 """How often the bytes of a file may be claimed by its tensors: a few weights are tied in most files."""
 FREE = 2**26
 """Bytes that the tensors of any file may claim."""
-MOST_OBJECTS = 5_000_000
+MOST_OBJECTS = 1_000_000
 """Objects in a file, counted as often as they are referred to."""
 
 

@@ -110,7 +110,7 @@ def _labels(shard: Shard, manifest: Manifest | None) -> list[str]:
 
 
 def _scan(shard: Shard) -> tuple[Moments, list[str]]:
-    """The moments of a shard, and its faults: the first row of each tensor that is not finite or not the one written."""
+    """The moments of a shard, and its faults: the first row of each tensor not finite or not as written."""
     found, faults = [], []
     for column, (name, raw) in enumerate(zip(("latents", "latents_flip"), mapped(shard), strict=True), 1):
         for start in range(0, shard.n if raw is not None else 0, 256):
