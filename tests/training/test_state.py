@@ -323,3 +323,38 @@ def test_kills_at_random_steps_change_nothing(whole, tmp_path):
     assert kills >= 4
     train(run, folder)
     assert contents(folder) == expected
+
+
+def test_a_changed_folder_of_images_is_refused_and_a_moved_one_is_not(tmp_path):
+    from dataclasses import replace
+
+    from PIL import Image
+
+    from facm import FlowMatching, Labels
+    from facm.data import ImageFolder
+    from facm.networks import LightningDiT
+
+    photos = tmp_path / "photos"
+    for name, level in (("b", 40), ("c", 220)):
+        (photos / name).mkdir(parents=True)
+        for i in range(4):
+            Image.fromarray(np.full((2, 2), level + i, np.uint8)).save(photos / name / f"{i}.png")
+    run = replace(
+        flow_run(),
+        data=ImageFolder("photos", size=2, channels=1),
+        network=LightningDiT(2, 1, 1, 16, 1, 2, num_classes=2),
+        objective=FlowMatching(Labels(2)),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        folder = create(tmp_path / "run", run)
+        with pytest.raises(Crash), before_step(crash_at(160)):
+            train(run, folder)
+        (photos / "c").rename(photos / "a")
+        with pytest.raises(CheckpointError, match=r"was trained on data with the fingerprint \w{16}, and the data are"):
+            train(run, folder)
+        (photos / "a").rename(photos / "c")
+        (tmp_path / "moved").mkdir()
+        photos.rename(tmp_path / "moved" / "photos")
+        patch.chdir(tmp_path / "moved")
+        assert train(run, folder).finished
