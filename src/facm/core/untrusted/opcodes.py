@@ -32,7 +32,7 @@ def check_growth(file: IO[bytes]) -> None:
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
             memo[len(memo) if argument is None else argument] = stack[-1] or 1 if stack else 1
         elif opcode.name in ("GET", "BINGET", "LONG_BINGET"):
-            stack.append(memo.get(argument, 1))
+            stack.append(memo.get(int(argument or 0), 1))
         else:
             held = _popped(stack, opcode.stack_before)
             if opcode.name in UNFOLD and held > MOST_GROWTH:

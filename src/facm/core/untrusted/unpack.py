@@ -10,7 +10,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from facm.core.untrusted.door import open_regular
 
@@ -24,7 +24,7 @@ MOST_UNPACKED = 2**31
 PACKED = (OSError, EOFError, zlib.error, lzma.LZMAError)
 """What Python's readers of compressed files raise for damaged ones."""
 
-OPENERS: dict[bytes, Callable[..., IO[bytes]]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
+OPENERS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
 
 
 class TooLarge(ValueError):

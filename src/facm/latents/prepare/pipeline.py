@@ -208,8 +208,8 @@ def _complete(out: Path, settings: Settings, pictures: Pictures) -> Manifest:
     shape = read_shard(out / records[0].file).shape
     count = 2 * settings.n * shape[1] * shape[2]
     total = Moments(count, *(np.sum([getattr(r, name) for r in records], 0) for name in ("sum", "squares")))
-    with atomically(out / STATISTICS) as partial, partial.open("wb") as file:  # whose name torch.save does not know
-        both = {"mean": total.mean, "std": total.std}
+    both = {"mean": total.mean, "std": total.std}
+    with atomically(out / STATISTICS) as partial, partial.open("wb") as file:  # a name would become part of the bytes
         torch.save({name: torch.from_numpy(x).float().reshape(1, -1, 1, 1) for name, x in both.items()}, file)
     manifest = Manifest(
         n=settings.n,
