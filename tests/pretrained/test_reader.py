@@ -209,7 +209,7 @@ def test_a_snapshot_of_an_ema_is_in_half_precision(tmp_path):
     assert open_published(saved(tmp_path / "other.pt", content)).which == "EMA snapshot"
 
 
-def inside(*words):
+def within_blocks(*words):
     """The words behind the number of each block, as wrappers of single blocks put them."""
     return lambda name: re.sub(r"^(blocks\.\d+\.)", rf"\1{'.'.join(words)}.", name)
 
@@ -218,10 +218,10 @@ def inside(*words):
     "renamed",
     [
         lambda name: f"module._orig_mod.{name}",
-        inside("_orig_mod"),
-        inside("_checkpoint_wrapped_module"),
-        inside("module", "_checkpoint_wrapped_module"),
-        lambda name: f"_fsdp_wrapped_module.{inside('_fsdp_wrapped_module', '_orig_mod')(name)}",
+        within_blocks("_orig_mod"),
+        within_blocks("_checkpoint_wrapped_module"),
+        within_blocks("module", "_checkpoint_wrapped_module"),
+        lambda name: f"_fsdp_wrapped_module.{within_blocks('_fsdp_wrapped_module', '_orig_mod')(name)}",
         lambda name: f"_forward_module.{name.replace('.attn.', '.attn._orig_mod.')}",
     ],
 )

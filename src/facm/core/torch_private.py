@@ -213,6 +213,11 @@ def storage_key(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
+def is_view(tensor: Tensor) -> bool:
+    """Whether ``tensor`` is a view of another in the eyes of autograd."""
+    return tensor._is_view()
+
+
 def overload_packet(operation: Any) -> Any:
     """``aten.mm`` of ``aten.mm.default``: the key under which the public table of FLOP counts lists an operation."""
     return operation._overloadpacket

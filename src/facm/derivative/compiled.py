@@ -1,8 +1,8 @@
 """Compiled networks and their derivative.
 
-Dual numbers must never enter compiled code: it would fail, or in some versions silently drop the tangent. Hence the
-derivative of a compiled module is compiled as a unit with the dual level inside, and everything else that torch.compile made,
-functions inside of others' networks included, runs eagerly.
+Dual numbers must never enter compiled code: it would fail, or silently drop the tangent. Hence the derivative of a
+compiled module is compiled as a unit with the dual level inside, and everything else that torch.compile made, functions
+inside a network included, runs eagerly.
 """
 
 from __future__ import annotations

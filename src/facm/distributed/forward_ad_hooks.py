@@ -3,16 +3,27 @@
 Before a unit's forward, FSDP2 passes its inputs through an autograd function whose forward-mode rule is not right in
 every version of torch and every mode. Strip tangents before FSDP2's pre-forward hook and re-attach them after it,
 hidden from torch-function modes, which would differentiate that operation as well.
+
+After it, FSDP2 hooks the gradient of its outputs. A view, as every tensor with a tangent is, loses its hooks when it is
+written into, and the unit's parameters would not be there in the backward pass: what goes on is a copy of it.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.autograd.forward_ad as fwd
 from torch import Tensor, nn
 
-from facm.core.torch_private import inside_dual_level, tree_flatten, tree_unflatten, without_torch_function
+from facm.core.torch_private import (
+    inside_dual_level,
+    is_view,
+    tree_flatten,
+    tree_map,
+    tree_unflatten,
+    without_torch_function,
+)
 
 
 def let_duals_pass(unit: nn.Module) -> None:
@@ -41,3 +52,18 @@ def let_duals_pass(unit: nn.Module) -> None:
 
     unit.register_forward_pre_hook(take_off, prepend=True, with_kwargs=True)
     unit.register_forward_pre_hook(put_back, with_kwargs=True)
+    unit.register_forward_hook(_copied)
+
+
+def _copied(module: nn.Module, args: Any, out: Any) -> Any:
+    return tree_map(_copy, out) if torch.is_grad_enabled() else None
+
+
+def _copy(x: Any) -> Any:
+    if not isinstance(x, Tensor) or not x.requires_grad or not is_view(x):
+        return x
+    if not inside_dual_level():
+        return x.clone()
+    with without_torch_function():
+        value, tangent = fwd.unpack_dual(x)
+        return x.clone() if tangent is None else fwd.make_dual(value.clone(), tangent)

@@ -69,6 +69,9 @@ def shard(network: nn.Module, engine: Engine, world: World, device: torch.device
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
+    check_shardable(network, engine.blocks)
+    for p in network.parameters():
+        p.data = p.data.contiguous()  # as FSDP2 wants them
     if world.ranks % engine.replicas:
         engine.check(world.ranks * engine.accumulate, world.ranks)
     if engine.replicas > 1:
@@ -86,6 +89,40 @@ def shard(network: nn.Module, engine: Engine, world: World, device: torch.device
         let_duals_pass(unit)
     map_tensors(network, partial(_materialised, device=torch.device("cpu") if engine.cpu_offload else device))
     return network
+
+
+def check_shardable(network: nn.Module, blocks: tuple[str, ...] = ()) -> None:
+    """Raise ValueError, naming the parameter, where FSDP2 cannot shard ``network`` into these units.
+
+    A unit is gathered and reduced as one: its trained parameters have one dtype, and each belongs to one unit.
+    """
+    units = {id(unit) for unit in _units(network, blocks)}
+    known = {id(m): name for name, m in network.named_modules()}  # the first name of what is listed twice
+    inside = {name: known[id(m)] for name, m in network.named_modules(remove_duplicate=False) if id(m) in units}
+    owner: dict[int, str] = {}  # of a parameter: its unit
+    first: dict[int, str] = {}  # of a parameter: its name
+    dtypes: dict[str, tuple[str, torch.dtype]] = {}  # of a unit: a trained parameter's
+    wrong = "engine.parallel = 'fsdp' cannot shard"
+    for name, p in network.named_parameters(remove_duplicate=False):
+        unit = next((u for place, u in inside.items() if name.startswith(f"{place}.")), "what is in no block")
+        before = first.setdefault(id(p), name)
+        if owner.setdefault(id(p), unit) != unit:
+            raise ValueError(
+                f"{wrong} {before} and {name}, one parameter in two units ({owner[id(p)]} and {unit}); expected "
+                "engine.parallel = 'ddp', or engine.blocks with one unit around both"
+            )
+        if p.ndim == 0:
+            raise ValueError(f"{wrong} {name} of shape (); expected shape (1,), or engine.parallel = 'ddp'")
+        if not p.requires_grad:
+            continue
+        if p.numel() == 0:
+            raise ValueError(f"{wrong} {name} of shape {tuple(p.shape)}, which is empty; expected it frozen, or 'ddp'")
+        other, dtype = dtypes.setdefault(unit, (name, p.dtype))
+        if p.dtype != dtype:
+            raise ValueError(
+                f"{wrong} {name} ({p.dtype}) in one unit with {other} ({dtype}); expected one dtype, a block of its "
+                "own in engine.blocks, or engine.parallel = 'ddp'"
+            )
 
 
 def _units(network: nn.Module, names: tuple[str, ...]) -> Iterator[nn.Module]:

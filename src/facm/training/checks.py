@@ -12,11 +12,13 @@ from torch import nn
 
 from facm.core.component import check_fulfils
 from facm.core.objective import Objective, as_objective, guidance_scale, needs_teacher
+from facm.core.rng import borrowed_generators
 from facm.core.types import Batch, Dataset
 from facm.data.checked import read_checked
 from facm.data.stream import Stream
 from facm.derivative import Chain, WholeNetwork
 from facm.distributed.engine import Engine
+from facm.distributed.wrap import check_shardable
 from facm.flow.conditions import Labels
 from facm.flow.time_conditioning import check_task
 from facm.networks.adapters.base import inner_config
@@ -47,6 +49,8 @@ def check(run: Run | CheckedRun, engine: Engine | None = None, ranks: int = 1) -
     checked = run if isinstance(run, CheckedRun) else _checked(run)
     engine.check(checked.run.batch_size, ranks)
     _check_engine(checked.objective, engine)
+    if engine.kind(ranks) == "fsdp":
+        check_shardable(_empty(checked.run), engine.blocks)
     return checked
 
 
@@ -84,10 +88,19 @@ def _classes(network: Any) -> int | None:
     return classes if isinstance(classes, int) else None
 
 
+def _empty(run: Run) -> nn.Module:
+    """The run's network without memory, or with it where its constructor reads numbers off tensors."""
+    try:
+        with torch.device("meta"):
+            return run.network.build()
+    except (RuntimeError, NotImplementedError):
+        with borrowed_generators(0):
+            return run.network.build()
+
+
 def check_network(run: Run) -> None:
     """Raise ValueError where the network lacks what the objective needs: a second time, a head."""
-    with torch.device("meta"):
-        network = run.network.build()
+    network = _empty(run)
     objective = as_objective(run.objective)
     if objective.task is not None:
         check_task(objective.task, network)
