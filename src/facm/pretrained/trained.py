@@ -11,7 +11,7 @@ import torch
 
 from facm.core.component import Range, component
 from facm.core.objective import NetworkInterface, as_objective
-from facm.core.state_dict import CheckpointError, load_strictly
+from facm.core.state_dict import CheckpointError, check_fits, load_strictly
 from facm.core.types import Data, Dataset, NetworkConfig
 from facm.distributed.process_group import ALONE, World
 from facm.latents.autoencoders.types import AutoencoderConfig
@@ -179,7 +179,9 @@ def _built(
     images: int,
     sha256: str,
 ) -> Trained:
-    """The run's network with these weights. Raises CheckpointError where they do not fit it."""
+    """The run's network with these weights. Raises CheckpointError where they do not fit it, before it takes memory."""
+    with torch.device("meta"):
+        check_fits(run.network.build(), {name: value.shape for name, value in state.items()}, str(source))
     network = run.network.build()
     load_strictly(network, state, str(source))
     network.eval().requires_grad_(False)

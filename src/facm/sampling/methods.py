@@ -220,12 +220,12 @@ def _check_schedule(method: Consistency | Jumps) -> None:
     if times[0] != 0 or any(a >= b for a, b in pairwise(times)):
         raise refused(method, "times", "times that start at 0 and increase strictly below 1")
     if method.times is not None and len(times) != method.nfe:
-        raise refused(method, "times", f"nfe = {method.nfe} times")
+        raise refused(method, "times", f"{method.nfe} times, one for each evaluation")
 
 
 def _check_odd(method: Heun | EDMHeun) -> None:
     if method.nfe % 2 == 0:
-        raise refused(method, "nfe", "an odd number: N steps spend 2 N - 1 evaluations")
+        raise refused(method, "nfe", f"an odd number: N steps of {type(method).__name__} spend 2 N - 1 evaluations")
 
 
 def _check_flow(method: Method, interface: NetworkInterface) -> None:
