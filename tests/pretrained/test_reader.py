@@ -553,7 +553,7 @@ def test_what_cannot_be_written_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 def exported(path, config, /, **said):
-    """A file as ``facm export`` writes it."""
+    """A file as ``facm weights export`` writes it."""
     metadata = {"format": "pt", "config": json.dumps(to_json(config)), "sigma_rel": "0.05", "images": "1000", **said}
     save_file({name: value.contiguous() for name, value in config.build().state_dict().items()}, path, metadata)
     return path

@@ -29,7 +29,7 @@ NETWORK = DDPMpp(size=8, channels=8, multipliers=(1, 2), blocks=1, attention=(4,
 
 
 def exported(path: Path, **said: str) -> Path:
-    """A file as ``facm export`` writes it."""
+    """A file as ``facm weights export`` writes it."""
     save_file(NETWORK.build().state_dict(), path, {"config": json.dumps(to_json(NETWORK)), **said})
     return path
 

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -277,6 +278,19 @@ def test_markdown_is_one_table(summary):
     assert len(lines) == 5
     assert {line.count("|") for line in lines} == {10}
     assert lines[2].startswith("| teacher (4 steps: 1.000 ± 0.000) | 3.000 ± 0.000 |")
+
+
+@pytest.mark.parametrize("label", ["a | b", "<script>", "a\nb", "a\u202eb", "[/bold]", "\x1b[31m"], ids=ascii)
+def test_a_label_cannot_break_the_table(home, summary, label, capsys):
+    lines = tuple(replace(line, entry=replace(line.entry, label=label)) for line in summary.lines)
+    named = replace(summary, lines=lines)
+    table = markdown(named).split("\n\n")[2].splitlines()
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {len(rows(summary)[0]) + 1}
+    assert "<script" not in markdown(named)
+    print_table(named)
+    said = capsys.readouterr().out + markdown(named)
+    assert not re.search("[\x1b\u202e]", said)
+    assert numbers(named)[:4] == b"\x89PNG"
 
 
 def test_the_terminals_table_fits(summary, capsys, monkeypatch):

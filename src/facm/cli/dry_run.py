@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from facm.cli.terminal import say
+from facm.core.terminal import say
 from facm.distributed.engine import Engine
 
 if TYPE_CHECKING:

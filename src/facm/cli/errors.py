@@ -8,7 +8,7 @@ import re
 import traceback
 from collections.abc import Iterator
 
-from facm.cli.terminal import warn
+from facm.core.terminal import warn
 
 _NETWORK = {
     "nfe": "--num-steps",
@@ -100,8 +100,6 @@ def readable_errors(command: str = "") -> Iterator[None]:
     """Errors that a user can cause are one message; FACM_DEBUG=1 shows where they come from."""
     try:
         yield
-    except BrokenPipeError:  # not an error of the command
-        raise
     except KeyboardInterrupt:
         warn("interrupted")
         raise SystemExit(130) from None

@@ -20,7 +20,7 @@ from facm.cli.network_options import (
     SolverOptions,
 )
 from facm.cli.parsing import Advanced, Group
-from facm.cli.terminal import counting, say, warn
+from facm.core.terminal import counting, say, warn
 from facm.distributed.engine import Engine
 
 
@@ -76,6 +76,10 @@ def evaluate(
         world = placed(ranks, how.device)
         trained = which.open(network, how)
         methods = [solver.method(trained, how.sampler, k) for k in options.num_steps]
+        if world.first and not options.quiet:
+            say(f"measuring {trained.which} of {trained.path} on {world.device}: first statistics of the real data")
+            if metrics.trains_a_classifier():
+                say("their features are of a classifier of the data, trained now if it was not before: up to minutes")
         decoder = which.decoder(trained, world.device)
         evaluator = dataclasses.replace(
             metrics.evaluator(trained, decoder, world),

@@ -11,7 +11,7 @@ import tyro
 
 from facm.cli.device import placed
 from facm.cli.parsing import Group
-from facm.cli.terminal import counting, say
+from facm.core.terminal import counting, say
 from facm.distributed.engine import Engine
 
 if TYPE_CHECKING:

@@ -67,7 +67,14 @@ def studies() -> dict[str, str]:
 
 def is_name_of_a_recipe(word: str) -> bool:
     """Whether ``word`` is a recipe of the package, or names a Python file, as a recipe outside it does."""
-    return word.partition(":")[0].endswith(".py") or word.replace("_", "-") in recipes()
+    return _file_and_function(word) is not None or word.replace("_", "-") in recipes()
+
+
+def _file_and_function(spec: str) -> tuple[Path, str] | None:
+    """The parts of path/to/file.py:function, whose path may have colons of its own; None for a name. Without a function
+    its name is empty."""
+    path, _, function = (spec, "", "") if spec.endswith(".py") else spec.rpartition(":")
+    return (Path(path), function) if path.endswith(".py") else None
 
 
 def find_recipe(spec: str) -> Recipe:
@@ -75,9 +82,8 @@ def find_recipe(spec: str) -> Recipe:
 
     Raises ValueError with the names that come close, or with the functions that the file has.
     """
-    path, _, function = spec.partition(":")
-    if path.endswith(".py"):
-        return Recipe(_function_in_file("recipe", spec, Path(path), function), spec, Path(path))
+    if (found := _file_and_function(spec)) is not None:
+        return Recipe(_function_in_file("recipe", spec, *found), spec, found[0])
     known = recipes()
     name = spec.replace("_", "-")
     if name not in known:
@@ -93,9 +99,8 @@ def find_study(spec: str) -> FoundStudy:
 
     Raises ValueError with what comes close, or with the functions that the file has.
     """
-    path, _, function = spec.partition(":")
-    if path.endswith(".py"):
-        return FoundStudy(function, _function_in_file("study", spec, Path(path), function))
+    if (found := _file_and_function(spec)) is not None:
+        return FoundStudy(found[1], _function_in_file("study", spec, *found))
     if spec not in STUDIES:
         raise ValueError(
             f"unknown study {spec!r}: {did_you_mean(spec, STUDIES)}expected one of {', '.join(STUDIES)}, or a function "

@@ -17,10 +17,11 @@ from facm.cli.malloc import keep_freed_memory
 from facm.cli.parsing import call, renamed
 from facm.cli.sample import sample
 from facm.cli.show import demo, list_all, show
+from facm.cli.streams import standard_streams
 from facm.cli.study import study
-from facm.cli.terminal import reader_may_leave, say
 from facm.cli.train import plan, resume, run_plan, run_train, train
 from facm.cli.weights import export, import_weights
+from facm.core.terminal import say, warn_of_exception
 
 
 @dataclass(frozen=True)
@@ -35,16 +36,18 @@ class Command:
     """What takes the words and the program's name instead, where the options depend on the words."""
     old: Mapping[str, str | None] = field(default_factory=dict)
     """Old spellings of options, which still work, and today's; None for the option that became the first argument."""
+    only_prints: bool = False
+    """Whether there is nothing to be done where nobody reads what it prints."""
 
 
 SAMPLING = {"--nfe": "--num-steps", "--n": "--num-samples", "--batch": "--batch-size", "--from": None}
 COMMANDS = {
     "demo": Command("from nothing to a one-step generator of digits, in about five minutes", demo),
-    "list": Command("recipes and studies", list_all),
-    "show": Command("what a recipe or a run is", show),
+    "list": Command("recipes and studies", list_all, only_prints=True),
+    "show": Command("what a recipe or a run is", show, only_prints=True),
     "train": Command("train a recipe; each has options of its own", train, run_train),
     "resume": Command("continue an interrupted run", resume),
-    "plan": Command("predict the memory that a recipe takes on each GPU", plan, run_plan),
+    "plan": Command("predict the memory that a recipe takes on each GPU", plan, run_plan, only_prints=True),
     "sample": Command("draw samples from a run or a published file", sample, old=SAMPLING),
     "evaluate": Command("measure a run or a published file", evaluate, old=SAMPLING),
     "statistics": Command("statistics of a folder of real images, to measure against", statistics),
@@ -60,21 +63,28 @@ OLD_NAMES = {
     "export": "weights export",
     "import": "weights import",
 }
+ONLY_PRINT = frozenset({"-h", "--help", "--help-all", "--version", "--print-config", "--dry-run"})
+"""Options that make any command one that only prints."""
 GROUPS = {name.split()[0] for name in COMMANDS if " " in name}
-EXAMPLES = """
-examples:
-  facm train digits-teacher --out runs/teacher
-  facm sample runs/teacher --num-steps 32 --num-samples 100
-"""
+EXAMPLES = (
+    "",
+    "examples:",
+    "  facm train digits-teacher --out runs/teacher",
+    "  facm sample runs/teacher --num-steps 32 --num-samples 100",
+    "",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the ``facm`` command."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:  # the process is this command's
+        sys.excepthook = warn_of_exception
     keep_freed_memory()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads cost 3x where something else runs, too
     first = words[0] if words else ""
-    with reader_may_leave(), readable_errors(OLD_NAMES.get(first, first).split(" ")[0]):
+    only_prints = not words or not ONLY_PRINT.isdisjoint(words) or (first in COMMANDS and COMMANDS[first].only_prints)
+    with standard_streams(only_prints), readable_errors(OLD_NAMES.get(first, first).split(" ")[0]):
         if words == ["--version"]:
             say(f"facm {__version__}")
             return
@@ -113,12 +123,12 @@ def _command(words: list[str]) -> tuple[str, list[str]]:
 
 
 def _show_commands(commands: Mapping[str, Command]) -> None:
-    say("usage: facm COMMAND [OPTIONS]\n")
+    say("usage: facm COMMAND [OPTIONS]", "")
     if len(commands) == len(COMMANDS):
-        say("Turn any flow-matching network into a 1-4 step image generator.\n")
+        say("Turn any flow-matching network into a 1-4 step image generator.", "")
     width = max(map(len, commands))
     for name, command in commands.items():
         say(f"  {name:{width}}  {command.summary}")
     if len(commands) == len(COMMANDS):
-        say(EXAMPLES)
+        say(*EXAMPLES)
     say("Options of a command: facm COMMAND --help")

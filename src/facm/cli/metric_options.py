@@ -55,6 +55,10 @@ class MetricOptions(FeatureOptions):
     small_n: bool = False
     """Measure with fewer samples than features; the row is marked, for the number means little."""
 
+    def trains_a_classifier(self) -> bool:
+        """Whether the features may be those of a classifier of the run's own data."""
+        return self.fid_stats is None and self.real is None and self.chosen() is None
+
     def evaluator(self, trained: Trained, decoder: Decoder | None, world: World) -> Evaluator:
         """Statistics of the real data in the chosen features."""
         from facm.evaluation import Inception
@@ -87,7 +91,7 @@ def folder_of_images(path: Path, size: int) -> Any:
 def _own(spec: str, *arguments: str) -> Any:
     from facm.runs.recipe_file import load_module
 
-    path, _, name = spec.partition(":")
+    path, _, name = spec.rpartition(":")
     if not path.endswith(".py") or not name or not Path(path).exists():
         raise ValueError(f"--features {spec}, expected FILE.py:NAME of an existing file, and its arguments")
     made = getattr(load_module(Path(path), Path(path).stem), name, None)

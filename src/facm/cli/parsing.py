@@ -10,7 +10,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
@@ -18,6 +18,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from facm.core.component import ComponentError
+from facm.core.terminal import say, say_text, warn_text
 
 T = TypeVar("T")
 HelpSize = Literal["short", "all"]
@@ -32,6 +33,7 @@ Group = Annotated[T, tyro.conf.arg(name="")]
 LISTS = ("--num-steps", "--times", "--classes", "--seeds")
 """Options with several numbers."""
 PARSING = (tyro.conf.HelptextFromCommentsOff,)
+_COLOURS = re.compile(r"\x1b\[[\d;]*m")
 SHOWING = (*PARSING, tyro.conf.FlagCreatePairsOff, tyro.conf.SuppressFixed)
 
 
@@ -60,24 +62,33 @@ def parse(function: Callable[..., T], words: Sequence[str], prog: str) -> T:
     Raises ValueError for an unknown option or a value that a component cannot have, SystemExit(2) after other errors
     have been printed.
     """
+    with plain_errors() as errors:
+        try:
+            return tyro.cli(function, args=words, prog=prog, config=PARSING)
+        except SystemExit as end:
+            if (wrong := _of_a_component(end)) is not None:
+                errors.truncate(0)
+                raise wrong from None
+            known = _flags(function)
+            given = [word.partition("=")[0] for word in words if word.startswith("--")]
+            if unknown := [flag for flag in given if flag.replace("_", "-") not in known]:
+                errors.truncate(0)
+                close = difflib.get_close_matches(unknown[0], known, 1)
+                hint = f"did you mean {close[0]}?" if close else f"{prog} --help-all lists the options"
+                raise ValueError(f"unknown option {unknown[0]!r}: {hint}") from None
+            raise
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[io.StringIO]:
+    """What is printed to standard error inside is printed at the end, without colours, and made plain: tyro quotes the
+    words of the command line. Yields what keeps it."""
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            return tyro.cli(function, args=words, prog=prog, config=PARSING)
-    except SystemExit as end:
-        if (wrong := _of_a_component(end)) is not None:
-            errors.truncate(0)
-            raise wrong from None
-        known = _flags(function)
-        given = [word.partition("=")[0] for word in words if word.startswith("--")]
-        if unknown := [flag for flag in given if flag.replace("_", "-") not in known]:
-            errors.truncate(0)
-            close = difflib.get_close_matches(unknown[0], known, 1)
-            hint = f"did you mean {close[0]}?" if close else f"{prog} --help-all lists the options"
-            raise ValueError(f"unknown option {unknown[0]!r}: {hint}") from None
-        raise
+            yield errors
     finally:
-        sys.stderr.write(errors.getvalue())
+        warn_text(_COLOURS.sub("", errors.getvalue()))
 
 
 def _of_a_component(end: BaseException) -> ComponentError | None:
@@ -117,12 +128,25 @@ def show_help(
     hides: whether a field of the dataclass ``owner`` is left out.
     """
     shown, hidden = _shown(function, size)
-    try:
+    text = _Kept(sys.stdout.encoding)
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
         tyro.cli(shown, args=["--help"], prog=prog, config=SHOWING, registry=_rules(hides))
-    except SystemExit:
-        if hidden:
-            print(f"All options: {prog} --help-all")
-        raise
+    say_text(text.getvalue(), {r"(?<!\S)--?[a-z][\w.-]*": "bold", "[─│╭╮╰╯]+": "dim"})
+    if hidden:
+        say(f"All options: {prog} --help-all")
+    raise SystemExit(0)
+
+
+class _Kept(io.StringIO):
+    """Printed text that is kept. Boxes are drawn as ``encoding`` allows it."""
+
+    def __init__(self, encoding: str) -> None:
+        super().__init__()
+        self._encoding = encoding
+
+    @property
+    def encoding(self) -> str:
+        return self._encoding
 
 
 def renamed(words: Sequence[str], flags: Mapping[str, str | None]) -> list[str]:

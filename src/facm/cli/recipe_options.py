@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import inspect
 import os
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -13,7 +14,7 @@ import tyro
 from tyro.constructors import StructFieldSpec
 
 from facm.cli.lookup import find_recipe, is_name_of_a_recipe
-from facm.cli.parsing import PARSING, Advanced, Group, HelpSize, call, help_size, parse, show_help
+from facm.cli.parsing import PARSING, Advanced, Group, HelpSize, call, help_size, parse, plain_errors, show_help
 from facm.distributed.engine import Engine
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def parse_recipe(
     taken = {"run", "engine"} | {field.name for field in dataclasses.fields(options)}  # type: ignore[arg-type]
     if clash := taken & inspect.signature(recipe.function).parameters.keys():
         raise ValueError(f"recipe {recipe.spec} has an argument {clash.pop()!r}, an option of the command: rename it")
-    prog = f"{prog} {recipe.spec}"
+    prog = f"{prog} {shlex.quote(recipe.spec)}"  # which tyro splits
     size = help_size(rest)
     if size is not None:
         _show_help(recipe, prog, options, size)
@@ -80,7 +81,8 @@ def _first(recipe: Recipe, words: Sequence[str], prog: str) -> Run:
         except SystemExit:
             first = None
     if first is None:  # again, to say what is wrong with the words
-        first, _ = tyro.cli(function, args=words, prog=prog, return_unknown_args=True, config=PARSING)
+        with plain_errors():
+            first, _ = tyro.cli(function, args=words, prog=prog, return_unknown_args=True, config=PARSING)
     return _checked(recipe, first)
 
 

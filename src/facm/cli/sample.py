@@ -18,8 +18,8 @@ from facm.cli.network_options import (
     SolverOptions,
 )
 from facm.cli.parsing import Advanced, Group
-from facm.cli.terminal import say
 from facm.core.files import TakenError, atomically
+from facm.core.terminal import say
 from facm.distributed.engine import Engine
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from facm.cli.terminal import marked, plain, say
+from facm.core.terminal import console, plain, say
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -24,7 +24,7 @@ def list_all() -> None:
     """List the package's recipes and studies."""
     say("recipes:")
     _list_recipes()
-    say("\nstudies:")
+    say("", "studies:")
     _list_studies()
 
 
@@ -72,7 +72,6 @@ def demo(out: Path = Path("runs/demo"), seed: int = 0, quiet: bool = False) -> N
 def evaluation_table(rows: Sequence[dict[str, Any]]) -> None:
     """Print one line for each row of an evaluation, and what they are relative to."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     columns = ("NFE", "sampler", "EMA", "w", "Frechet distance", "precision", "recall", "accuracy", "n")
@@ -82,11 +81,11 @@ def evaluation_table(rows: Sequence[dict[str, Any]]) -> None:
         cells = ["-" if value is None else f"{value:.3f}" for value in numbers]
         ema = "none" if row["ema"] is None else f"{row['ema']:g}"
         scale = f"{row['guidance']['scale']:g}"
-        table.add_row(str(row["nfe"]), marked(row["sampler"]), ema, scale, *cells, str(row["n"]))
-    console = Console()
-    console.print(table)
+        table.add_row(str(row["nfe"]), plain(row["sampler"]), ema, scale, *cells, str(row["n"]))
+    terminal = console()
+    terminal.print(table)
     for line in _relative_to(rows[-1]) if rows else ():
-        console.print(marked(line), style="dim")
+        terminal.print(plain(line), style="dim")
 
 
 def _relative_to(row: dict[str, Any]) -> list[str]:
@@ -108,7 +107,7 @@ def _list_recipes() -> None:
     from facm.cli.lookup import recipes
 
     for name, (_, summary) in recipes().items():
-        say(f"{name}\n    {summary}")
+        say(name, f"    {summary}")
     say("facm train RECIPE; its options: facm train RECIPE --help")
 
 
@@ -116,30 +115,32 @@ def _list_studies() -> None:
     from facm.cli.lookup import studies
 
     for name, summary in studies().items():
-        say(f"{name}\n    {summary}")
+        say(name, f"    {summary}")
     say("facm study NAME; its options: facm study --help")
 
 
 def _show_run(run: Run, title: str) -> None:
     import torch
-    from rich.console import Console
+    from rich.text import Text
     from rich.tree import Tree
 
-    tree = Tree(f"[bold]{marked(title)}[/bold]")
+    tree = Tree(Text(plain(title), "bold"))
     _grow(tree, run)
     with torch.device("meta"):
         parameters = sum(p.numel() for p in run.network.build().parameters())
     tree.add(f"parameters: {parameters:,}")
-    Console().print(tree)
+    console().print(tree)
 
 
 def _grow(tree: Tree, value: Any) -> None:
+    from rich.text import Text
+
     for field in dataclasses.fields(value):
         item = getattr(value, field.name)
         if dataclasses.is_dataclass(item):
-            _grow(tree.add(f"{field.name}: [cyan]{marked(type(item).__name__)}[/cyan]"), item)
+            _grow(tree.add(Text.assemble(f"{field.name}: ", (type(item).__name__, "cyan"))), item)
         else:
-            tree.add(marked(f"{field.name} = {item!r}"), highlight=True)
+            tree.add(plain(f"{field.name} = {item!r}"), highlight=True)
 
 
 def _show_state(folder: RunFolder, run: Run) -> None:
@@ -151,7 +152,7 @@ def _show_state(folder: RunFolder, run: Run) -> None:
     say(f"{images:,} of {run.images:,} images ({state}), {len(folder.ema_snapshots())} EMA snapshots")
     with _records_of(folder.log):
         if last := logs.read(folder.log)[-1:]:
-            say("last log record: " + ", ".join(f"{plain(k)} {v:.4g}" for k, v in last[0].items()))
+            say("last log record: " + ", ".join(_spelled(*item) for item in last[0].items()))
     with _records_of(folder.evaluations):
         if folder.evaluations.exists():
             evaluation_table(logs.read(folder.evaluations))
@@ -168,3 +169,8 @@ def _records_of(file: Path) -> Iterator[None]:
         raise ValueError(
             f"{file} holds records that are not this package's ({type(error).__name__}: {error})"
         ) from error
+
+
+def _spelled(name: str, value: object) -> str:
+    """One value of the log. A term that a user's loss reports may be anything."""
+    return f"{name} {value:.4g}" if isinstance(value, int | float) else f"{name} {value}"

@@ -13,7 +13,7 @@ import tyro
 
 from facm.cli.metric_options import FeatureOptions
 from facm.cli.parsing import Group
-from facm.cli.terminal import say
+from facm.core.terminal import say
 
 if TYPE_CHECKING:
     import torch
@@ -90,7 +90,7 @@ def study(
     if options.only is None:
         _run(plan, evaluator, found, device, options.jobs)
     elif not plan.do(options.only, evaluator):
-        print("interrupted: the same command goes on")
+        say("interrupted: the same command goes on")
         raise SystemExit(INTERRUPTED)
 
 
@@ -105,7 +105,7 @@ def _run(plan: Plan, evaluator: Evaluator, found: FoundStudy, device: torch.devi
     began = time.monotonic()
     command = [sys.executable, "-m", "facm", *sys.argv[1:]]
     if not (in_turn(plan, evaluator) if jobs == 1 else side_by_side(plan, evaluator, jobs, command)):
-        print("interrupted: the same command goes on")
+        say("interrupted: the same command goes on")
         return
     floor = reference_floor(evaluator.dataset, evaluator.extractor)
     summary = summarise(plan.studies, plan.home, plan.n, evaluator.extractor.identity, floor)

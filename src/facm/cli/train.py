@@ -15,7 +15,7 @@ from facm.cli import recipe_options
 from facm.cli.device import Precision, placed
 from facm.cli.errors import in_flags
 from facm.cli.parsing import Advanced, Group
-from facm.cli.terminal import plain, say, warn
+from facm.core.terminal import say, say_text, warn
 from facm.distributed.engine import Engine
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def run_train(words: list[str], prog: str) -> None:
     if options.print_config:
         from facm.core.serialize import to_json
 
-        print(json.dumps(to_json(run), indent=2))
+        say_text(json.dumps(to_json(run), indent=2) + "\n")
         return
     _train(recipe, options, run, engine)
 
@@ -161,11 +161,14 @@ def resume(
     from facm.runs.folder import open_run
     from facm.training.checks import check
 
-    with opened(engine) as world:
+    with opened(engine) as ranks:
         folder, configured = open_run(run, trust_recipe)
         if trust_recipe:
             trust_sources(configured)
-        _run_to_end(check(configured, engine, world.ranks), folder, quiet, engine, placed(world, device))
+        world = placed(ranks, device)
+        if world.first and not quiet:
+            say(f"continuing {folder.path} from its newest checkpoint: {extent(configured, world)}")
+        _run_to_end(check(configured, engine, world.ranks), folder, quiet, engine, world)
 
 
 def extent(run: Run, world: World) -> str:
@@ -183,7 +186,7 @@ def _run_to_end(checked: CheckedRun, folder: RunFolder, quiet: bool, engine: Eng
     from facm.training.progress import progress
 
     run, draw = checked.run, _previews(checked, folder, world)
-    with progress(run, plain(folder.path.name), quiet or not world.first) as report:
+    with progress(run, folder.path.name, quiet or not world.first) as report:
         outcome = train_run(checked, folder, report=report, on_checkpoint=draw, engine=engine, world=world)
     if not world.first:
         return

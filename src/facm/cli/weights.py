@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from facm.cli.terminal import say, warn
+from facm.core.terminal import say, warn
 
 if TYPE_CHECKING:
     from facm.latents.statistics import Statistics

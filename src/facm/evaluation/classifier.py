@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from facm.core.hashing import identity_of
 from facm.core.types import Dataset
 from facm.core.untrusted.safetensors_header import read_header
+from facm.core.utf8 import in_utf8
 from facm.evaluation.features import read_blocks
 from facm.evaluation.frechet import Moments
 
@@ -211,12 +212,9 @@ def _standardise(network: SmallClassifierNetwork, dataset: Dataset) -> None:
 def _load(network: SmallClassifierNetwork, path: Path) -> bool:
     try:
         read_header(path)
-        network.load_state_dict(load_file(path))
-    except (
-        safetensors.SafetensorError,
-        RuntimeError,
-        ValueError,
-    ) as error:  # the second: keys or shapes
+        with in_utf8(path) as name:
+            network.load_state_dict(load_file(name))
+    except (safetensors.SafetensorError, RuntimeError, ValueError) as error:  # RuntimeError: keys or shapes
         warnings.warn(f"{path} is corrupt ({error}); training the classifier again", RuntimeWarning, stacklevel=3)
         return False
     return True

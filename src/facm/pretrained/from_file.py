@@ -30,7 +30,7 @@ def built(published: Published) -> torch.nn.Module:
 @dataclass(frozen=True)
 @component
 class FromFile(Pretrained):
-    """The network of a published file, or of one that ``facm export`` or ``facm import`` wrote.
+    """The network of a published file, or of one that ``facm weights export`` or ``import`` wrote.
 
     path: the file.
     family: whose network it is, where its content does not tell; see :func:`facm.pretrained.open_published`.

@@ -1,4 +1,4 @@
-"""This package's own file of a network (``facm export``, ``facm import``): safetensors, whose metadata say what it is.
+"""This package's own file of a network (``facm weights export | import``): safetensors, whose metadata say what it is.
 
 config: the network's configuration as JSON. Optional: family, learns_shortcut ("true", "false", "unknown"), which,
 sigma_rel (of the EMA, or "raw"), images (the clock), statistics (of the latents: mean, std, multiplier), source and

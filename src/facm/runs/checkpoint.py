@@ -79,7 +79,7 @@ def load(path: Path) -> Checkpoint:
 
     said = _header(path).metadata
     try:
-        with safe_open(path, framework="pt") as file:
+        with in_utf8(path) as readable, safe_open(readable, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, ValueError, OSError) as error:
         raise CheckpointError(f"{path} is truncated or damaged ({error})") from error

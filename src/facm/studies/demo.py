@@ -13,6 +13,7 @@ import torch
 
 from facm.core.claims import contents, held
 from facm.core.files import atomically, write_text
+from facm.core.terminal import console, say
 from facm.core.untrusted.door import read_json, read_text
 from facm.evaluation.evaluate import evaluate
 from facm.evaluation.evaluator import Evaluator, build_evaluator
@@ -60,7 +61,7 @@ def run_demo(out: Path, seed: int, quiet: bool) -> None:
     summary_file, report_file = out / "summary.json", out / "report.html"
     if summary_file.exists():
         _begin(out, seed)
-        print(f"{out} holds a finished demo; for a new one choose another folder or delete it")
+        say(f"{out} holds a finished demo; for a new one choose another folder or delete it")
         try:
             _print_table(read_json(summary_file, links=False), report_file)
         except (LookupError, TypeError, AttributeError) as error:
@@ -146,9 +147,7 @@ def _train_part(run: Run, path: Path, part: str, clock: Clock, quiet: bool) -> b
         outcome = train(run, folder, report=report)
     clock.add(part, time.monotonic() - began)
     if not outcome.finished:
-        print(
-            f"{outcome.signal}: saved at {outcome.images} of {run.images} images; the same command goes on from there"
-        )
+        say(f"{outcome.signal}: saved at {outcome.images} of {run.images} images; the same command goes on from there")
     return outcome.finished
 
 
@@ -157,7 +156,7 @@ def _measure(trained: Trained, method: Method, evaluator: Evaluator, quiet: bool
     append_row(trained, row)
     if not quiet:
         who = "student" if isinstance(method, Consistency) else "teacher"
-        print(f"{who}, {steps(method.nfe)}: Frechet distance {row.measurement.frechet_distance:.3f}", flush=True)
+        say(f"{who}, {steps(method.nfe)}: Frechet distance {row.measurement.frechet_distance:.3f}")
     return row
 
 
@@ -195,20 +194,18 @@ def _summary(rows: dict[str, dict[str, Row]], floor: float, seconds: dict[str, f
 
 
 def _print_table(summary: dict[str, Any], report: Path) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
     table = Table("", "steps", "Frechet distance", "class accuracy", "precision", "recall", title="digits, 8 x 8")
     for who in ("teacher", "student"):
         for nfe, distance in summary[who].items():
             others = [summary[what][who][nfe] for what in ("accuracy", "precision", "recall")]
             table.add_row(who, nfe, f"{distance:.3f}", *(f"{value:.3f}" for value in others))
-    console.print(table)
-    console.print(f"one half of the real digits against the other: {summary['reference_floor']:.3f}")
+    console().print(table)
+    say(f"one half of the real digits against the other: {summary['reference_floor']:.3f}")
     seconds = summary["seconds"]
-    console.print(
+    say(
         f"seconds: teacher {seconds['teacher']:.0f}, distillation {seconds['distill']:.0f}, "
         f"evaluation {seconds['evaluate']:.0f}, total {seconds['total']:.0f}"
     )
-    console.print(f"report: {report}", soft_wrap=True)
+    say(f"report: {report}")

@@ -10,7 +10,7 @@ from typing import Any
 
 from facm.runs import log as logs
 from facm.runs.folder import RunFolder
-from facm.studies.html import png_of, steps
+from facm.studies.html import png_of, steps, unparsed
 from facm.studies.study import Entry
 from facm.studies.summary import STEADY, Cell, Line, Summary
 
@@ -27,8 +27,8 @@ def numbers(summary: Summary) -> bytes:
         for name, points in _series(summary).items():
             known = sorted(((x, cell) for x, cell in points if cell.mean is not None), key=lambda point: point[0])
             means, spreads = [cell.mean or 0.0 for _, cell in known], [cell.sd or 0.0 for _, cell in known]
-            axis.errorbar([x for x, _ in known], means, spreads, marker="o", capsize=3, label=name)
-        axis.set_xlabel(summary.study.x_label)
+            axis.errorbar([x for x, _ in known], means, spreads, marker="o", capsize=3, label=unparsed(name))
+        axis.set_xlabel(unparsed(summary.study.x_label))
         axis.set_ylabel("Fréchet distance")
         if summary.study.x_label.startswith("weight") or _spans(summary) > 8:
             axis.set_xscale("log")
@@ -48,7 +48,7 @@ def numbers(summary: Summary) -> bytes:
             ys += [-place + 0.15 * (k - (len(nfes) - 1) / 2)] * (len(cell.known) if cell else 0)
         axis.plot(xs, ys, "o", alpha=0.7, label=steps(nfe))
     axis.axvline(summary.floor, color="gray", linestyle=":", label="real halves")
-    axis.set_yticks([-place for place in range(len(lines))], [line.entry.label for line in lines])
+    axis.set_yticks([-place for place in range(len(lines))], [unparsed(line.entry.label) for line in lines])
     axis.set_xscale("log")
     axis.set_xlabel("Fréchet distance, a dot for each seed")
     axis.grid(alpha=0.3, which="both", axis="x")
@@ -107,7 +107,8 @@ def _band(axis: Any, line: Line, home: Path, seeds: tuple[int, ...], key: str) -
         return 0.0
     clocks = sorted(values)
     thousands = [clock / 1000 for clock in clocks]
-    drawn = axis.plot(thousands, [statistics.median(values[clock]) for clock in clocks], label=line.entry.label, lw=1.2)
+    medians = [statistics.median(values[clock]) for clock in clocks]
+    drawn = axis.plot(thousands, medians, label=unparsed(line.entry.label), lw=1.2)
     low, high = [min(values[clock]) for clock in clocks], [max(values[clock]) for clock in clocks]
     axis.fill_between(thousands, low, high, alpha=LIGHT, color=drawn[0].get_color(), lw=0)
     return max((top for clock, top in zip(clocks, high, strict=True) if clock > STEADY * clocks[-1]), default=0.0)

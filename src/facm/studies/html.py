@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from facm.core.terminal import plain
 from facm.sampling.images import grid_png
 
 STYLE = """
@@ -22,6 +23,17 @@ td:first-child, th:first-child { text-align: left } tr.student { background: #ee
 img { max-width: 100% } .grids img { image-rendering: pixelated; width: 17rem }
 pre { background: #f6f6f6; padding: .8rem; overflow: auto; font-size: 12px } p.note { color: #555 }
 """
+
+
+def escaped(text: object) -> str:
+    """Text from elsewhere for a page, made plain: it is no markup, and cannot reverse or hide what stands around it."""
+    return html.escape(plain(text, keep="\n"))
+
+
+def unparsed(text: object) -> str:
+    """Text from elsewhere for matplotlib, made plain: dollars are no formulas, and a first underscore hides nothing."""
+    shown = plain(text).replace("$", r"\$")
+    return f"\u2060{shown}" if shown.startswith("_") else shown
 
 
 @dataclass(frozen=True)
@@ -38,7 +50,7 @@ class Panel:
 
 def page(title: str, parts: Sequence[str]) -> str:
     """A whole document of HTML parts."""
-    head = f"<meta charset=utf-8><meta name=viewport content='width=device-width'><title>{html.escape(title)}</title>"
+    head = f"<meta charset=utf-8><meta name=viewport content='width=device-width'><title>{escaped(title)}</title>"
     body = "\n".join(parts)
     return f"<!doctype html><html lang=en><head>{head}<style>{STYLE}</style></head><body>{body}</body></html>"
 
@@ -50,16 +62,16 @@ def steps(nfe: int) -> str:
 
 def grid(panel: Panel) -> str:
     picture = image(grid_png(panel.samples, scale=4), panel.caption)
-    return f"<figure>{picture}<figcaption>{html.escape(panel.caption)}</figcaption></figure>"
+    return f"<figure>{picture}<figcaption>{escaped(panel.caption)}</figcaption></figure>"
 
 
 def image(png: bytes, alt: str) -> str:
-    return f"<img alt='{html.escape(alt)}' src='data:image/png;base64,{base64.b64encode(png).decode()}'>"
+    return f"<img alt='{escaped(alt)}' src='data:image/png;base64,{base64.b64encode(png).decode()}'>"
 
 
 def folded_json(text: str) -> str:
     """JSON, indented, behind a click."""
-    return f"<details><summary>show</summary><pre>{html.escape(json.dumps(json.loads(text), indent=2))}</pre></details>"
+    return f"<details><summary>show</summary><pre>{escaped(json.dumps(json.loads(text), indent=2))}</pre></details>"
 
 
 def png_of(figure: Any, dpi: int = 110) -> bytes:

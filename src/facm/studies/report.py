@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from facm.pretrained.trained import load_trained
 from facm.runs.folder import RunFolder
 from facm.sampling.images import is_image
 from facm.studies.figures import numbers, over_training
-from facm.studies.html import Panel, folded_json, grid, image, page
+from facm.studies.html import Panel, escaped, folded_json, grid, image, page
 from facm.studies.panels import panel_of
 from facm.studies.summary import Summary
 from facm.studies.table import jsonl, markdown, rows, said
@@ -34,8 +33,8 @@ def write(summary: Summary, evaluator: Evaluator, home: Path, folder: Path, comm
     first = home / f"seed-{summary.seeds[0]}"
     environment = read_text(RunFolder(first / summary.lines[0].entry.name).environment_json)
     parts = [
-        f"<h1>{html.escape(summary.study.title)}</h1>",
-        f"<p>{html.escape(said(summary))}</p>",
+        f"<h1>{escaped(summary.study.title)}</h1>",
+        f"<p>{escaped(said(summary))}</p>",
         _table(summary),
         image(found["numbers.png"], "distances"),
         f"<h2>Training</h2>{image(found['training.png'], 'gradient norm and tangent over training')}",
@@ -43,8 +42,7 @@ def write(summary: Summary, evaluator: Evaluator, home: Path, folder: Path, comm
         *(grid(panel) for panel in panels(summary, evaluator, first, device)),
         "</div><h2>Configurations</h2>",
         *(
-            f"<h3>{html.escape(line.entry.label)}</h3>"
-            f"{folded_json(read_text(RunFolder(first / line.entry.name).run_json))}"
+            f"<h3>{escaped(line.entry.label)}</h3>{folded_json(read_text(RunFolder(first / line.entry.name).run_json))}"
             for line in (*summary.teachers, *summary.lines)
         ),
         f"<h2>Environment</h2>{folded_json(environment)}",
@@ -68,6 +66,6 @@ def panels(summary: Summary, evaluator: Evaluator, folder: Path, device: torch.d
 
 def _table(summary: Summary) -> str:
     header, body = rows(summary)
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-    lines = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in body]
+    head = "".join(f"<th>{escaped(cell)}</th>" for cell in header)
+    lines = ["".join(f"<td>{escaped(cell)}</td>" for cell in row) for row in body]
     return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"

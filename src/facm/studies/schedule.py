@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from facm.core.terminal import say
 from facm.evaluation.evaluator import Evaluator
 from facm.pretrained.trained import FromRun
 from facm.runs import log as logs
@@ -77,10 +78,10 @@ class Plan:
             raise ValueError(self.why_not(task))
         began = time.monotonic()
         if not trained_whole(self.path(task)):
-            print(f"seed {task}: training begins or goes on, {self.tasks[task].run.images:,} images", flush=True)
+            say(f"seed {task}: training begins or goes on, {self.tasks[task].run.images:,} images")
         outcome = fulfil(self.tasks[task], self.path(task), evaluator, self.n)
         if outcome.finished:
-            print(f"seed {task}: {_state(self.path(task))} ({time.monotonic() - began:.0f} s)", flush=True)
+            say(f"seed {task}: {_state(self.path(task))} ({time.monotonic() - began:.0f} s)")
         return outcome.finished
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from facm.core.terminal import console, plain
 from facm.runs.environment import environment
 from facm.studies.html import steps
 from facm.studies.summary import Cell, Line, Summary
@@ -94,9 +95,13 @@ def titled(summary: Summary) -> str:
 def markdown(summary: Summary) -> str:
     """The table with what it says and what it was measured with."""
     header, body = rows(summary)
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    lines += ["| " + " | ".join(row) + " |" for row in body]
-    return f"# {titled(summary)}\n\n{said(summary)}\n\n" + "\n".join(lines) + "\n"
+    lines = [_line(header), "|" + "---|" * len(header), *map(_line, body)]
+    return f"# {plain(titled(summary))}\n\n{plain(said(summary))}\n\n" + "\n".join(lines) + "\n"
+
+
+def _line(cells: Row) -> str:
+    """A line of the table; a label may have any characters."""
+    return "| " + " | ".join(plain(cell).replace("|", r"\|").replace("<", "&lt;") for cell in cells) + " |"
 
 
 def said(summary: Summary) -> str:
@@ -155,17 +160,16 @@ def jsonl(summary: Summary, command: str) -> str:
 
 def print_table(summary: Summary) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     header, body = rows(summary)
     shown = [k for k, name in enumerate(header) if name not in ON_PAGE_ONLY]  # the others do not fit into 80 characters
-    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), title=titled(summary))
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), title=plain(titled(summary)))
     for k in shown:
         number = header[k].endswith(("step", "steps"))
-        table.add_column(header[k], justify="right" if k else "left", no_wrap=number)
+        table.add_column(plain(header[k]), justify="right" if k else "left", no_wrap=number)
     for row in body:
-        table.add_row(*(row[k] for k in shown))
-    console = Console()
-    console.print(table)
-    console.print(said(summary), style="dim")
+        table.add_row(*(plain(row[k]) for k in shown))
+    terminal = console()
+    terminal.print(table)
+    terminal.print(said(summary), style="dim")

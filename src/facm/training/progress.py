@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from facm.core.terminal import console, is_terminal, plain, say
 from facm.runs.config import Run
 from facm.training.loop import Reporter
 
@@ -19,10 +20,7 @@ def progress(run: Run, title: str, quiet: bool = False) -> Iterator[Reporter | N
     if quiet:
         yield None
         return
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
+    if not is_terminal():
         yield _Lines(run, title)
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -35,8 +33,8 @@ def progress(run: Run, title: str, quiet: bool = False) -> Iterator[Reporter | N
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(title, total=run.images, loss="-", rate="-")
+    with Progress(*columns, console=console()) as bar:
+        task = bar.add_task(plain(title), total=run.images, loss="-", rate="-")
 
         def report(record: dict[str, Any]) -> None:
             bar.update(
@@ -56,8 +54,7 @@ class _Lines:
             return
         self.last = now
         left = (self.run.images - record["images"]) / max(record["images_per_s"], 1e-9)
-        print(
+        say(
             f"{self.title}: {record['images']}/{self.run.images} images, loss {record['loss']:.3f}, "
-            f"{record['images_per_s']:.0f} images/s, {max(left, 0):.0f} s left",
-            flush=True,
+            f"{record['images_per_s']:.0f} images/s, {max(left, 0):.0f} s left"
         )

@@ -19,6 +19,7 @@ from facm.core.untrusted.opcodes import Growth, check_growth
 from facm.core.untrusted.safetensors_header import read_header
 from facm.core.untrusted.tar import BLOCK, is_header
 from facm.core.untrusted.zip import open_zip
+from facm.core.utf8 import in_utf8
 
 ZIP = b"PK\x03\x04"  # the first bytes of torch.save's files since PyTorch 1.6; older files cannot be mapped
 PICKLE = b"\x80"
@@ -81,7 +82,8 @@ def _safetensors(path: Path, what: str) -> dict[str, Tensor]:
 
     try:
         read_header(path)
-        return load_file(path)
+        with in_utf8(path) as name:
+            return load_file(name)
     except (SafetensorError, ValueError, OSError) as error:
         raise ValueError(f"{path}: truncated or damaged ({error}); expected {what}") from error
 
