@@ -17,6 +17,7 @@ from facm.core.hashing import digest
 from facm.core.state_dict import CheckpointError
 from facm.core.untrusted.door import open_regular, parse_json
 from facm.core.untrusted.safetensors_header import Header, read_header
+from facm.core.utf8 import in_utf8
 
 FORMAT = "facm-checkpoint-1"
 PICKLED = (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05")  # how such files start, but a safetensors file may, too
