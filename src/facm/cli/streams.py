@@ -85,7 +85,8 @@ def _replaced(stream: TextIO | None, descriptor: int) -> tuple[Output | None, Te
         encoding, at_once = "utf-8", False
     else:
         try:
-            descriptor, at_once = stream.fileno(), stream.line_buffering or stream.write_through  # type: ignore[attr-defined]
+            descriptor = stream.fileno()
+            at_once = bool(stream.line_buffering or stream.write_through)  # type: ignore[attr-defined]
         except (OSError, AttributeError):
             return None, stream
         encoding = stream.encoding

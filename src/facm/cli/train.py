@@ -108,7 +108,7 @@ def _train(recipe: Recipe, options: TrainOptions, run: Run, engine: Engine) -> N
     from facm.runs.trust import remember
     from facm.training.checks import check
 
-    out, resume = options.out or Path("runs") / recipe.name, options.resume or restarts()
+    out, resume = options.out or Path("runs") / recipe.name, options.resume or restarts() > 0
     with opened(engine) as ranks, contextlib.ExitStack() as stack:
         world = placed(ranks, options.device)
         if options.trust_recipe:

@@ -116,12 +116,12 @@ def before_scripted_calls(check: Callable[[str, tuple[Any, ...], dict[str, Any]]
         return instead
 
     for kind, call in kept:
-        kind.__call__ = checked(call)
+        kind.__call__ = checked(call)  # type: ignore[method-assign]
     try:
         yield
     finally:
         for kind, call in kept:
-            kind.__call__ = call
+            kind.__call__ = call  # type: ignore[method-assign]
 
 
 def compiled_call(module: Any) -> Callable[..., Any] | None:

@@ -57,7 +57,7 @@ class InMemory:
         point count by their number and shape alone: computed anew, they may differ in the last bit."""
         digest = hashlib.sha256(f"{self.images.dtype} {self.images.shape} {self.num_classes}".encode())
         if self.images.dtype == np.uint8:
-            digest.update(np.ascontiguousarray(self.images))
+            digest.update(np.ascontiguousarray(self.images).data)
         if self.labels is not None:
             digest.update(self.labels.astype("<i8").tobytes())
         return digest.hexdigest()[:16]

@@ -87,6 +87,6 @@ def load_statistics(path: Path, multiplier: float = 1.0) -> Statistics:
     ):
         raise ValueError(f"{path}: mean {shapes[0]} and std {shapes[1]}; expected {what}")
     try:
-        return Statistics(*(value.flatten().float().clone() for value in (mean, std)), multiplier)
+        return Statistics(mean.flatten().float().clone(), std.flatten().float().clone(), multiplier)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

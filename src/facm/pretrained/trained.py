@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -189,11 +189,15 @@ def _built(
     return Trained(network, run.network, interface, run.data, folder.path, which, sigma_rel, images, sha256)
 
 
+def _tensors_of_snapshot(file: Path, images: int, sigma_rel: float, run: Run) -> dict[str, torch.Tensor]:
+    return load_snapshot(file, images, sigma_rel, run).tensors
+
+
 def _averaged(checkpoint: Stored, folder: RunFolder, run: Run, sigma_rel: float) -> dict[str, torch.Tensor]:
     if sigma_rel in run.ema.sigma_rels:
         return checkpoint.part(f"ema/{sigma_rel}")
     snapshots = [
-        Snapshot(images, length, lambda at=(file, images, length): load_snapshot(*at, run).tensors)  # type: ignore[misc]
+        Snapshot(images, length, partial(_tensors_of_snapshot, file, images, length, run))
         for images, length, file in folder.ema_snapshots()
     ]
     if not snapshots:

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import IO, Any, ClassVar
+from typing import IO, Any
 
 import numpy as np
 
@@ -85,7 +85,7 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
 
 
 class _Plain(Reader):
-    stand_ins: ClassVar[Mapping[tuple[str, str], Any]] = {
+    stand_ins: Mapping[tuple[str, str], Any] = {
         ("numpy.core.multiarray", "_reconstruct"): Call(_reconstruct),
         ("numpy._core.multiarray", "_reconstruct"): Call(_reconstruct),
         ("numpy", "ndarray"): _Array,

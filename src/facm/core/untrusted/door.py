@@ -7,8 +7,9 @@ import json
 import os
 import re
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 MOST_TEXT = 2**24
 """Bytes of a text file such as run.json: 16 MiB."""
@@ -25,7 +26,7 @@ _KINDS = {
 _NOT_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"?|[^\[\]{}"]+', re.DOTALL)
 
 
-def open_regular(path: Path, links: bool = True) -> IO[bytes]:
+def open_regular(path: Path, links: bool = True) -> BufferedReader:
     """Open a regular file for reading, without waiting for the other end of a pipe.
 
     links: follow a symbolic link at the path's end; False inside a folder that somebody else may have made.
