@@ -285,10 +285,10 @@ def test_broken_folders(tmp_path: Path, fault: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scale": 0.0}, "scale = 0.0, expected a number above 0"),
-        ({"multiplier": -1.0}, "multiplier = -1.0, expected a number above 0"),
-        ({"scale": 0.5, "multiplier": 2.0}, "scale = 0.5 and multiplier = 2.0, expected one of them"),
-        ({"num_classes": 0}, "num_classes = 0, expected at least 1"),
+        ({"scale": 0.0}, "scale = 0.0, expected a number within"),
+        ({"multiplier": -1.0}, "multiplier = -1.0, expected a number within"),
+        ({"scale": 0.5, "multiplier": 2.0}, "multiplier = 2.0, expected 1 with scale = 0.5: one of them"),
+        ({"num_classes": 0}, "num_classes = 0, expected an integer within"),
     ],
 )
 def test_bad_options(options: dict, message: str) -> None:

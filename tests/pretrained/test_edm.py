@@ -479,8 +479,8 @@ def block(content):
         (lambda c: setattr(song(c), "_init_args", torch.ones(2)), "does not say the named arguments"),
         (lambda c: song(c).enc["4x4_down"].conv0.resample_filter.fill_(1), "resample_filter is .*, expected 0.25"),
         (lambda c: c["ema"].__dict__.update(sigma_data="half"), "sigma_data = 'half', expected a number"),
-        (lambda c: c["ema"].__dict__.update(sigma_data=-1.0), r"edm.pkl: sigma_data = -1.0, expected a positive"),
-        (lambda c: c["ema"].__dict__.update(sigma_min=100.0), r"edm.pkl: sigma_min = 100.0, sigma_max = 80.0"),
+        (lambda c: c["ema"].__dict__.update(sigma_data=-1.0), r"edm.pkl: EDM: sigma_data = -1.0, expected a number"),
+        (lambda c: c["ema"].__dict__.update(sigma_min=100.0), r"edm.pkl: EDM: sigma_min = 100.0, expected less than sigma_max = 80.0"),
     ],
 )  # fmt: skip
 def test_another_network_is_refused(tmp_path, edit, message):
@@ -508,9 +508,9 @@ def test_another_network_is_refused(tmp_path, edit, message):
         ({"img_resolution": 10**6}, "img_resolution = 1000000, expected a whole number"),
         ({"channel_mult": 2}, "channel_mult = 2, expected a list of at most 64 whole numbers"),
         ({"channel_mult": [1, 0.5]}, "channel_mult = 0.5, expected a whole number"),
-        ({"channel_mult": []}, r"edm.pkl: size = 8, multipliers = \(\)"),
+        ({"channel_mult": []}, r"edm.pkl: DDPMpp: multipliers = \(\), expected"),
         ({"dropout": None}, "dropout = None, expected a number"),
-        ({"dropout": 1.5}, "edm.pkl: dropout = 1.5, expected a probability"),
+        ({"dropout": 1.5}, "edm.pkl: DDPMpp: dropout = 1.5, expected a number"),
         ({"model_channels": 32}, "does not fit EDMNetwork: .*of another shape"),
         ({"label_dim": 0}, "unexpected: inner.map_label.weight, inner.map_label.bias"),
         ({"augment_dim": 0}, "1 unexpected: inner.map_augment.weight"),

@@ -210,10 +210,16 @@ def _rules(hides: Hides) -> ConstructorRegistry:
             hint: Any = _tidy(field.type, field.default) if of_command else field.type
             if hides(info.type, field):
                 hint = Annotated[hint, tyro.conf.Suppress]
-            fields.append(dataclasses.replace(field, type=hint))
+            fields.append(dataclasses.replace(field, type=hint, default=_plain(field.default)))
         return dataclasses.replace(spec, fields=tuple(fields))
 
     return registry
+
+
+def _plain(default: Any) -> Any:
+    """A marked number or text without its mark, for tyro takes equal defaults for each other, whatever their type."""
+    marked_of = type(default).__base__
+    return marked_of(default) if marked_of in (int, float, str) and not isinstance(default, bool) else default
 
 
 def _tidy(hint: Any, default: Any) -> Any:

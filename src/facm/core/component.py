@@ -121,11 +121,14 @@ def make(cls: type, fields: dict[str, Any]) -> Any:
     return cls(**fields)
 
 
-def check_fulfils(made: Any, protocol: type, by: Any) -> None:
-    """Raise ComponentError unless ``made``, by a user's own part ``by``, has every name that the protocol asks for."""
+def check_fulfils(made: Any, protocol: type, by: Any, may_lack: tuple[str, ...] = ()) -> None:
+    """Raise ComponentError unless ``made``, by a user's own part ``by``, has every name that the protocol asks for.
+
+    may_lack: names that are not asked for in every case.
+    """
     names = (*protocol.__annotations__, *vars(protocol))
     asked = [name for name in names if not name.startswith("_") or name in ("__call__", "__len__")]
-    missing = [name for name in asked if not hasattr(made, name)]
+    missing = [name for name in asked if not hasattr(made, name) and name not in may_lack]
     if missing:
         raise ComponentError(
             f"{type(by).__name__} made an object of type {type(made).__name__} without {', '.join(missing)}, "

@@ -66,7 +66,7 @@ def config_of(metadata: Mapping[str, str], path: Path) -> NetworkConfig:
         )
     try:
         config = from_json(recorded)
-    except (TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path}: its metadata 'config' does not describe a network ({error})") from error
     if not isinstance(config, NetworkConfig):
         raise ValueError(f"{path}: its metadata 'config' is {config!r}, expected a network's configuration")

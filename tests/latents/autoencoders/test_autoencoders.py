@@ -197,12 +197,12 @@ def test_vavae_names_another_content(small_state, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"ch": 0}, "ch = 0, expected at least 1"),
+        ({"ch": 0}, "ch = 0, expected an integer within"),
         ({"ch": 48}, "ch = 48, expected a multiple of 32"),
-        ({"z_channels": 0}, "z_channels = 0, expected at least 1"),
-        ({"num_res_blocks": 0}, "num_res_blocks = 0, expected at least 1"),
-        ({"ch_mult": ()}, r"ch_mult = \(\), expected a number above 0 for each level"),
-        ({"ch_mult": (1, 0)}, r"ch_mult = \(1, 0\), expected a number above 0"),
+        ({"z_channels": 0}, "z_channels = 0, expected an integer within"),
+        ({"num_res_blocks": 0}, "num_res_blocks = 0, expected an integer within"),
+        ({"ch_mult": ()}, r"ch_mult = \(\), expected a tuple of a length within \[1, 10\]"),
+        ({"ch_mult": (1, 0)}, r"ch_mult = \(1, 0\), expected a tuple"),
         ({"attention": (32,)}, r"attention = \(32,\), expected factors of the levels, of \[1, 2, 4, 8, 16\]"),
     ],
 )
