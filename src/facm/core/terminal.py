@@ -95,8 +95,13 @@ class _Plain:
         self.renderable = renderable
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterable[Segment]:
+        from rich.segment import Segment
+
         for segment in console.render(self.renderable, options):
-            yield segment if segment.control else segment._replace(text=plain(segment.text, keep="\n\t"))
+            if segment.control:
+                yield segment
+            else:
+                yield Segment(plain(segment.text, keep="\n\t"), segment.style)
 
 
 def counting(what: str) -> Callable[[int, int], None]:

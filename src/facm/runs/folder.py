@@ -90,28 +90,29 @@ class RunFolder:
 
     @property
     def samples(self) -> Path:
-        return self._inside("samples")
+        return self.inside("samples")
 
     def checkpoint(self, images: int) -> Path:
-        return self._inside("checkpoints") / f"{images:012d}.safetensors"
+        return self.inside("checkpoints") / f"{images:012d}.safetensors"
 
     def checkpoints(self) -> list[Path]:
         """All checkpoints, oldest first: files, and directories of sharded ones."""
-        found = _stored(self._inside("checkpoints"), _CHECKPOINT)
+        found = _stored(self.inside("checkpoints"), _CHECKPOINT)
         return [path for _, path in sorted((int(images), path) for (images,), path in found)]
 
     def ema_snapshot(self, images: int, sigma_rel: float) -> Path:
-        return self._inside("ema") / f"{images:012d}-{sigma_rel}.safetensors"
+        return self.inside("ema") / f"{images:012d}-{sigma_rel}.safetensors"
 
     def ema_snapshots(self) -> list[tuple[int, float, Path]]:
         """(images seen, sigma_rel, file) of every kept EMA snapshot, oldest first."""
-        found = _stored(self._inside("ema"), _SNAPSHOT)
+        found = _stored(self.inside("ema"), _SNAPSHOT)
         return sorted((int(images), float(sigma_rel), path) for (images, sigma_rel), path in found)
 
     def _file(self, name: str) -> Path:
         return _own(self.path / name, stat.S_ISREG, "a regular file")
 
-    def _inside(self, name: str) -> Path:
+    def inside(self, name: str) -> Path:
+        """A folder of the run's. Raises RunFolderError where something else, such as a link, has its name."""
         return _own(self.path / name, stat.S_ISDIR, "a folder")
 
 
@@ -337,7 +338,7 @@ def _tidy(folder: RunFolder) -> None:
     folder meanwhile, such as ``facm sample``, uses other names."""
     left = [*folder.path.glob(f".*{PARTIAL}")]
     left += [path for path in folder.samples.glob(f".*{PARTIAL}") if _PREVIEW.match(path.name)]
-    for parts in (folder._inside("checkpoints"), folder._inside("ema")):
+    for parts in (folder.inside("checkpoints"), folder.inside("ema")):
         left += [*parts.glob(f".*{PARTIAL}"), *parts.glob(f".*{REMOVED}")]
     for path in left:
         if path.is_dir() and not path.is_symlink():
