@@ -244,9 +244,15 @@ def run(words, redirected, cwd):
     return subprocess.run(facm, shell=True, cwd=cwd, capture_output=True, text=True, check=False)
 
 
+EVERYWHERE = [">&-", "2>&-", "<&-", "<&- >&- 2>&-", "| true", "| head -1", "2>&1 | head -1"]
+TRAIN = "train digits-teacher --images 64 --run.batch-size 16 --out new"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("redirected", [">&-", "2>&-", "<&-", "<&- >&- 2>&-", "| true", "| head -1", "2>&1 | head -1"])
-@pytest.mark.parametrize("words", ["-h", "train digits-teacher --images 64 --run.batch-size 16 --out new"])
+@pytest.mark.parametrize(
+    ("words", "redirected"),
+    [*(("-h", to) for to in EVERYWHERE), *((TRAIN, to) for to in ("<&- >&- 2>&-", "2>&1 | head -1"))],
+)
 def test_the_process_itself(words, redirected, tmp_path):
     done = run(words, redirected, tmp_path)
     assert (done.returncode, done.stderr) == (0, "")

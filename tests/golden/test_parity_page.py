@@ -1,8 +1,8 @@
 """The examples of docs/parity.md give the reference's numbers, on the inputs that are kept of it."""
 
 import dataclasses
-import importlib
 import json
+import pkgutil
 import re
 
 import pytest
@@ -125,7 +125,7 @@ def test_samplers(page):
     close(names["x"].double(), SAMPLES["cm_A_2step_cfg1.75"])
     close(names["x_euler"].double(), SAMPLES["euler_A_4_cfg1.75"])
     flow, steps = names["flow"], names["solvers"].shifted_times(4, shift=2.0)
-    assert steps == pytest.approx([0, 0.4, 2 / 3, 6 / 7, 1])
+    assert steps == pytest.approx([0, 0.4, 2 / 3, 6 / 7])
     assert torch.equal(names["x_heun"], names["solvers"].heun(flow, names["latents"], steps))
 
 
@@ -133,4 +133,4 @@ def test_files_that_the_page_names_exist():
     for name in re.findall(r"`(tests/[^`]+)`", PAGE):
         assert (ROOT / name).exists(), name
     for name in re.findall(r"`(facm(?:\.[a-z_]+)+)`", PAGE):
-        importlib.import_module(name)
+        pkgutil.resolve_name(name)
