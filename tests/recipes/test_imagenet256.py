@@ -239,7 +239,7 @@ def test_an_autoencoder_that_a_data_set_names_is_not_imported_from_anywhere(insi
 def test_samples_that_are_not_finite_are_no_picture(inside, capsys, tmp_path):
     command("weights", "export", STUDENT, "--out", tmp_path / "student.safetensors")
     broken = load_file(tmp_path / "student.safetensors")
-    state = {name: torch.full_like(value, torch.nan) for name, value in broken.network.state_dict().items()}
+    state = {name: torch.full_like(value, 3e38) for name, value in broken.network.state_dict().items()}
     write_own(tmp_path / "broken.safetensors", broken.config, state, {"learns_shortcut": "true"})
     options = ["--autoencoder", "vae", "--latent-scale", 1, "--num-samples", 2, "--out", tmp_path / "x.png"]
     assert "2 of 2 samples are not finite" in refused(capsys, "sample", tmp_path / "broken.safetensors", *options)

@@ -84,8 +84,8 @@ MUTANTS = (
     # names on disk
     Mutant(
         "runs/folder.py",
-        'self._inside("ema") / f"{images:012d}-{sigma_rel}.safetensors"',
-        'self._inside("ema") / f"{images:012d}-{sigma_rel:.1f}.safetensors"',
+        'self.inside("ema") / f"{images:012d}-{sigma_rel}.safetensors"',
+        'self.inside("ema") / f"{images:012d}-{sigma_rel:.1f}.safetensors"',
         (f"{FOLDER}::test_ema_snapshots_of_close_lengths_are_kept_apart",),
     ),
     Mutant(
