@@ -19,6 +19,14 @@ def whole(tmp_path_factory):
     return whole_runs(tmp_path_factory.mktemp("whole"))
 
 
+@pytest.fixture(autouse=True)
+def hangs_up():
+    """As where the tests are not started by nohup, which has SIGHUP ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize(
     ("number", "clock"),
     [(signal.SIGTERM, 0), (signal.SIGTERM, 48), (signal.SIGTERM, 160), (signal.SIGINT, 48), (signal.SIGHUP, 48)],

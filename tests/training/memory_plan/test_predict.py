@@ -153,6 +153,7 @@ def test_bf16_halves_most_activations_on_a_gpu():
     assert half.cast > single.cast == 0
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_says_what_would():
     run = distillation(WIDE, batch_size=64, precision="bf16")
     needed = plan(run, advise=False).total
