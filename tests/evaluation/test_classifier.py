@@ -1,5 +1,7 @@
 """The classifier trained on the spot: accuracy, scale of its distances, determinism, cache."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -126,6 +128,33 @@ def test_cache_is_used_and_named_after_all_that_matters(tmp_path, monkeypatch):
     for config, dataset in [(quick(tmp_path), relabelled), (quick(tmp_path), moved), (quick(tmp_path, seed=5), tiny())]:
         config.build(dataset, "cpu")
     assert len(cached(tmp_path)) == 4  # and no temporary file is left
+
+
+def test_a_cache_that_cannot_be_written_is_named_before_training(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    for cache in ("file", "file/below"):
+        with pytest.raises(ValueError, match=r"cannot write into the cache .*file.*: set FACM_CACHE to a folder"):
+            quick(tmp_path / cache).build(tiny())
+    monkeypatch.setattr("facm.evaluation.classifier.os.access", lambda *asked: False)
+    with pytest.raises(ValueError, match=r"cannot write .*Permission denied.*FACM_CACHE"):
+        quick(tmp_path / "denied").build(tiny())
+
+
+def test_a_cache_that_is_only_read_serves_what_it_holds(tmp_path, monkeypatch):
+    made = quick(tmp_path).build(tiny())
+    monkeypatch.setattr("facm.evaluation.classifier.os.access", lambda *asked: False)
+    assert quick(tmp_path).build(tiny()).identity == made.identity
+
+
+def test_without_a_home_the_cache_is_to_be_named(monkeypatch):
+    monkeypatch.delenv("FACM_CACHE", raising=False)
+
+    def homeless(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    with pytest.raises(ValueError, match=r"no home folder: set FACM_CACHE"):
+        SmallClassifier(epochs=1, width=8).build(tiny())
 
 
 def test_cache_folder_from_the_environment(tmp_path, monkeypatch):

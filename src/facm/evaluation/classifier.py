@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -28,6 +29,7 @@ from facm.evaluation.frechet import Moments
 _FORMAT = 1  # raise it when the network or its training changes: cached weights of the old one are then not found
 _BATCH = 64
 _BLOCK = 512
+REMEDY = "set FACM_CACHE to a folder that can be written"
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,8 @@ class SmallClassifier:
         """The trained network on ``device``, from the cache where it is there.
 
         Raises ValueError for a data set without labels, of another shape than (C, H, W) with sides >= 8, or with
-        labels out of range, and FloatingPointError where training diverges. A corrupt file in the cache is reported
-        in a RuntimeWarning, trained again and replaced.
+        labels out of range, and for a cache that cannot be written, FloatingPointError where training diverges. A
+        corrupt file in the cache is reported in a RuntimeWarning, trained again and replaced.
         """
         if dataset.num_classes is None:
             raise ValueError("SmallClassifier: the data set has num_classes = None, expected one with class labels")
@@ -79,7 +81,8 @@ class SmallClassifier:
         if len(dataset) < 2:
             raise ValueError(f"SmallClassifier: the data set has n = {len(dataset)} samples, expected at least 2")
         path = self._path(dataset)
-        path.parent.mkdir(parents=True, exist_ok=True)  # before training: an unwritable cache should fail at once
+        if not path.exists():
+            _check_writable(path.parent)  # before training: an unwritable cache should fail at once
         # A caller may well be in inference mode; weights made there could not be trained.
         with torch.inference_mode(False), torch.enable_grad():
             network = self._network(dataset).to(device)
@@ -104,8 +107,22 @@ class SmallClassifier:
     def _path(self, dataset: Dataset) -> Path:
         settings = {k: v for k, v in asdict(self).items() if k != "cache"} | {"epochs": self._passes(dataset)}
         key = json.dumps([_FORMAT, settings, torch.__version__, fingerprint(dataset)], sort_keys=True)
-        root = Path(self.cache or os.environ.get("FACM_CACHE") or "~/.cache/facm").expanduser()
+        root = Path(self.cache or os.environ.get("FACM_CACHE") or "~/.cache/facm")
+        try:
+            root = root.expanduser()
+        except RuntimeError as error:
+            raise ValueError(f"the cache {root} has no home folder: {REMEDY}") from error
         return root / "classifiers" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+
+
+def _check_writable(folder: Path) -> None:
+    """Make the folder. Raises ValueError where it cannot be made, or written into."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise ValueError(f"cannot write into the cache {folder} ({error.strerror}): {REMEDY}") from error
 
 
 class SmallClassifierNetwork(nn.Module):
