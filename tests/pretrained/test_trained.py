@@ -1,7 +1,7 @@
 """Trained networks: how one in a file is asked, and which weights come out of a run's folder."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from facm import cli
 from facm.core.serialize import to_json
 from facm.flow.conditions import Labels, Unconditional
 from facm.flow.time_conditioning import AuxiliaryTime, ExpandedInterval
 from facm.latents.space import LatentSpace
 from facm.networks.adapters.edm import EDM
 from facm.networks.ddpm_pp import DDPMpp
+from facm.networks.mlp import MLP
 from facm.pretrained.from_file import load_file
+from facm.pretrained.native_format import write_own
 from facm.pretrained.trained import FromRun, Trained, load_trained
 from facm.runs.checkpointer import load
 from facm.runs.folder import RunFolder, create
@@ -200,3 +203,24 @@ def test_a_run_without_snapshots_has_no_earlier_clocks(tmp_path: Path) -> None:
     folder = trained_run(tmp_path / "run", kept_none)
     with pytest.raises(ValueError, match=r"images = 32; expected one of none: every.ema_snapshots = 0"):
         load_trained(folder.path, images=32)
+
+
+@dataclass(frozen=True)
+class ReadsNumbers:
+    """A network whose constructor reads numbers off a tensor, as schedules of drop paths do: it cannot be built without
+    memory."""
+
+    def build(self) -> torch.nn.Module:
+        network = MLP(width=16, depth=1, num_classes=3).build()
+        network.rates = torch.linspace(0, 1, 3).tolist()
+        return network
+
+
+def test_a_network_that_cannot_be_built_without_memory_trains_and_is_shown_and_sampled(tmp_path, capsys) -> None:
+    folder = trained_run(tmp_path / "run", flow_run(network=ReadsNumbers()))
+    trained = load_trained(folder.path, raw=True)
+    assert torch.equal(trained.network.state_dict()["inward.weight"], weights(folder)["inward.weight"])
+    write_own(tmp_path / "x.safetensors", trained.config, trained.network.state_dict(), {})
+    assert (tmp_path / "x.safetensors").exists()
+    cli.main(["show", str(folder.path)])
+    assert "parameters: " in capsys.readouterr().out

@@ -120,14 +120,14 @@ def _list_studies() -> None:
 
 
 def _show_run(run: Run, title: str) -> None:
-    import torch
     from rich.text import Text
     from rich.tree import Tree
 
+    from facm.core.modules import without_memory
+
     tree = Tree(Text(plain(title), "bold"))
     _grow(tree, run)
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in run.network.build().parameters())
+    parameters = sum(p.numel() for p in without_memory(run.network.build).parameters())
     tree.add(f"parameters: {parameters:,}")
     console().print(tree)
 

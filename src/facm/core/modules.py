@@ -1,12 +1,14 @@
-"""A network's blocks: the modules that chain, checkpointing, compilation and sharding treat as units."""
+"""A network's blocks, the units of chain, checkpointing, compilation and sharding; and a network without memory."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
+from facm.core.rng import borrowed_generators
 from facm.core.torch_private import compiled_call, compiled_from
 
 HOLDERS = (nn.ModuleList, nn.ModuleDict)
@@ -49,6 +51,19 @@ def _outermost(kind: type[nn.Module], network: nn.Module) -> list[str]:
     """Names of the modules of a kind that are not inside another one of that kind."""
     found = [name for name, m in network.named_modules() if name and isinstance(m, kind)]
     return [name for name in found if not any(name.startswith(other + ".") for other in found)]
+
+
+def without_memory(build: Callable[[], nn.Module]) -> nn.Module:
+    """A network's names and shapes, without memory for them; with it where its constructor reads numbers off tensors.
+
+    No random numbers are used up.
+    """
+    try:
+        with torch.device("meta"):
+            return build()
+    except (RuntimeError, NotImplementedError):
+        with borrowed_generators(0):
+            return build()
 
 
 def is_compiled(module: Any) -> bool:

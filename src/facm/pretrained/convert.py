@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from facm.core.files import TakenError, atomically
+from facm.core.modules import without_memory
 from facm.core.state_dict import CheckpointError, check_finite, check_fits
 from facm.core.types import NetworkConfig
 from facm.networks.adapters.variance_preserving import VariancePreserving
@@ -65,8 +66,7 @@ def export_reference(
     if out.exists():
         raise ValueError(f"{out} exists and is not overwritten: expected the name of a new file")
     state = {name: value.detach().cpu().contiguous().clone() for name, value in network.state_dict().items()}
-    with torch.device("meta"):
-        empty = config.build()
+    empty = without_memory(config.build)
     try:
         check_fits(empty, {name: value.shape for name, value in state.items()}, f"the {type(network).__name__}")
         check_finite(empty, state, f"the {type(network).__name__}")

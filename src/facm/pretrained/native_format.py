@@ -18,6 +18,7 @@ from torch import Tensor
 
 from facm.core.files import TakenError, atomically
 from facm.core.hashing import digest
+from facm.core.modules import without_memory
 from facm.core.serialize import from_json, to_json, types_in
 from facm.core.state_dict import CheckpointError, check_finite
 from facm.core.types import NetworkConfig
@@ -103,8 +104,7 @@ def write_own(out: Path, config: NetworkConfig, state: Mapping[str, Tensor], sai
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    with torch.device("meta"):
-        check_finite(config.build(), state, f"what was to become {out}")
+    check_finite(without_memory(config.build), state, f"what was to become {out}")
     weights = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
     metadata = {"format": "pt", "config": json.dumps(to_json(config)), **said}
     metadata[SEAL] = seal(metadata, weights)

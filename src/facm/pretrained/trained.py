@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import torch
 
 from facm.core.component import Range, component
+from facm.core.modules import without_memory
 from facm.core.objective import NetworkInterface, as_objective
 from facm.core.state_dict import CheckpointError, check_fits, load_strictly
 from facm.core.types import Data, Dataset, NetworkConfig
@@ -180,8 +181,7 @@ def _built(
     sha256: str,
 ) -> Trained:
     """The run's network with these weights. Raises CheckpointError where they do not fit it, before it takes memory."""
-    with torch.device("meta"):
-        check_fits(run.network.build(), {name: value.shape for name, value in state.items()}, str(source))
+    check_fits(without_memory(run.network.build), {name: value.shape for name, value in state.items()}, str(source))
     network = run.network.build()
     load_strictly(network, state, str(source))
     network.eval().requires_grad_(False)

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from facm.core.component import check_fulfils
+from facm.core.modules import without_memory
 from facm.core.objective import Objective, as_objective, guidance_scale, needs_teacher
-from facm.core.rng import borrowed_generators
 from facm.core.types import Batch, Dataset
 from facm.data.checked import read_checked
 from facm.data.stream import Stream
@@ -50,7 +49,7 @@ def check(run: Run | CheckedRun, engine: Engine | None = None, ranks: int = 1) -
     engine.check(checked.run.batch_size, ranks)
     _check_engine(checked.objective, engine)
     if engine.kind(ranks) == "fsdp":
-        check_shardable(_empty(checked.run), engine.blocks)
+        check_shardable(without_memory(checked.run.network.build), engine.blocks)
     return checked
 
 
@@ -88,19 +87,9 @@ def _classes(network: Any) -> int | None:
     return classes if isinstance(classes, int) else None
 
 
-def _empty(run: Run) -> nn.Module:
-    """The run's network without memory, or with it where its constructor reads numbers off tensors."""
-    try:
-        with torch.device("meta"):
-            return run.network.build()
-    except (RuntimeError, NotImplementedError):
-        with borrowed_generators(0):
-            return run.network.build()
-
-
 def check_network(run: Run) -> None:
     """Raise ValueError where the network lacks what the objective needs: a second time, a head."""
-    network = _empty(run)
+    network = without_memory(run.network.build)
     objective = as_objective(run.objective)
     if objective.task is not None:
         check_task(objective.task, network)
