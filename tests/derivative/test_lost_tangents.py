@@ -21,11 +21,7 @@ from facm.derivative import (
 STRATEGIES = [WholeNetwork(), NoGraph(), OpLevel(), Chain(("blocks",)), Chain(("blocks",), op_level=True)]
 
 
-@pytest.fixture(autouse=True)
-def _double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 class Net(nn.Module):

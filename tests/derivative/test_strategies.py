@@ -22,12 +22,7 @@ from facm.flow.time_conditioning import AuxiliaryTime, ExpandedInterval
 from facm.networks.lightning_dit import LightningDiT
 from facm.networks.mlp import MLP
 
-
-@pytest.fixture(autouse=True)
-def _double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def refilled(network, seed=0):

@@ -30,11 +30,7 @@ SHAPE = (3, 8, 4)
 WHOLE, TWO = WholeNetwork(), (OpLevel(), NoGraph())
 
 
-@pytest.fixture(autouse=True)
-def _double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 class Awkward(nn.Module):

@@ -1,6 +1,7 @@
 """Two processes are one, in few steps: one launch, in which every kind of mistake between ranks would show. The grid of
 engines, objectives and derivatives is in test_training.py."""
 
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from facm.distributed.process_group import opened
 from facm.runs.config import Intervals
 from facm.runs.folder import RunFolder
 from facm.runs.optim import AdamW
+from facm.training.finite import NonFiniteError
+from facm.training.trainer import Trainer
 from tests.distributed.parallel_parts import (
     Awake,
     call,
@@ -37,6 +40,24 @@ def few_steps(root):
     return student(root, network=Awake(), images=IMAGES, every=every, optimizer=adam)
 
 
+@contextmanager
+def nan_on_the_second(world):
+    """A weight of the second rank's replica is lost in the first step."""
+    original = Trainer.step
+
+    def step(trainer, batch):
+        original(trainer, batch)
+        if world.rank == 1:
+            with torch.no_grad():
+                trainer.state.network.get_parameter("x_embedder.proj.weight").view(-1)[0] = torch.nan
+
+    Trainer.step = step
+    try:
+        yield
+    finally:
+        Trainer.step = original
+
+
 def everything(root):
     """What a rank does; the answers that its folders do not show."""
     seeds, refused = [], {}
@@ -52,6 +73,11 @@ def everything(root):
                 train_in(f"{root}/{name}", moons_run(images=16, **changes), Engine(), world)
             except RuntimeError as error:
                 refused[name] = str(error)
+        try:
+            with nan_on_the_second(world):
+                train_in(f"{root}/nan", few_steps(root), Engine(), world)
+        except NonFiniteError as error:
+            refused["nan"] = str(error)
         return {"seeds": seeds, "refused": refused, "tangents": tangents_through_units(root, world)}
 
 
@@ -95,6 +121,10 @@ def test_tangents_pass_through_sharded_units(answers):
     ("name", "expected"),
     [
         ("through", "the gradient of parameter inward.weight is not synchronised: rank 0 and rank 1"),
+        (
+            "nan",
+            "nothing was saved at 64 images, there is no checkpoint before: network/x_embedder.proj.weight on rank 1",
+        ),
         ("different", "parameter inward.weight differs between rank 0 and rank 1"),
     ],
 )

@@ -58,7 +58,7 @@ MUTANTS = (
     ),
     Mutant(
         "runs/checkpointer.py",
-        "if _sha256(file) != sha256:",
+        "if file_sha256(file, links=False) != sha256:",
         "if False:",
         ("tests/distributed/test_failures.py::test_a_damaged_one_is_named_and_the_one_before_loads",),
     ),

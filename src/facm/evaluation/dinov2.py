@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from facm.core.hashing import file_sha256
 from facm.core.types import Dataset
 from facm.core.untrusted.door import read_json
 from facm.core.untrusted.safetensors_header import check_numbers, check_size, read_header
@@ -72,8 +72,7 @@ class DINOv2:
         wrong = [*said["missing_keys"], *(str(key) for key in said["mismatched_keys"])]
         if wrong:  # transformers would go on with random numbers in their place
             raise ValueError(f"{folder} lacks weights of a DINOv2 model: {', '.join(sorted(wrong)[:5])}")
-        with (folder / "model.safetensors").open("rb") as file:
-            weights = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        weights = file_sha256(folder / "model.safetensors")[:16]
         return DINOv2Network(network, weights, self.block).to(device)
 
 

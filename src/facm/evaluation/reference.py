@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from facm.core.files import TakenError, atomically
+from facm.core.hashing import file_sha256
 from facm.core.types import Dataset
 from facm.core.untrusted.arrays import Claim, claim_of, read_array, rows_of
-from facm.core.untrusted.door import open_regular
 from facm.core.untrusted.zip import Archive, Damaged, open_zip
 from facm.evaluation.features import FeatureExtractor, check_positive, read_blocks, real_features
 from facm.evaluation.frechet import Moments, frechet_distance
@@ -202,8 +202,7 @@ def _opened(path: Path) -> Iterator[Archive]:
 
 def _sha256(path: Path) -> str:
     try:
-        with open_regular(path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
     except FileNotFoundError:
         raise ValueError(f"{path}: there is no such file; {EXPECTED}") from None
     except OSError as error:

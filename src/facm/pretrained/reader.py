@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from facm.core.hashing import file_sha256
 from facm.core.state_dict import CheckpointError, check_fits
 from facm.core.types import NetworkConfig
 from facm.core.untrusted.persistence import is_persistent
@@ -146,10 +146,10 @@ def _fitted(
     except CheckpointError as error:
         raise ValueError(f"{error}. It looks like {NAMES[family]}") from error
     shape, num_classes = _sample(network)
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     full = {name: _float32(value) for name, value in state.items()}
-    return Published(network, full, family, learns_shortcut, which, shape, num_classes, sha256, dropped, path)
+    return Published(
+        network, full, family, learns_shortcut, which, shape, num_classes, file_sha256(path), dropped, path
+    )
 
 
 def _renumbered(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 from facm.core.files import PARTIAL, sync, write_text
+from facm.core.hashing import file_sha256
 from facm.core.serialize import is_fingerprint_of
 from facm.core.state_dict import CheckpointError
-from facm.core.untrusted.door import open_regular, read_json
+from facm.core.untrusted.door import read_json
 from facm.core.untrusted.safetensors_header import read_header
 from facm.distributed.collectives import by_first, gathered, meet
 from facm.distributed.process_group import ALONE, World
@@ -122,7 +123,7 @@ def _save_sharded(target: Path, tensors: Mapping[str, Tensor], meta: Mapping[str
         mine = sorted(partial.glob(f"shard-{world.rank + 1:05d}-*.safetensors"))
         hashes = {}
         for file in mine:
-            hashes[file.name] = _sha256(file)
+            hashes[file.name] = file_sha256(file, links=False)
             sync(file)
         meet(world)
         files = {name: value for rank in gathered(world, hashes) for name, value in rank.items()}
@@ -201,7 +202,7 @@ def _wrong(folder: Path, name: str, sha256: str) -> str:
     if file.parent != folder or name in ("", ".", ".."):
         return f"{folder} is damaged: its {RECORD} names {name!r}, expected files in it"
     try:
-        if _sha256(file) != sha256:
+        if file_sha256(file, links=False) != sha256:
             return f"{folder} is damaged: {name} does not match its digest"
         read_header(file, links=False)
     except FileNotFoundError:
@@ -304,11 +305,6 @@ def remove(path: Path) -> None:
 
 def _hash(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with open_regular(path, links=False) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager

@@ -18,7 +18,6 @@ from facm.runs.config import Run
 from facm.runs.ema import EMA
 from facm.runs.folder import RunFolder
 from facm.training.checks import CheckedRun
-from facm.training.finite import check_finite_state
 from facm.training.precision import resolved_precision
 from facm.training.state import Skips, TrainState, restore
 from facm.training.trainer import Trainer
@@ -45,7 +44,6 @@ def build(checked: CheckedRun, folder: RunFolder, engine: Engine, world: World, 
         getattr(checked.dataset, "fingerprint", None),
     )
     restore(state, run, folder, teacher_record)
-    check_finite_state(state.weights(), network, world, f"network = {run.network} does not begin with finite weights")
     rng = torch.Generator(device)
     return Trainer(run, checked.objective, stream, state, teacher, teacher_record, engine, world, device, rng)
 

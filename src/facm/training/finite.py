@@ -23,14 +23,11 @@ class NonFiniteError(RuntimeError):
 def check_finite_state(tensors: Mapping[str, Tensor], network: nn.Module, world: World, what: str) -> None:
     """Raise NonFiniteError on all ranks if weights, averages or moments hold a NaN or an infinity on any of them.
 
-    tensors: by their names in a checkpoint, sharded or whole. The sums for the log may hold anything, and the network's
-    buffers infinities, as masks do.
+    tensors: by their names in a checkpoint, sharded or whole. The network's buffers may hold infinities, as masks do.
     what: how the message begins.
     """
     buffers = buffers_of(network)
-    kept = {
-        name: local(value) for name, value in tensors.items() if name.startswith(("network/", "ema/", "optimizer/"))
-    }
+    kept = {name: local(value) for name, value in tensors.items()}
     masks = {name for name in kept if _weight(name) in buffers and not name.startswith("optimizer/")}
     found = gathered(world, non_finite(kept, masks))
     bad = [f"{name}{f' on rank {rank}' * (world.ranks > 1)}" for rank, names in enumerate(found) for name in names]

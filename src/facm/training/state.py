@@ -83,12 +83,17 @@ class TrainState:
             tensors |= {f"ema/{sigma_rel}/{name}": value for name, value in average.items()}
         return tensors
 
-    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Named tensors, and a record of everything else. All ranks call this together."""
-        rng_tensors, rng_meta = from_first(self.world, global_random_state())
+    def weights_and_moments(self) -> dict[str, Tensor]:
+        """As :meth:`weights`, and what the optimiser keeps of each parameter."""
         tensors = self.weights()
         for index, entries in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{name}": value for name, value in entries.items()}
+        return tensors
+
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Named tensors, and a record of everything else. All ranks call this together."""
+        rng_tensors, rng_meta = from_first(self.world, global_random_state())
+        tensors = self.weights_and_moments()
         tensors |= {f"window/{name}": value for name, value in _of_all_ranks(self.window, self.world).items()}
         tensors |= {f"rng/{name}": value for name, value in rng_tensors.items()}
         meta = {
@@ -122,13 +127,13 @@ def save_checkpoint(state: TrainState, run: Run, folder: RunFolder, teacher: dic
 
     Raises NonFiniteError, and neither writes nor removes anything, where weights, averages or moments are not finite.
     """
-    tensors, meta = state.state_dict()
     loader = {"position": state.images, "seed": run.seed}
     file = folder.checkpoint(state.images)
     kept = [path.name for path in folder.checkpoints()]
     last = f"the newest checkpoint is {kept[-1]}" if kept else "there is no checkpoint before"
     what = f"nothing was saved at {state.images} images, {last}"
-    check_finite_state(tensors, state.network, state.world, what)
+    check_finite_state(state.weights_and_moments(), state.network, state.world, what)
+    tensors, meta = state.state_dict()
     record = {**meta, "loader": loader, "run": fingerprint(run), "teacher": teacher}
     written = save(file, tensors, record, state.world)
 
@@ -144,9 +149,12 @@ def save_checkpoint(state: TrainState, run: Run, folder: RunFolder, teacher: dic
 def restore(state: TrainState, run: Run, folder: RunFolder, teacher: dict[str, str] | None) -> None:
     """Continue from the newest checkpoint, if there is one.
 
-    Raises CheckpointError for the checkpoint of another run, teacher, data set or network.
+    Raises CheckpointError for the checkpoint of another run, teacher, data set or network, NonFiniteError for a network
+    that does not begin with finite weights.
     """
     if not folder.checkpoints():
+        what = f"network = {run.network} does not begin with finite weights"
+        check_finite_state(state.weights(), state.network, state.world, what)
         return
     saved = open_newest(folder, run, state.world)
     source = str(saved.path)
@@ -166,7 +174,8 @@ def restore(state: TrainState, run: Run, folder: RunFolder, teacher: dict[str, s
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{source} does not hold the state of a run ({type(error).__name__}: {error})") from error
     try:
-        check_finite_state(state.state_dict()[0], state.network, state.world, f"{source} cannot be gone on from")
+        what = f"{source} cannot be gone on from"
+        check_finite_state(state.weights_and_moments(), state.network, state.world, what)
     except NonFiniteError as error:  # written by an earlier version
         raise CheckpointError(f"{error}; {one_before(saved.path, folder)}") from error
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from facm.core.untrusted.door import open_regular
+from facm.core.hashing import file_sha256
 from facm.latents.manifest import MANIFEST, STATISTICS, Manifest, ShardRecord, faults_in_files, read_manifest
 from facm.latents.prepare.moments import Moments, sums
 from facm.latents.shards import PATTERN, Shard, as_float32, checksums_of, mapped, read_shard, shard_files
@@ -132,8 +131,7 @@ def _against(manifest: Manifest, shards: list[Shard], moments: list[Moments], pa
     recorded = {record.file: record for record in manifest.shards}
     for shard, found in zip(shards, moments, strict=True):
         record = recorded.get(shard.path.name)
-        with open_regular(shard.path) as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = file_sha256(shard.path)
         if record is not None and (record.n, record.sha256) != (shard.n, sha256):
             faults.append(
                 f"{shard.path}: {shard.n} samples, sha256 {sha256[:16]}..., expected {record.n} and "
