@@ -1,6 +1,6 @@
 # make demo   from nothing to a one-step generator with numbers and pictures
-# make test   the fast tests, in about five minutes on two cores
-# make test-all  all tests, in about fifteen
+# make test   the fast tests, in about six minutes on two cores
+# make test-all  all tests, in about seventeen
 # make check  style, types, layers
 # make mutants  breaks the code, one place at a time: hand-picked mutants first, then mutmut's, which take an hour or two
 

@@ -45,7 +45,7 @@ def test_the_installed_command_refuses_without_a_traceback(tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: guidance scale = 0.5, expected w >= 1 (w = 1 is no guidance)\n"
+    assert done.stderr == "error: Guidance: scale = 0.5, expected a number within [1, 1e12]\n"
     assert list(tmp_path.iterdir()) == []
 
 

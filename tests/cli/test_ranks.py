@@ -16,10 +16,11 @@ from facm.runs.folder import RunFolder
 from tests.distributed.parallel_parts import ENVIRONMENT, call, difference, teacher_run, torchrun, train_in
 
 RECIPE = """
+from facm.data import Digits
 from tests.distributed.parallel_parts import Awake, teacher_run
 
 def run(images: int = 80):
-    return teacher_run(images=images)
+    return teacher_run(images=images, data=Digits())  # real images, which can be measured
 """
 
 

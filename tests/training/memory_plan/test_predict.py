@@ -137,6 +137,7 @@ def test_shards_and_copies():
     assert offloaded.parameters == offloaded.optimizer == 0
 
 
+@pytest.mark.slow
 def test_tangent_does_not_grow_with_depth_and_whole_networks_does():
     def tangent(depth, derivative):
         run = distillation(dataclasses.replace(SMALL, hidden_size=16, depth=depth), derivative=derivative)
