@@ -86,6 +86,17 @@ def test_a_callback_that_a_kill_took_is_made_up_for(tmp_path):
     assert seen == [80, 160, 160, 240, 320]
 
 
+def test_checkpoints_that_a_kill_left_beyond_those_to_keep_are_removed(tmp_path, monkeypatch):
+    """Also where the run had reached its end, and saves no more."""
+    run, folder = flow_run(), create(tmp_path / "run", flow_run())
+    with monkeypatch.context() as patched:
+        patched.setattr("facm.training.state.remove", lambda path: None)
+        assert train(run, folder).finished
+    assert [int(file.stem) for file in folder.checkpoints()] == [80, 160, 240, 320]
+    assert train(run, folder).finished
+    assert [int(file.stem) for file in folder.checkpoints()] == [240, 320]
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     return whole_runs(tmp_path_factory.mktemp("whole"))

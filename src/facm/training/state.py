@@ -140,10 +140,14 @@ def save_checkpoint(state: TrainState, run: Run, folder: RunFolder, teacher: dic
     def remove_old() -> None:
         for twin in {file, directory_of(file)} - {written}:  # the same clock, saved by another engine
             remove(twin)
-        for old in folder.checkpoints()[: -run.every.keep]:
-            remove(old)
+        _keep_newest(run, folder)
 
     by_first(state.world, remove_old)
+
+
+def _keep_newest(run: Run, folder: RunFolder) -> None:
+    for old in folder.checkpoints()[: -run.every.keep]:
+        remove(old)
 
 
 def restore(state: TrainState, run: Run, folder: RunFolder, teacher: dict[str, str] | None) -> None:
@@ -178,6 +182,7 @@ def restore(state: TrainState, run: Run, folder: RunFolder, teacher: dict[str, s
         check_finite_state(state.weights_and_moments(), state.network, state.world, what)
     except NonFiniteError as error:  # written by an earlier version
         raise CheckpointError(f"{error}; {one_before(saved.path, folder)}") from error
+    by_first(state.world, lambda: _keep_newest(run, folder))  # where a kill came between saving and removing
 
 
 def save_ema_snapshots(state: TrainState, run: Run, folder: RunFolder) -> None:
