@@ -14,30 +14,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from facm.core.cond import Cond, mapped
+
 
 @dataclass(frozen=True)
 class Batch:
     """Data samples and what they are conditioned on.
 
     x_1: (B, ...) float32; images are (B, C, H, W) in [-1, 1].
-    cond: (B,) int64 class labels, any other per-sample tensor, or None where there is no condition.
+    cond: (B,) int64 class labels, any other tensor (B, ...), several by name, such as a prompt's embeddings (B, L, D)
+        and mask (B, L) bool, or None where there is no condition.
     start, of: these are samples start .. start + B of a step's ``of`` samples (None: B), where ranks or micro-batches
         share them; what is random is drawn for all ``of``, so that the sharing does not change the numbers.
     """
 
     x_1: Tensor
-    cond: Tensor | None = None
+    cond: Cond = None
     start: int = 0
     of: int | None = None
 
     def to(self, device: torch.device | str) -> Batch:
-        cond = None if self.cond is None else self.cond.to(device)
-        return Batch(self.x_1.to(device), cond, self.start, self.of)
+        return Batch(self.x_1.to(device), mapped(lambda value: value.to(device), self.cond), self.start, self.of)
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory, as ``torch.utils.data.DataLoader`` asks for it."""
-        cond = None if self.cond is None else self.cond.pin_memory()
-        return Batch(self.x_1.pin_memory(), cond, self.start, self.of)
+        return Batch(self.x_1.pin_memory(), mapped(Tensor.pin_memory, self.cond), self.start, self.of)
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Network(Protocol):
     """F(x, c, cond). ``t`` (B,) is the time condition c, in [0, 2] for the expanded interval; ``r`` (B,) the second
     time of the auxiliary-time strategy, passed only to networks whose attribute ``auxiliary_time`` is true."""
 
-    def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None, **times: Tensor) -> Tensor: ...
+    def __call__(self, x: Tensor, t: Tensor, cond: Cond = None, **times: Tensor) -> Tensor: ...
 
 
 @runtime_checkable

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from facm.core.cond import Cond, parts
 from facm.core.types import Batch, Dataset
 
 HIGHEST = 10.0
@@ -36,9 +37,11 @@ def read_checked(dataset: Dataset, indices: np.ndarray, mirrored: np.ndarray | N
     if dataset.num_classes is not None:
         _check_labels(batch.cond, dataset.num_classes, dataset, indices)
     elif batch.cond is not None:
-        if batch.cond.shape[:1] != (len(indices),):
-            raise ValueError(f"{name}: cond has shape {tuple(batch.cond.shape)}, expected ({len(indices)}, ...)")
-        _check_finite(batch.cond, "cond", dataset, indices)
+        for part, value in parts(batch.cond).items():
+            what = f"cond[{part!r}]" if part else "cond"
+            if value.shape[:1] != (len(indices),):
+                raise ValueError(f"{name}: {what} has shape {tuple(value.shape)}, expected ({len(indices)}, ...)")
+            _check_finite(value, what, dataset, indices)
     return batch
 
 
@@ -86,9 +89,9 @@ def _check_scale(x_1: Tensor, dataset: Dataset, indices: np.ndarray) -> None:
         )
 
 
-def _check_labels(labels: Tensor | None, num_classes: int, dataset: Dataset, indices: np.ndarray) -> None:
-    if labels is None or labels.shape != (len(indices),) or labels.dtype != torch.int64:
-        got = "None" if labels is None else f"{tuple(labels.shape)} {labels.dtype}"
+def _check_labels(labels: Cond, num_classes: int, dataset: Dataset, indices: np.ndarray) -> None:
+    if not isinstance(labels, Tensor) or labels.shape != (len(indices),) or labels.dtype != torch.int64:
+        got = f"{tuple(labels.shape)} {labels.dtype}" if isinstance(labels, Tensor) else type(labels).__name__
         raise ValueError(
             f"{name_of(dataset)}: cond is {got}, expected labels ({len(indices)},) torch.int64 of {num_classes} classes"
         )

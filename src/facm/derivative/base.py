@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from facm.core.cond import Cond
 from facm.core.tensors import at_least_float32
 
 Pair = tuple[Tensor, Tensor]
@@ -39,7 +40,7 @@ class Prediction:
 
     network: Any
     times: Callable[[Tensor], Mapping[str, Tensor]]
-    cond: Tensor | None = None
+    cond: Cond = None
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         return at_least_float32(self.network(x, cond=self.cond, **self.times(t)))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from facm.core.component import component
+from facm.core.cond import Cond
 from facm.core.modules import blocks_of, is_compiled, unwrapped
 from facm.core.tensors import at_least_float32
 from facm.core.torch_private import tree_map
@@ -35,7 +36,7 @@ class Chained(Protocol):
     The state between blocks is (h, *rest): each block maps it, with its constants, to the next h; ``rest`` is constant.
     """
 
-    def enter(self, x: Tensor, t: Tensor, cond: Tensor | None = None, **times: Tensor) -> Tensors:
+    def enter(self, x: Tensor, t: Tensor, cond: Cond = None, **times: Tensor) -> Tensors:
         """The state (h, *rest) before the first block."""
         ...
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from facm.core.cond import Cond, parts
 from facm.core.hashing import identity_of
 from facm.core.types import Dataset
 from facm.core.untrusted.safetensors_header import read_header
@@ -166,8 +167,9 @@ def fingerprint(dataset: Dataset) -> str:
     digest = hashlib.sha256(f"{tuple(dataset.shape)} {len(dataset)} {dataset.num_classes}".encode())
     for batch in read_blocks(dataset, np.arange(len(dataset)), _BLOCK):
         digest.update(batch.x_1.float().cpu().contiguous().numpy().data)
-        if batch.cond is not None:
-            digest.update(batch.cond.long().cpu().contiguous().numpy().data)
+        for name, value in parts(batch.cond).items():
+            digest.update(name.encode())
+            digest.update(value.long().cpu().contiguous().numpy().data)
     return digest.hexdigest()
 
 
@@ -193,9 +195,9 @@ def _train(network: SmallClassifierNetwork, dataset: Dataset, epochs: int, seed:
                 schedule.step()
 
 
-def _labels(labels: Tensor | None, n: int, classes: int | None) -> Tensor:
-    if labels is None or labels.shape != (n,) or labels.is_floating_point():
-        found = None if labels is None else f"{labels.dtype} {tuple(labels.shape)}"
+def _labels(labels: Cond, n: int, classes: int | None) -> Tensor:
+    if not isinstance(labels, Tensor) or labels.shape != (n,) or labels.is_floating_point():
+        found = f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
         raise ValueError(f"SmallClassifier: the data set gives labels {found}, expected int64 ({n},)")
     if int(labels.min()) < 0 or int(labels.max()) >= (classes or 0):
         raise ValueError(

@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from facm.core.cond import Cond
 from facm.core.objective import Condition
 from facm.flow.guidance import NO_GUIDANCE, Guidance
 from facm.sampling.generate import balanced_labels, random_labels, sample
@@ -63,7 +64,7 @@ class Sampling:
             return balanced_labels(condition, indices)
         return random_labels(condition, indices, self.seed)
 
-    def draw(self, source: Source, indices: range, cond: Tensor | None) -> Tensor:
+    def draw(self, source: Source, indices: range, cond: Cond) -> Tensor:
         """Samples ``indices``, decoded where there is a decoder."""
         x = sample(source, self.method, indices, cond, self.seed, self.guidance)
         if self.decoder is None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from facm.core.component import Fraction, Range, component, refused
+from facm.core.cond import Cond, joined, taken
 from facm.core.modules import has_compiled_parts, is_compiled
 from facm.core.objective import Condition, Times
 from facm.core.tensors import at_least_float32, expand
@@ -50,14 +51,10 @@ def extrapolate(v_c: Tensor, v_u: Tensor, scale: float) -> Tensor:
     return v_u + scale * (v_c - v_u)
 
 
-def both_velocities(
-    network: Any, x_t: Tensor, times: Times, cond: Tensor | None, null: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def both_velocities(network: Any, x_t: Tensor, times: Times, cond: Cond, null: Cond) -> tuple[Tensor, Tensor]:
     """Predictions under the condition and under the null, in one pass of 2B samples."""
-    assert cond is not None
-    assert null is not None
     twice = {name: torch.cat([c, c]) for name, c in times.items()}
-    v_c, v_u = at_least_float32(network(torch.cat([x_t, x_t]), cond=torch.cat([cond, null]), **twice)).chunk(2)
+    v_c, v_u = at_least_float32(network(torch.cat([x_t, x_t]), cond=joined(cond, null), **twice)).chunk(2)
     return v_c, v_u
 
 
@@ -66,7 +63,7 @@ def guided_velocity(
     at: Callable[[Tensor], Times],
     x_t: Tensor,
     t: Tensor,
-    cond: Tensor | None,
+    cond: Cond,
     condition: Condition,
     guidance: Guidance,
 ) -> Tensor:
@@ -83,11 +80,10 @@ def guided_velocity(
     if t.is_meta or torch.compiler.is_compiling() or is_compiled(network) or has_compiled_parts(network):
         v_c, v_u = both_velocities(network, x_t, at(t), cond, null)
         return torch.where(expand(active, v_c), extrapolate(v_c, v_u, guidance.scale), v_c)
-    assert cond is not None
-    assert null is not None
     which = active.nonzero().squeeze(1)
     times = {name: torch.cat([c, c[which]]) for name, c in at(t).items()}
-    out = at_least_float32(network(torch.cat([x_t, x_t[which]]), cond=torch.cat([cond, null[which]]), **times))
+    both = joined(cond, taken(null, which))
+    out = at_least_float32(network(torch.cat([x_t, x_t[which]]), cond=both, **times))
     v_c, v_u = out[: len(t)], out[len(t) :]
     return v_c.index_copy(0, which, extrapolate(v_c[which], v_u, guidance.scale))
 
@@ -95,7 +91,7 @@ def guided_velocity(
 def velocity_field(
     network: Any,
     at: Callable[[Tensor], Times],
-    cond: Tensor | None,
+    cond: Cond,
     condition: Condition,
     guidance: Guidance = NO_GUIDANCE,
 ) -> VelocityField:

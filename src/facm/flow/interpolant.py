@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from facm.core.cond import Cond
 from facm.core.objective import Condition
 from facm.core.types import Batch
 from facm.flow.paths import interpolate, velocity
@@ -25,7 +26,7 @@ class Interpolant:
     x_1: (B, ...) data.
     t: (B,) times in [0, 1]; 0 is noise.
     x_t: (B, ...) the point between them.
-    cond: (B, ...) the condition after dropout, or None.
+    cond: the condition (B, ...) after dropout, or None.
     dropped: (B,) bool, the samples that lost their condition; None where none did.
     """
 
@@ -33,7 +34,7 @@ class Interpolant:
     x_1: Tensor
     t: Tensor
     x_t: Tensor
-    cond: Tensor | None = None
+    cond: Cond = None
     dropped: Tensor | None = None
 
     @property
@@ -45,9 +46,7 @@ class Interpolant:
         return len(self.x_1)
 
     @staticmethod
-    def between(
-        x_0: Tensor, x_1: Tensor, t: Tensor, cond: Tensor | None = None, dropped: Tensor | None = None
-    ) -> Interpolant:
+    def between(x_0: Tensor, x_1: Tensor, t: Tensor, cond: Cond = None, dropped: Tensor | None = None) -> Interpolant:
         """The point at ``t``. Raises ValueError on unequal shapes, or times that are not (B,) in [0, 1]."""
         return Interpolant(x_0, x_1, t, interpolate(x_0, x_1, t), cond, dropped)
 
@@ -75,7 +74,7 @@ def draw_subset(batch: Batch, probability: float, rng: torch.Generator) -> Tenso
 
 def drop_labels(
     batch: Batch, condition: Condition, label_dropout: float, rng: torch.Generator
-) -> tuple[Tensor | None, Tensor | None]:
+) -> tuple[Cond, Tensor | None]:
     """The condition with the null for a fraction of the samples, and which ones: (B,) bool, None for a fraction of 0,
     which draws nothing."""
     if not label_dropout:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from facm.core.component import component, refused
+from facm.core.cond import chosen
 from facm.core.objective import Condition, Task, VelocityTarget, guidance_scale
 from facm.core.tensors import at_least_float32, expand
 from facm.flow.conditions import Unconditional, check_label_dropout
@@ -79,9 +80,7 @@ class DataVelocity(VelocityTarget):
             guided = v + w * (v_c - v_u)
         else:
             if self.extrapolate_outside:
-                assert p.cond is not None
-                assert null is not None
-                null, active = torch.where(active, null, p.cond), torch.ones_like(active)
+                null, active = chosen(active, null, p.cond), torch.ones_like(active)
             guided = extrapolate(v, at_least_float32(network(p.x_t, cond=null, **times)), w)
         if p.dropped is not None:
             active = active & ~p.dropped

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from facm.core.component import Range, component, refused
+from facm.core.cond import Cond, taken
 from facm.core.objective import Condition, Objective, VelocityTarget, guidance_scale
 from facm.core.tensors import at_least_float32, check_time, expand
 from facm.core.types import Batch, Loss
@@ -118,18 +119,18 @@ class ShortcutModel(Objective):
         v_tar = self.velocity(network, teacher, point, self.condition, self.task)
         which = bootstrapped.nonzero().squeeze(1)
         if len(which):
-            label = None if cond is None else cond[which]
+            label = taken(cond, which)
             v_tar = v_tar.index_copy(0, which, self._two_steps(network, x_t[which], t[which], d[which], label))
         F = at_least_float32(network(x_t, cond=cond, t=t, r=t + 2 * d))
         return ShortcutModelTerms(x_t, v_tar, F, self.distance(F, v_tar), bootstrapped)
 
     @torch.no_grad()
-    def _two_steps(self, network: Any, x: Tensor, t: Tensor, d: Tensor, cond: Tensor | None) -> Tensor:
+    def _two_steps(self, network: Any, x: Tensor, t: Tensor, d: Tensor, cond: Cond) -> Tensor:
         """The average velocity of two single steps from x."""
         first = self._step(network, x, t, d, cond)
         return (first + self._step(network, x + expand(d, x) * first, t + d, d, cond)) / 2
 
-    def _step(self, network: Any, x: Tensor, t: Tensor, d: Tensor, cond: Tensor | None) -> Tensor:
+    def _step(self, network: Any, x: Tensor, t: Tensor, d: Tensor, cond: Cond) -> Tensor:
         smallest = d * self.denoise_timesteps <= 1
         r = torch.where(smallest, t, t + d)
         v_c = at_least_float32(network(x, cond=cond, t=t, r=r))

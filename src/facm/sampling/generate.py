@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from facm.core.cond import Cond, mapped
 from facm.core.objective import Condition
 from facm.core.rng import derive
 from facm.flow.conditions import Labels
@@ -45,19 +46,19 @@ def sample(
     source: Source,
     method: Method,
     indices: Sequence[int],
-    cond: Tensor | None,
+    cond: Cond,
     seed: int = 0,
     guidance: Guidance = NO_GUIDANCE,
 ) -> Tensor:
     """Samples ``indices`` of seed ``seed``: (len(indices), *shape) float32 on the source's device.
 
-    cond: (len(indices),) labels or None.
+    cond: labels (len(indices),), another condition of as many samples, or None.
     guidance: none for a student that was distilled with guidance.
     Raises ValueError on labels out of range or guidance without a null condition. What the network has learned is not
     checked here: see :meth:`Method.check`.
     """
     source.condition.check(cond, len(indices))
-    cond = None if cond is None else cond.to(source.device)
+    cond = mapped(lambda value: value.to(source.device), cond)
     x_0 = noise(seed, indices, 0, source.shape).to(source.device)
     return method.solve(source.fields(cond, guidance), x_0, partial(_fresh_noise, source, seed, indices))
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from facm.core.cond import Cond
 from facm.core.objective import Condition, NetworkInterface, Task
 from facm.core.types import VelocityField
 from facm.flow.guidance import NO_GUIDANCE, Guidance, velocity_field
@@ -50,7 +51,7 @@ class Source:
         assert self.interface.condition is not None
         return self.interface.condition
 
-    def fields(self, cond: Tensor | None, guidance: Guidance = NO_GUIDANCE) -> VelocityFields:
+    def fields(self, cond: Cond, guidance: Guidance = NO_GUIDANCE) -> VelocityFields:
         """The network's velocity fields for samples with the conditions ``cond`` (B,), on the source's device."""
         task = self.interface.task or ExpandedInterval()
         return VelocityFields(self.network, task, self.condition, cond, guidance)
@@ -70,7 +71,7 @@ class VelocityFields:
     network: Any
     task: Task
     condition: Condition
-    cond: Tensor | None
+    cond: Cond
     guidance: Guidance
 
     def shortcut(self) -> VelocityField:

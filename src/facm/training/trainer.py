@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from facm.core.cond import taken
 from facm.core.objective import Objective
 from facm.core.rng import derive, seed_generators
 from facm.core.types import Batch, Dataset, Loss
@@ -103,7 +104,7 @@ class Trainer:
         return [
             Batch(
                 batch.x_1[k * size : (k + 1) * size],
-                None if batch.cond is None else batch.cond[k * size : (k + 1) * size],
+                taken(batch.cond, slice(k * size, (k + 1) * size)),
                 start + k * size,
                 stream.batch_size,
             )

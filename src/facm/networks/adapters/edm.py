@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from facm.core.component import Positive, component, refused
+from facm.core.cond import Cond
 from facm.core.tensors import at_least_float32, expand
 from facm.core.types import NetworkConfig
 from facm.networks.adapters.base import Adapter
@@ -74,7 +75,7 @@ class EDMNetwork(Adapter):
 
     config: EDM
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None, r: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Cond = None, r: Tensor | None = None) -> Tensor:
         c, x_t = at_least_float32(t), at_least_float32(x)
         a = expand(torch.where(c > 1, 2 - c, c), x_t).to(x_t.dtype)
         variance = self.config.sigma_data**2

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from facm.core.component import Finite, component, refused
+from facm.core.cond import Cond
 from facm.core.tensors import at_least_float32
 from facm.core.types import NetworkConfig
 from facm.networks.adapters.base import Adapter
@@ -54,7 +55,7 @@ class ForeignNetwork(Adapter):
     passes_second_time = False
     config: Foreign
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
         config = self.config
         arguments: dict[str, Any] = {config.time_name: self.inner_time(t)}
         if cond is not None:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from facm.core.component import Positive, component
+from facm.core.cond import Cond
 from facm.core.tensors import at_least_float32, expand
 from facm.core.types import NetworkConfig
 from facm.networks.adapters.base import Adapter
@@ -52,7 +53,7 @@ class SimpleEDMNetwork(Adapter):
 
     config: SimpleEDM
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None, r: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Cond = None, r: Tensor | None = None) -> Tensor:
         x_t = at_least_float32(x)
         a = expand(torch.where(t > 1, 2 - t, t), x_t).to(x_t.dtype)
         sigma_data, square = self.config.sigma_data, a.square() + (1 - a).square()

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from facm.core.component import Range, component, refused
+from facm.core.cond import Cond
 from facm.core.tensors import at_least_float32, expand
 from facm.core.types import NetworkConfig
 from facm.networks.adapters.base import Adapter
@@ -82,7 +83,7 @@ class VariancePreservingNetwork(Adapter):
     passes_second_time = False
     config: VariancePreserving
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
         c, x_t = at_least_float32(t), at_least_float32(x)
         # Not a buffer: casting the network to half precision would take the table with it.
         ratios = log_noise_ratios(self.config, x.device)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from facm.core.cond import Cond, mapped
 from facm.core.modules import blocks_of
 from facm.core.objective import as_objective
 from facm.core.types import Batch
@@ -204,7 +205,7 @@ def _teacher(run: Run) -> nn.Module | None:
 
 
 def _batch(run: Run, size: int, shape: tuple[int, ...] | None) -> Batch:
-    cond = None
+    cond: Cond = None
     if shape is None:
         try:
             dataset = run.data.open()
@@ -217,6 +218,5 @@ def _batch(run: Run, size: int, shape: tuple[int, ...] | None) -> Batch:
     condition = as_objective(run.objective).condition
     if cond is None and isinstance(condition, Labels):
         cond = torch.zeros(1, dtype=torch.int64)
-    if cond is not None:
-        cond = torch.empty((size, *cond.shape[1:]), dtype=cond.dtype, device="meta")
-    return Batch(torch.empty((size, *shape), device="meta"), cond)
+    whole = mapped(lambda value: torch.empty((size, *value.shape[1:]), dtype=value.dtype, device="meta"), cond)
+    return Batch(torch.empty((size, *shape), device="meta"), whole)
