@@ -1,0 +1,1 @@
+"""Text-to-image and video models of diffusers by name: their conventions, data, adapters (LoRA) and export."""

@@ -1,0 +1,179 @@
+"""A model in diffusers' layout, a folder with model_index.json: opened without running code of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from facm.core.hashing import file_sha256
+from facm.core.untrusted.door import read_json
+from facm.foundation.families.base import Family
+from facm.foundation.families.table import family_of
+
+INDEX = "model_index.json"
+LIBRARIES = ("diffusers", "transformers")
+WHAT = "a folder with model_index.json, as diffusers' save_pretrained writes it"
+TRANSFORMER, VAE, SCHEDULER = "transformer", "vae", "scheduler"
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """What model_index.json says.
+
+    path: the folder.
+    pipeline: class name of the pipeline.
+    family: its family.
+    parts: component -> (library, class name), of those that the model has.
+    """
+
+    path: Path
+    pipeline: str
+    family: Family
+    parts: dict[str, tuple[str, str]]
+
+    @cached_property
+    def encoders(self) -> tuple[str, ...]:
+        """Names of the components that encode prompts."""
+        return self.family.text_parts
+
+    def identity(self, *names: str) -> dict[str, str]:
+        """16 hex digits for each of these components: a hash of its files. Raises ValueError for one without files."""
+        return {name: self._identity(name) for name in names}
+
+    def _identity(self, name: str) -> str:
+        folder = self.path / name
+        files = sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
+        if not files:
+            raise ValueError(f"{folder} has no files, expected the {name} that {self.path / INDEX} names")
+        digest = hashlib.sha256()
+        for file in files:
+            digest.update(f"{file.relative_to(folder).as_posix()} {file_sha256(file)}\n".encode())
+        return digest.hexdigest()[:16]
+
+
+def open_model(path: Path) -> ModelFolder:
+    """The model in ``path``; no weights are read.
+
+    Raises ValueError for a folder that is none, a family that is not known, a component of another library, and a
+    component whose folder is missing.
+    """
+    index = path / INDEX
+    if not index.is_file():
+        raise ValueError(f"{path} is no model, expected {WHAT}")
+    content = read_json(index)
+    pipeline = content.get("_class_name") if isinstance(content, dict) else None
+    if not isinstance(pipeline, str):
+        raise ValueError(f"{index}: _class_name = {pipeline!r:.80}, expected the name of a pipeline of diffusers")
+    family = family_of(pipeline, str(path))
+    parts = {
+        name: _part(index, name, entry)
+        for name, entry in content.items()
+        if not name.startswith("_") and isinstance(entry, list) and entry != [None, None]
+    }
+    for name in (*family.text_parts, TRANSFORMER, VAE, SCHEDULER):
+        if name not in parts:
+            raise ValueError(f"{index} names no {name}, expected one in a {pipeline}")
+    for name in parts:
+        if not (path / name).is_dir():
+            raise ValueError(f"{path / name}: there is no such folder, expected the {name} that {index} names")
+    if parts[TRANSFORMER][1] != family.transformer:
+        raise ValueError(f"{index}: transformer = {parts[TRANSFORMER][1]}, expected {family.transformer}")
+    return ModelFolder(path, pipeline, family, parts)
+
+
+def _part(index: Path, name: str, entry: list[Any]) -> tuple[str, str]:
+    if len(entry) != 2 or entry[0] not in LIBRARIES or not isinstance(entry[1], str):
+        raise ValueError(
+            f"{index}: {name} = {entry!r:.80}, expected a class of {' or '.join(LIBRARIES)}: code that comes with a "
+            "model is not run"
+        )
+    return entry[0], entry[1]
+
+
+def load_transformer(model: ModelFolder, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The transformer in eval mode; without weights where the default device is meta.
+
+    Raises ValueError where its files are none or do not fit its configuration.
+    """
+    kind = getattr(_diffusers(), model.family.transformer)
+    folder = model.path / TRANSFORMER
+    if torch.get_default_device().type == "meta":
+        return _empty(kind, folder)
+    with _readable(folder):
+        transformer, report = kind.from_pretrained(
+            folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+    wrong = [*report["missing_keys"], *report["unexpected_keys"], *map(str, report["mismatched_keys"])]
+    if wrong:
+        raise ValueError(f"{folder}: weights do not fit config.json: {', '.join(wrong[:5])}")
+    return transformer.eval()
+
+
+def load_pipeline(model: ModelFolder, parts: Collection[str], dtype: torch.dtype = torch.float32) -> Any:
+    """The pipeline with the weights of these components; the other modules are there without memory (meta).
+
+    parts: component names; tokenizers and schedulers, which have no weights, are always loaded.
+    """
+    diffusers = _diffusers()
+    absent = [name for name in _modules(model) if name not in parts]
+    with _readable(model.path), torch.device("cpu"):
+        empty = {name: _empty_part(model, name) for name in absent}
+        pipe = getattr(diffusers, model.pipeline).from_pretrained(
+            model.path, torch_dtype=dtype, use_safetensors=True, local_files_only=True, **empty
+        )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _modules(model: ModelFolder) -> list[str]:
+    """The components that have weights."""
+    kinds = ("Tokenizer", "TokenizerFast", "Scheduler", "Processor", "FeatureExtractor")
+    return [name for name, (_, kind) in model.parts.items() if not kind.endswith(kinds)]
+
+
+def _empty_part(model: ModelFolder, name: str) -> nn.Module:
+    library, kind = model.parts[name]
+    if library == "diffusers":
+        return _empty(getattr(_diffusers(), kind), model.path / name)
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(model.path / name, local_files_only=True)
+    with torch.device("meta"):
+        module: nn.Module = getattr(transformers, kind)(config)
+    return module
+
+
+def _empty(kind: Any, folder: Path) -> nn.Module:
+    with _readable(folder), torch.device("meta"):
+        module: nn.Module = kind.from_config(kind.load_config(folder, local_files_only=True))
+        return module.eval()
+
+
+def _diffusers() -> Any:
+    try:
+        import diffusers
+    except ImportError as error:
+        raise ValueError("models of diffusers need it installed: pip install 'facm[hf]'") from error
+    return diffusers
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """diffusers, transformers and safetensors fail in many ways on a foreign folder: as one ValueError."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith(str(folder)):
+            raise
+        text = " ".join(str(error).split())[:400]
+        raise ValueError(f"{folder}: {type(error).__name__}: {text}; expected {WHAT}") from error

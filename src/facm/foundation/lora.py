@@ -1,0 +1,99 @@
+"""Low-rank adapters (Hu et al., 2021) through peft, switched on and off inside one network."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor, nn
+
+from facm.core.component import Count, Range, component
+
+ADAPTER = "default"
+"""peft's name of the adapter, which diffusers' own loaders use too."""
+
+
+@dataclass(frozen=True)
+@component
+class LoRA:
+    """Which layers are adapted, and by how much: W + (alpha / rank) B A."""
+
+    rank: Count = 64
+    """Rank of each adapter, at least 1."""
+    alpha: Annotated[float, Range("[1e-6, 1e6]")] | None = None
+    """Scale of the adapters times their rank; None: the rank, so that the scale is 1."""
+    targets: tuple[str, ...] = ()
+    """Ends of the names of the linear layers that are adapted, such as "to_q"; empty: the family's."""
+
+
+def add_lora(transformer: Any, lora: LoRA, targets: tuple[str, ...], seed: int = 0) -> None:
+    """Add adapters in float32 to ``transformer`` in place and freeze all else; B = 0, so that nothing changes yet.
+
+    targets: what is adapted where ``lora`` names none. seed: of A. Raises ValueError where no layer has such a name, or
+    peft is not installed.
+    """
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise ValueError("lora needs peft, which is not installed: pip install 'facm[hf]'") from error
+    wanted = lora.targets or targets
+    linear = [name for name, m in transformer.named_modules() if isinstance(m, nn.Linear)]
+    unknown = [end for end in wanted if not any(name == end or name.endswith(f".{end}") for name in linear)]
+    if lora.targets and unknown:
+        ends = sorted({".".join(name.split(".")[-2:]) for name in linear})
+        raise ValueError(f"lora.targets names {', '.join(unknown)}, which no linear layer has; there are {ends}")
+    known = [end for end in wanted if end not in unknown]
+    alpha = lora.rank if lora.alpha is None else lora.alpha
+    transformer.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        transformer.add_adapter(
+            LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=known, init_lora_weights=True), ADAPTER
+        )
+    for _, parameter in lora_parameters(transformer):
+        parameter.data = parameter.data.float()
+
+
+def lora_layers(transformer: nn.Module) -> dict[str, Any]:
+    """peft's layers by name."""
+    from peft.tuners.lora import LoraLayer
+
+    return {name: m for name, m in transformer.named_modules() if isinstance(m, LoraLayer)}
+
+
+def lora_parameters(transformer: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The adapters' parameters by name."""
+    for name, parameter in transformer.named_parameters():
+        if ".lora_A." in name or ".lora_B." in name:
+            yield name, parameter
+
+
+def lora_differences(transformer: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+    """Layer -> what its adapter adds to its weight as up (out, r) and down (r, in), the scale in up."""
+    return {
+        name: (
+            layer.lora_B[ADAPTER].weight.detach() * layer.scaling[ADAPTER],
+            layer.lora_A[ADAPTER].weight.detach(),
+        )
+        for name, layer in lora_layers(transformer).items()
+    }
+
+
+@contextlib.contextmanager
+def lora_off(transformer: nn.Module) -> Iterator[None]:
+    """The base model, inside the context."""
+    layers = lora_layers(transformer).values()
+    try:
+        _switch(layers, off=True)
+        yield
+    finally:
+        _switch(layers, off=False)
+
+
+def _switch(layers: Any, off: bool) -> None:
+    # peft's own enable_adapters also changes requires_grad, which optimiser, averages and DDP must not see change.
+    for layer in layers:
+        layer._disable_adapters = off
