@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from facm.core.component import Count, Range, component
+from facm.core.component import Count, component
 
 ADAPTER = "default"
 """peft's name of the adapter, which diffusers' own loaders use too."""
@@ -23,7 +23,7 @@ class LoRA:
 
     rank: Count = 64
     """Rank of each adapter, at least 1."""
-    alpha: Annotated[float, Range("[1e-6, 1e6]")] | None = None
+    alpha: Count | None = None
     """Scale of the adapters times their rank; None: the rank, so that the scale is 1."""
     targets: tuple[str, ...] = ()
     """Ends of the names of the linear layers that are adapted, such as "to_q"; empty: the family's."""

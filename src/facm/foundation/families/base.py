@@ -91,7 +91,7 @@ class Family(ABC):
 
     @abstractmethod
     def to_latents(self, vae: Any, images: Tensor) -> Tensor:
-        """x_1 of images (B, 3, H, W) in [-1, 1]: the mode of the VAE's posterior, as the transformer wants it scaled."""
+        """x_1 of images (B, 3, H, W) in [-1, 1]: the mode of the VAE's posterior, scaled for the transformer."""
 
     @abstractmethod
     def to_images(self, vae: Any, x_1: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from facm.foundation.families.base import Family, TimeEmbedding
-from facm.foundation.families.sinusoids import cosines_then_sines
+from facm.foundation.families.sinusoids import columns_of, cosines_then_sines
 
 TOKENS = 512
 """Tokens that the pipeline's call pads and cuts prompts to; the padding, zeros, takes part in attention."""
@@ -37,11 +37,9 @@ class Wan(Family):
         return -noise_minus_data
 
     def encode(self, pipe: Any, prompts: Sequence[str], negative: bool = False) -> dict[str, Tensor]:
+        device = pipe.text_encoder.device
         embeddings, _ = pipe.encode_prompt(
-            list(prompts),
-            do_classifier_free_guidance=False,
-            max_sequence_length=TOKENS,
-            device=pipe.text_encoder.device,
+            list(prompts), do_classifier_free_guidance=False, max_sequence_length=TOKENS, device=device
         )
         return {"embeddings": embeddings}
 
@@ -65,8 +63,8 @@ class Wan(Family):
         return vae.decode(x_1 * std + mean, return_dict=False)[0][:, :, 0]
 
     def time_embedding(self, transformer: nn.Module) -> TimeEmbedding:
-        width = transformer.get_submodule("condition_embedder.time_embedder.linear_1").in_features
-        return TimeEmbedding("condition_embedder.time_embedder.linear_1", cosines_then_sines(int(width), 1000.0))
+        layer = "condition_embedder.time_embedder.linear_1"
+        return TimeEmbedding(layer, cosines_then_sines(columns_of(transformer, layer), 1000.0))
 
     def unguided(self) -> dict[str, Any]:
         return {"guidance_scale": 1.0}
