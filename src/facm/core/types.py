@@ -63,6 +63,23 @@ class Network(Protocol):
 
 
 @runtime_checkable
+class GuidesItself(Protocol):
+    """A network whose guided velocity is not v_u + w (v_c - v_u), as some pipelines rescale it."""
+
+    def guide_velocity(self, v_c: Tensor, v_u: Tensor, scale: float) -> Tensor:
+        """The velocity (B, ...) guided with ``scale``, of the predictions under the condition and the null."""
+        ...
+
+
+@runtime_checkable
+class PartlyElsewhere(Protocol):
+    """A network's configuration some of whose weights are not in the network's state dict, and so in no checkpoint, but
+    in files that ``build`` reads."""
+
+    partly_elsewhere: bool
+
+
+@runtime_checkable
 class NetworkConfig(Protocol):
     """A network's configuration: frozen, and built into an ``nn.Module`` satisfying :class:`Network`."""
 

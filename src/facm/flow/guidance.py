@@ -16,10 +16,10 @@ from torch import Tensor
 
 from facm.core.component import Fraction, Range, component, refused
 from facm.core.cond import Cond, joined, taken
-from facm.core.modules import has_compiled_parts, is_compiled
+from facm.core.modules import has_compiled_parts, is_compiled, unwrapped
 from facm.core.objective import Condition, Times
 from facm.core.tensors import at_least_float32, expand
-from facm.core.types import VelocityField
+from facm.core.types import GuidesItself, VelocityField
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,13 @@ def extrapolate(v_c: Tensor, v_u: Tensor, scale: float) -> Tensor:
     return v_u + scale * (v_c - v_u)
 
 
+def guide(network: Any, v_c: Tensor, v_u: Tensor, scale: float) -> Tensor:
+    """The guided velocity by the network's own rule, or :func:`extrapolate` where it has none."""
+    inner = unwrapped(network)
+    rule = inner.guide_velocity if isinstance(inner, GuidesItself) else extrapolate
+    return rule(v_c, v_u, scale)
+
+
 def both_velocities(network: Any, x_t: Tensor, times: Times, cond: Cond, null: Cond) -> tuple[Tensor, Tensor]:
     """Predictions under the condition and under the null, in one pass of 2B samples."""
     twice = {name: torch.cat([c, c]) for name, c in times.items()}
@@ -79,13 +86,13 @@ def guided_velocity(
     null, active = condition.null(cond), guidance.active(t)
     if t.is_meta or torch.compiler.is_compiling() or is_compiled(network) or has_compiled_parts(network):
         v_c, v_u = both_velocities(network, x_t, at(t), cond, null)
-        return torch.where(expand(active, v_c), extrapolate(v_c, v_u, guidance.scale), v_c)
+        return torch.where(expand(active, v_c), guide(network, v_c, v_u, guidance.scale), v_c)
     which = active.nonzero().squeeze(1)
     times = {name: torch.cat([c, c[which]]) for name, c in at(t).items()}
     both = joined(cond, taken(null, which))
     out = at_least_float32(network(torch.cat([x_t, x_t[which]]), cond=both, **times))
     v_c, v_u = out[: len(t)], out[len(t) :]
-    return v_c.index_copy(0, which, extrapolate(v_c[which], v_u, guidance.scale))
+    return v_c.index_copy(0, which, guide(network, v_c[which], v_u, guidance.scale))
 
 
 def velocity_field(

@@ -14,7 +14,7 @@ from facm.core.cond import chosen
 from facm.core.objective import Condition, Task, VelocityTarget, guidance_scale
 from facm.core.tensors import at_least_float32, expand
 from facm.flow.conditions import Unconditional, check_label_dropout
-from facm.flow.guidance import NO_GUIDANCE, Guidance, both_velocities, extrapolate, guided_velocity
+from facm.flow.guidance import NO_GUIDANCE, Guidance, both_velocities, guide, guided_velocity
 from facm.flow.interpolant import Interpolant
 from facm.flow.time_conditioning import native
 
@@ -81,7 +81,7 @@ class DataVelocity(VelocityTarget):
         else:
             if self.extrapolate_outside:
                 null, active = chosen(active, null, p.cond), torch.ones_like(active)
-            guided = extrapolate(v, at_least_float32(network(p.x_t, cond=null, **times)), w)
+            guided = guide(network, v, at_least_float32(network(p.x_t, cond=null, **times)), w)
         if p.dropped is not None:
             active = active & ~p.dropped
         return torch.where(expand(active, v), guided, v)

@@ -1,1 +1,7 @@
 """Text-to-image and video models of diffusers by name: their conventions, data, adapters (LoRA) and export."""
+
+from facm.foundation.lora import LoRA
+from facm.foundation.network import DiffusersModel
+from facm.foundation.teacher import FromModel, OwnBase
+
+__all__ = ["DiffusersModel", "FromModel", "LoRA", "OwnBase"]

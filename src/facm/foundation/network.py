@@ -48,6 +48,11 @@ class DiffusersModel(NetworkConfig):
     seed: Seed = 0
     """Seed of the adapters' first weights."""
 
+    @property
+    def partly_elsewhere(self) -> bool:
+        """Whether weights are only in the model's folder, and in no checkpoint."""
+        return self.lora is not None or self.smooth is not None
+
     def build(self) -> DiffusersNetwork:
         model = open_model(Path(self.path).expanduser())
         meta = torch.get_default_device().type == "meta"
@@ -63,7 +68,8 @@ class DiffusersModel(NetworkConfig):
         if self.lora is not None:
             add_lora(transformer, self.lora, model.family.lora_targets, self.seed)
         if self.smooth is not None:
-            smoothing = Smoothing(transformer, model.family.time_embedding(transformer), self.smooth)
+            with torch.device("cpu"):  # which columns there are is known without weights, too
+                smoothing = Smoothing(transformer, model.family.time_embedding(transformer), self.smooth)
         return DiffusersNetwork(transformer, model.family, self.embedded_guidance, smoothing, self.lora is not None)
 
 
@@ -99,11 +105,6 @@ class DiffusersNetwork(nn.Module):
         self._register_state_dict_hook(_only_trained)
         self.register_load_state_dict_post_hook(_ignore_untrained)
 
-    @property
-    def state_is_partial(self) -> bool:
-        """Whether weights that the network needs are not in its state dict."""
-        return len(self.trained) < len(self.transformer.state_dict())
-
     def forward(self, x: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
         """x (B, C, H, W) or (B, C, frames, H, W), t (B,) in [0, 2] -> like x.
 
@@ -113,7 +114,7 @@ class DiffusersNetwork(nn.Module):
             raise ValueError(f"cond = {type(cond).__name__}, expected a mapping with the prompts' embeddings")
         return self.family.velocity(self.transformer, x, t, cond, self.embedded_guidance)
 
-    def guide(self, v_c: Tensor, v_u: Tensor, scale: float) -> Tensor:
+    def guide_velocity(self, v_c: Tensor, v_u: Tensor, scale: float) -> Tensor:
         """The guided velocity as the model's pipeline computes it."""
         return self.family.guide(v_c, v_u, scale)
 

@@ -21,6 +21,16 @@ class Pretrained(Protocol):
     def load(self) -> torch.nn.Module: ...
 
 
+@runtime_checkable
+class WithinStudent(Protocol):
+    """A teacher that is the student itself in another state, as the base is of a network with adapters: no second copy
+    of it is held."""
+
+    def within(self, network: torch.nn.Module) -> Any:
+        """The teacher F(x, t, cond), which the objective calls without gradients, inside ``network``."""
+        ...
+
+
 Interval = Annotated[int, Range("[1, 999999999999]")]
 """A number of images, at least 1; see :data:`facm.core.component.Images`."""
 
@@ -59,7 +69,7 @@ class Run:
     """Optimiser and learning-rate schedule."""
     ema: PowerEMA = PowerEMA()
     """Averages of the weights that the run tracks."""
-    teacher: Pretrained | None = None
+    teacher: Pretrained | WithinStudent | None = None
     """Network that the objective distils from; None to learn from data alone."""
     initial: Pretrained | None = None
     """Network whose weights the run starts from, which must fit exactly; None for a random start."""

@@ -12,10 +12,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from facm.core.objective import Objective, as_objective
 from facm.core.rng import borrowed_generators
 from facm.core.types import Batch
-from facm.flow.conditions import Labels
+from facm.flow.conditions import Unconditional
 from facm.flow.time_conditioning import native
 from facm.pretrained.trained import FromRun
-from facm.runs.config import Run
+from facm.runs.config import Run, WithinStudent
 from facm.runs.folder import open_run
 from facm.training.memory_plan.counters import Flops
 
@@ -32,7 +32,8 @@ def forward_passes(run: Run) -> float:
     objective = as_objective(run.objective)
     dataset = run.data.open()
     with borrowed_generators(0), sdpa_kernel(SDPBackend.MATH):
-        network, teacher = run.network.build(), _teacher(run)
+        network = run.network.build()
+        teacher = _teacher(run, network)
         group = objective.group_size
         read = dataset.read(np.arange(-(-LEAST // group) * group) % len(dataset))
         batch = Batch(read.x_1, read.cond)
@@ -47,13 +48,15 @@ def forward_passes(run: Run) -> float:
 
 def _predict(network: Any, batch: Batch, objective: Objective) -> None:
     t = torch.full((len(batch.x_1),), 0.5)
-    cond = batch.cond if isinstance(objective.condition, Labels) else None
+    cond = None if isinstance(objective.condition, Unconditional) else batch.cond
     network(batch.x_1, cond=cond, **native(network, t))
 
 
-def _teacher(run: Run) -> torch.nn.Module | None:
+def _teacher(run: Run, network: torch.nn.Module) -> Any | None:
     if run.teacher is None:
         return None
+    if isinstance(run.teacher, WithinStudent):
+        return run.teacher.within(network)
     if isinstance(run.teacher, FromRun):  # its weights do not matter here
         return open_run(Path(run.teacher.path))[1].network.build().requires_grad_(False)
     return run.teacher.load().requires_grad_(False)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from facm.core.hashing import digest
 from facm.core.serialize import fingerprint
 from facm.core.state_dict import check_finite, load_strictly
+from facm.core.types import PartlyElsewhere
 from facm.data.stream import Stream
 from facm.distributed.collectives import check_same
 from facm.distributed.engine import Engine
@@ -14,7 +17,7 @@ from facm.distributed.gradients import check_parameters
 from facm.distributed.process_group import World
 from facm.distributed.wrap import shard, spread, without_parameters
 from facm.networks.adapters.base import adapters_of, unlike
-from facm.runs.config import Run
+from facm.runs.config import Run, WithinStudent
 from facm.runs.ema import EMA
 from facm.runs.folder import RunFolder
 from facm.training.checks import CheckedRun
@@ -32,7 +35,7 @@ def build(checked: CheckedRun, folder: RunFolder, engine: Engine, world: World, 
     check_same(world, "the run's fingerprint", fingerprint(run))
     stream = Stream(checked.dataset, run.seed, run.batch_size, world.rank, world.ranks)
     network = _network(run, folder, engine, world)
-    teacher, teacher_record = _teacher(run, engine, world, device)
+    teacher, teacher_record = _teacher(run, engine, world, device, network)
     wrapped = spread(network.train(), engine, world, device, resolved_precision(run, device) == "bf16")
     state = TrainState(
         network,
@@ -53,7 +56,8 @@ def _network(run: Run, folder: RunFolder, engine: Engine, world: World) -> torch
 
     When resuming FSDP, leave parameters on meta; each rank loads its shard.
     """
-    if engine.kind(world.ranks) == "fsdp" and folder.checkpoints():
+    elsewhere = isinstance(run.network, PartlyElsewhere) and run.network.partly_elsewhere
+    if engine.kind(world.ranks) == "fsdp" and folder.checkpoints() and not elsewhere:
         with without_parameters():
             return run.network.build()
     network = run.network.build()
@@ -81,11 +85,13 @@ def _initialise(network: torch.nn.Module, run: Run) -> None:
 
 
 def _teacher(
-    run: Run, engine: Engine, world: World, device: torch.device
-) -> tuple[torch.nn.Module | None, dict[str, str] | None]:
+    run: Run, engine: Engine, world: World, device: torch.device, network: torch.nn.Module
+) -> tuple[Any | None, dict[str, str] | None]:
     """The teacher, frozen, and sharded where the student is; and its identity, which all ranks must agree on."""
     if run.teacher is None:
         return None, None
+    if isinstance(run.teacher, WithinStudent):
+        return run.teacher.within(network), {"identity": repr(run.teacher)}
     teacher = run.teacher.load().eval().requires_grad_(False)
     check_finite(teacher, teacher.state_dict(), f"teacher = {run.teacher}")
     record = {"identity": repr(run.teacher), "sha256": digest(teacher.state_dict())}

@@ -57,7 +57,7 @@ class Trainer:
     objective: Objective
     stream: Stream
     state: TrainState
-    teacher: torch.nn.Module | None
+    teacher: Any | None
     teacher_record: dict[str, str] | None
     engine: Engine
     world: World

@@ -19,7 +19,7 @@ from facm.core.types import Batch
 from facm.distributed.engine import Engine
 from facm.flow.conditions import Labels
 from facm.pretrained.trained import FromRun
-from facm.runs.config import Run
+from facm.runs.config import Run, WithinStudent
 from facm.runs.folder import open_run
 from facm.training.memory_plan.rehearsal import Rehearsal, built, rehearse
 
@@ -134,6 +134,7 @@ def _add_up(
     everything = _bytes(network)
     trained = sum(p.nbytes for p in network.parameters() if p.requires_grad)
     averaged = sum(max(p.element_size(), 4) * p.numel() for p in network.parameters() if p.requires_grad)
+    copied = sum(value.nbytes for value in network.state_dict(keep_vars=True).values() if not value.requires_grad)
     resident = 0 if engine.cpu_offload else 1
     half = 2 if kind == "fsdp" and bf16 else 4
     units = [_bytes(block) for block in blocks_of(network, engine.blocks).values()]
@@ -146,7 +147,7 @@ def _add_up(
         parameters=resident * everything // shards,
         gradients=resident * trained // shards,
         optimizer=resident * 2 * trained // shards,
-        ema=resident * len(run.ema.sigma_rels) * (everything - trained + averaged) // shards,
+        ema=resident * len(run.ema.sigma_rels) * (copied + averaged) // shards,
         teacher=0 if teacher is None else _bytes(teacher) // (shards if kind == "fsdp" else 1),
         buckets=trained if kind == "ddp" else 0,
         gathered=(2 * largest * half // 4 + largest) if kind == "fsdp" and shards > 1 else 0,
@@ -196,7 +197,7 @@ def _bytes(module: nn.Module) -> int:
 
 def _teacher(run: Run) -> nn.Module | None:
     """The teacher's network without its weights; where its run is not there yet, one like the student."""
-    if run.teacher is None:
+    if run.teacher is None or isinstance(run.teacher, WithinStudent):
         return None
     config: Any = run.network
     if isinstance(run.teacher, FromRun) and (Path(run.teacher.path) / "run.json").exists():

@@ -20,7 +20,7 @@ from facm.core.types import Batch, Loss
 from facm.derivative import OpLevel, Pair
 from facm.distributed.block_transforms import prepare
 from facm.distributed.engine import Engine
-from facm.runs.config import Run
+from facm.runs.config import Run, WithinStudent
 from facm.training.memory_plan.counters import LiveBytes
 
 AUTOCAST = frozenset(
@@ -71,6 +71,7 @@ def _peak(
     """The most that the parts of the loss hold, and the weights that autocast keeps."""
     objective = as_objective(objective)
     network = built(run.network)
+    asked: Any = run.teacher.within(network) if isinstance(run.teacher, WithinStudent) else teacher
     prepare(list(blocks_of(network, engine.blocks).values()), engine.checkpointing, compiled=False)
     gradients = sum(p.nbytes for p in network.parameters() if p.requires_grad)
     peak = cast = 0
@@ -81,7 +82,7 @@ def _peak(
     while pending is None or pending:
         with LiveBytes() as memory, _AsOnDevice(bf16) as device:
             if pending is None:
-                pending = list(objective.loss_terms(network, batch, torch.Generator(), teacher))
+                pending = list(objective.loss_terms(network, batch, torch.Generator(), asked))
             term = pending.pop(0)
             backward(term().total)
             del term
