@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from facm.distributed.process_group import World
     from facm.evaluation import Features
     from facm.evaluation.evaluator import Evaluator
-    from facm.latents.decode import Decoder
+    from facm.latents.decode import ImageDecoder
     from facm.pretrained.trained import Trained
 
 
@@ -59,7 +59,7 @@ class MetricOptions(FeatureOptions):
         """Whether the features may be those of a classifier of the run's own data."""
         return self.fid_stats is None and self.real is None and self.chosen() is None
 
-    def evaluator(self, trained: Trained, decoder: Decoder | None, world: World) -> Evaluator:
+    def evaluator(self, trained: Trained, decoder: ImageDecoder | None, world: World) -> Evaluator:
         """Statistics of the real data in the chosen features."""
         from facm.evaluation import Inception
         from facm.evaluation.evaluator import build_evaluator, evaluator_from_statistics
@@ -71,7 +71,7 @@ class MetricOptions(FeatureOptions):
             return evaluator_from_statistics(self.fid_stats, features or Inception(""), world.device, world=world)
         dataset = trained.data.open()
         if self.real is not None:
-            size = dataset.shape[-1] * (1 if decoder is None else decoder.autoencoder.factor)
+            size = dataset.shape[-1] * (1 if decoder is None else decoder.factor)
             return build_evaluator(folder_of_images(self.real, size), world.device, features or Inception(""), world)
         if decoder is not None or not len(dataset):
             what = "latents" if decoder is not None else "no data of its own"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from facm.flow.guidance import Guidance
-    from facm.latents.decode import Decoder
+    from facm.latents.decode import ImageDecoder
     from facm.pretrained.trained import Trained
     from facm.sampling.methods import Method
 
@@ -163,7 +163,7 @@ class NetworkOptions:
             scale=self.latent_scale,
         )
 
-    def decoder(self, trained: Trained, device: torch.device) -> Decoder | None:
+    def decoder(self, trained: Trained, device: torch.device) -> ImageDecoder | None:
         """What makes images of the network's samples; None where they are images, or anything but latents.
 
         Raises ValueError for latents without an autoencoder."""

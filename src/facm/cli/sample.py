@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from facm.distributed.process_group import World
     from facm.flow.conditions import Condition
-    from facm.latents.decode import Decoder
+    from facm.latents.decode import ImageDecoder
     from facm.pretrained.trained import Trained
     from facm.sampling.methods import Method
 
@@ -117,7 +117,7 @@ def sample(
 def _drawn(
     trained: Trained,
     method: Method,
-    decoder: Decoder | None,
+    decoder: ImageDecoder | None,
     options: SampleOptions,
     how: SamplingOptions,
     solver: SolverOptions,

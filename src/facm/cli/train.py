@@ -21,7 +21,7 @@ from facm.distributed.engine import Engine
 if TYPE_CHECKING:
     from facm.cli.lookup import Recipe
     from facm.distributed.process_group import World
-    from facm.latents.decode import Decoder
+    from facm.latents.decode import ImageDecoder
     from facm.runs.config import Run
     from facm.runs.folder import RunFolder
     from facm.training.checks import CheckedRun
@@ -210,7 +210,7 @@ def _previews(checked: CheckedRun, folder: RunFolder, world: World) -> Callable[
     return draw
 
 
-def _decoder(checked: CheckedRun, world: World) -> Decoder | None:
+def _decoder(checked: CheckedRun, world: World) -> ImageDecoder | None:
     """What makes images of the run's latents, on the first rank. One that the recipe names must be there; without the
     one that only the latents' manifest names, a run has no previews, and prints why."""
     from facm.latents.decode import decoder_of

@@ -112,6 +112,15 @@ class Dataset(Protocol):
 
 
 @runtime_checkable
+class HasPrompts(Protocol):
+    """An opened data set whose samples are conditioned on prompts that a person can read."""
+
+    def prompts(self, indices: np.ndarray) -> list[str]:
+        """The prompts of the samples ``indices`` (B,)."""
+        ...
+
+
+@runtime_checkable
 class Data(Protocol):
     """A data set's configuration: frozen, and opened into a :class:`Dataset`."""
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 from torch import Tensor
 
+from facm.core.cond import Cond
+from facm.core.types import Dataset, HasPrompts
 from facm.distributed.collectives import by_first, in_order
 from facm.evaluation.evaluator import Evaluator
 from facm.evaluation.row import Row, row_of
@@ -13,6 +16,7 @@ from facm.evaluation.samples import Sampling
 from facm.flow.conditions import Labels
 from facm.pretrained.trained import Trained
 from facm.sampling.generate import blocks
+from facm.sampling.source import Source
 
 
 def evaluate(trained: Trained, sampling: Sampling, evaluator: Evaluator) -> Row:
@@ -29,8 +33,9 @@ def evaluate(trained: Trained, sampling: Sampling, evaluator: Evaluator) -> Row:
     measure = evaluator.measure(sampling.n, accuracy=None if labelled else False)
 
     def extracted(indices: range) -> tuple[Tensor | None, ...]:
-        cond = sampling.cond(source.condition, indices)
-        return measure.extract(sampling.draw(source, indices, cond), cond)
+        cond = _cond(trained.dataset, sampling, source, indices)
+        labels = cond if isinstance(cond, Tensor) else None
+        return measure.extract(sampling.draw(source, indices, cond), labels)
 
     batches = blocks(sampling.n, sampling.batch_size)
     for indices, (features, correct, logits) in in_order(evaluator.world, batches, extracted):
@@ -44,3 +49,10 @@ def evaluate(trained: Trained, sampling: Sampling, evaluator: Evaluator) -> Row:
         return row_of(trained, sampling, evaluator, source.condition, measurement, time.monotonic() - began)
 
     return by_first(evaluator.world, row)
+
+
+def _cond(dataset: Dataset, sampling: Sampling, source: Source, indices: range) -> Cond:
+    """The labels of samples ``indices``, or the prompts of the data set in their order, again and again."""
+    if isinstance(dataset, HasPrompts):
+        return dataset.read(np.array(indices) % len(dataset)).cond
+    return sampling.cond(source.condition, indices)

@@ -16,7 +16,7 @@ from facm.core.state_dict import CheckpointError, check_fits, load_strictly
 from facm.core.types import Data, Dataset, NetworkConfig
 from facm.distributed.process_group import ALONE, World
 from facm.latents.autoencoders.types import AutoencoderConfig
-from facm.latents.decode import Decoder, decoder_of
+from facm.latents.decode import ImageDecoder, decoder_of
 from facm.latents.statistics import Statistics
 from facm.pretrained.latent_space import STABLE_DIFFUSION, VAVAE
 from facm.pretrained.native_format import said_of, spelled, write_own
@@ -65,7 +65,7 @@ class Trained:
         own that does not say what the network is conditioned on."""
         return Source(self.network.to(device), self.interface, tuple(self.dataset.shape), device)
 
-    def decoder(self, device: torch.device, autoencoder: AutoencoderConfig | None = None) -> Decoder | None:
+    def decoder(self, device: torch.device, autoencoder: AutoencoderConfig | None = None) -> ImageDecoder | None:
         """What makes images of the network's samples; None where there is nothing to decode.
 
         autoencoder: in place of the one that the data set names. Raises ValueError for latents without an autoencoder,

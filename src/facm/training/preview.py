@@ -4,47 +4,82 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from facm.core.types import HasPrompts
 from facm.distributed.collectives import any_of, by_first
 from facm.distributed.wrap import is_sharded
 from facm.flow.conditions import Labels, Unconditional
-from facm.latents.decode import Decoder
+from facm.flow.guidance import NO_GUIDANCE
+from facm.flow.velocity import TeacherVelocity
+from facm.latents.decode import ImageDecoder
 from facm.runs.ema import Weights
-from facm.sampling.generate import sample_balanced
+from facm.sampling.captioned import save_captioned
+from facm.sampling.generate import sample, sample_balanced
 from facm.sampling.images import is_image, save_grid
-from facm.sampling.methods import default_method
+from facm.sampling.methods import Euler, default_method
 from facm.sampling.source import Source
 from facm.training.trainer import Trainer
 
 PREVIEW = 20
 TEACHER_NFE = 8
+PROMPTS = 4
+STEPS = (1, 2, 4)
+"""Steps of the rows for a data set with prompts; below them stands the teacher."""
 
 
-def draw_preview(trainer: Trainer, path: Path, decode: Decoder | None = None) -> None:
-    """Samples of the first EMA, from the same noise every time, latents decoded.
+def draw_preview(trainer: Trainer, path: Path, decode: ImageDecoder | None = None) -> None:
+    """Samples of the first EMA, from the same noise every time, latents decoded: of each class, or of the first prompts
+    of the data set with 1, 2 and 4 steps, beside the teacher.
 
     Nothing is drawn where there is a picture at ``path`` already, for data that are not images and for which there is
-    no ``decode``, for an objective that does not say its condition, or for conditions other than labels.
+    no ``decode``, for an objective that does not say its condition, or for conditions that are neither labels nor
+    prompts.
     """
     state, interface, shape = trainer.state, trainer.objective.interface, trainer.dataset.shape
     drawable = any_of(state.world, decode is not None) or is_image(shape)
     there = by_first(state.world, path.exists)
-    if there or not isinstance(interface.condition, Labels | Unconditional) or not drawable:
+    known = isinstance(interface.condition, Labels | Unconditional) or isinstance(trainer.dataset, HasPrompts)
+    if there or not known or not drawable or interface.condition is None:
         return
     parameter = next(state.network.parameters())
     if not (state.world.first or is_sharded(parameter)):
         return  # who holds a shard takes part
     device = state.world.device if is_sharded(parameter) else parameter.device  # shards may be offloaded
     source = Source(state.network, interface, shape, device)
-    one_step = interface.learns_shortcut or interface.learns_jumps
-    method = default_method(interface, 1 if one_step else TEACHER_NFE)
     with _averaged(state.network, state.ema.averages[trainer.run.ema.sigma_rels[0]]):
-        x = sample_balanced(source, method, PREVIEW)
+        if isinstance(trainer.dataset, HasPrompts):
+            _draw_prompts(trainer, trainer.dataset, source, path, decode)
+            return
+        one_step = interface.learns_shortcut or interface.learns_jumps
+        x = sample_balanced(source, default_method(interface, 1 if one_step else TEACHER_NFE), PREVIEW)
     if state.world.first:
         save_grid(path, x if decode is None else decode(x))
+
+
+def _draw_prompts(
+    trainer: Trainer, dataset: HasPrompts, source: Source, path: Path, decode: ImageDecoder | None
+) -> None:
+    """A row for each number of steps, and one of the teacher; without a shortcut one row of the flow."""
+    which = np.arange(min(PROMPTS, len(trainer.dataset)))
+    cond = trainer.dataset.read(which).cond
+    learns = source.interface.learns_shortcut or source.interface.learns_jumps
+    rows = {f"{k} step{'s' * (k > 1)}": (source, default_method(source.interface, k), NO_GUIDANCE) for k in STEPS}
+    if not learns:
+        rows = {f"{TEACHER_NFE} steps": (source, default_method(source.interface, TEACHER_NFE), NO_GUIDANCE)}
+    if trainer.teacher is not None:
+        velocity = trainer.objective.velocity
+        guidance = velocity.guidance if isinstance(velocity, TeacherVelocity) else NO_GUIDANCE
+        teacher = replace(source, network=trainer.teacher)
+        rows[f"teacher, {TEACHER_NFE} steps"] = (teacher, Euler(TEACHER_NFE), guidance)
+    drawn = [sample(of, method, which.tolist(), cond, 0, guidance) for of, method, guidance in rows.values()]
+    if trainer.state.world.first:
+        images = [x if decode is None else decode(x) for x in drawn]
+        save_captioned(path, images, dataset.prompts(which), list(rows))
 
 
 @contextlib.contextmanager
