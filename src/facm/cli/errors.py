@@ -30,6 +30,8 @@ _RUN = {
 }
 FLAGS = {
     "train": _RUN,
+    "distill": _RUN,
+    "finetune": _RUN,
     "plan": _RUN,
     "resume": _RUN,
     "sample": _NETWORK,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from facm import __version__
+from facm.cli.distill import distill, finetune, of_model
 from facm.cli.errors import readable_errors
 from facm.cli.evaluate import evaluate, statistics
 from facm.cli.latents import encode, verify
@@ -47,6 +48,8 @@ COMMANDS = {
     "show": Command("what a recipe or a run is", show, only_prints=True),
     "train": Command("train a recipe; each has options of its own", train, run_train),
     "resume": Command("continue an interrupted run", resume),
+    "distill": Command("distil a text-to-image model of diffusers", distill, of_model("distill")),
+    "finetune": Command("fine-tune one by flow matching, so that it can teach", finetune, of_model("finetune")),
     "plan": Command("predict the memory that a recipe takes on each GPU", plan, run_plan, only_prints=True),
     "sample": Command("draw samples from a run or a published file", sample, old=SAMPLING),
     "evaluate": Command("measure a run or a published file", evaluate, old=SAMPLING),

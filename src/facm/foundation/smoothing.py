@@ -32,9 +32,13 @@ class Smoothing:
                 f"smooth = {highest:g}: no frequency of {embedding.layer} is as low, expected at least "
                 f"{float(embedding.frequencies.min()):.3g} radians per unit of t"
             )
-        self.layer.register_forward_pre_hook(self._mask)
+        self._hook = self.layer.register_forward_pre_hook(self._mask)
         for parameter in self.layer.parameters():
             parameter.requires_grad_(False)  # the edit stays what it is
+
+    def remove(self) -> None:
+        """Take the mask off the module for good."""
+        self._hook.remove()
 
     def _mask(self, layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if not self.on:
