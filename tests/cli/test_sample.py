@@ -150,7 +150,7 @@ def test_a_sampling_option_that_makes_no_sense_is_named(runs, capsys, monkeypatc
     ("arguments", "words"),
     [
         (["sample", "--num-samples", "0"], "--num-samples 0, expected at least one sample"),
-        (["sample", "--num-samples", "2.5"], "Error parsing --num-samples: invalid literal"),
+        (["sample", "--num-samples", "2.5"], "Error parsing --num-samples: no type"),
         (["sample", "--classes", "11"], "--classes 11, expected 0 to 9, or 10 for no class"),
         (["sample", "--classes", "3", "-1"], "--classes -1, expected 0 to 9"),
         (["sample", "--out", "grid"], "--out grid, expected a name that ends in .png"),

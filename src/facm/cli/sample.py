@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from facm.cli.network_options import (
     SolverOptions,
 )
 from facm.cli.parsing import Advanced, Group
+from facm.cli.prompt_options import PROMPTS, PromptOptions
 from facm.core.files import TakenError, atomically
 from facm.core.terminal import say
 from facm.distributed.engine import Engine
@@ -25,11 +27,13 @@ from facm.distributed.engine import Engine
 if TYPE_CHECKING:
     import torch
 
+    from facm.core.cond import Cond
     from facm.distributed.process_group import World
-    from facm.flow.conditions import Condition
+    from facm.flow.guidance import Guidance
     from facm.latents.decode import ImageDecoder
     from facm.pretrained.trained import Trained
     from facm.sampling.methods import Method
+    from facm.sampling.source import Source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +42,14 @@ class SampleOptions:
 
     num_steps: int = 1
     """Network evaluations for each sample."""
-    num_samples: int = 100
-    """Number of samples."""
+    num_samples: int | None = None
+    """Number of samples; default: 100, or one for each prompt."""
     batch_size: int = 256
     """Samples made at once."""
     classes: tuple[str, ...] = ()
     """Labels, repeated in turn, as in 207,360; default: all classes."""
+    prompts: Group[PromptOptions] = PROMPTS
+    """Of a text-to-image model."""
     out: Path | None = None
     """PNG to write; default: a new file in RUN/samples/, or next to FILE. An existing file is not overwritten."""
     npz: bool = False
@@ -51,7 +57,7 @@ class SampleOptions:
 
     def check(self) -> None:
         """Raise ValueError for what cannot be drawn or written."""
-        if self.num_samples < 1:
+        if self.num_samples is not None and self.num_samples < 1:
             raise ValueError(f"--num-samples {self.num_samples}, expected at least one sample")
         if self.batch_size < 1:
             raise ValueError(f"--batch-size {self.batch_size}, expected at least 1")
@@ -61,6 +67,7 @@ class SampleOptions:
         if taken := [file for file in files if file.exists()]:
             raise ValueError(f"--out {self.out}: {taken[0]} exists and is not overwritten; choose another name")
         self.labels()
+        self.prompts.check()
 
     def labels(self) -> tuple[int, ...]:
         """The labels as numbers."""
@@ -85,7 +92,10 @@ def sample(
     Args:
         network: a run's folder, or a checkpoint file: published, exported or imported.
     """
+    import torch
+
     from facm.distributed.process_group import opened
+    from facm.sampling.captioned import save_captioned
     from facm.sampling.images import save_grid, to_uint8
 
     options.check()
@@ -96,69 +106,91 @@ def sample(
         clock = "" if trained.images_seen is None else f"{trained.images_seen:012d}-"
         name = f"{clock}{type(method).__name__.lower()}{options.num_steps}-seed{how.seed}"
         folder = trained.samples
+        prompted = options.prompts.of(trained, options.num_samples, world)
         decoder = which.decoder(trained, world.device)
         trained = in_precision(trained, how.precision, world.device)
-        x, cond = _drawn(trained, method, decoder, options, how, solver, world)
+        cond: Cond
+        if prompted is None:
+            n = options.num_samples or 100
+            source, cond = trained.source(world.device), _labels(trained, options, n)
+        else:
+            n, source, cond = len(prompted.texts), prompted.source(trained, world.device), prompted.cond
+        guidance = solver.guidance(how.guidance_scale)
+        x = _drawn(source, method, decoder, n, options.batch_size, cond, how.seed, guidance, world, trained.path)
+        rows, titles = [x], list[str]()
+        if prompted is not None and options.prompts.beside_teacher:
+            teacher, euler, scale = prompted.teacher(trained, source, options.prompts.beside_teacher)
+            rows.append(
+                _drawn(teacher, euler, decoder, n, options.batch_size, cond, how.seed, scale, world, trained.path)
+            )
+            titles = [f"student, {options.num_steps} steps", f"teacher, {options.prompts.beside_teacher} steps"]
         if x is None:
             return
+
+        def save(path: Path) -> None:
+            if prompted is None:
+                save_grid(path, x, new=True)
+            else:
+                save_captioned(path, [row for row in rows if row is not None], prompted.texts, titles, new=True)
+
         if options.out is not None:
-            save_grid(options.out, x, new=True)
-        target = options.out or _saved(x, folder, name)
+            save(options.out)
+        target = options.out or _saved(save, folder, name)
         say(f"{len(x)} samples, {type(method).__name__} with {options.num_steps} evaluations: {target}")
         say(f"{trained.which} of {trained.path}{'' if decoder is None else f', decoded by {decoder.identity}'}")
         if options.npz:
             import numpy as np
 
-            labels = np.zeros(0, np.int64) if cond is None else cond.numpy()
+            labels = cond.numpy() if isinstance(cond, torch.Tensor) else np.zeros(0, np.int64)
             with atomically(target.with_suffix(".npz"), new=True) as partial, partial.open("wb") as file:
                 np.savez_compressed(file, images=to_uint8(x), labels=labels)
 
 
 def _drawn(
-    trained: Trained,
+    source: Source,
     method: Method,
     decoder: ImageDecoder | None,
-    options: SampleOptions,
-    how: SamplingOptions,
-    solver: SolverOptions,
+    n: int,
+    batch_size: int,
+    cond: Cond,
+    seed: int,
+    guidance: Guidance,
     world: World,
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """All samples and their labels, on the first rank. Raises ValueError for samples that are not finite."""
+    path: Path,
+) -> torch.Tensor | None:
+    """All samples, on the first rank. Raises ValueError for samples that are not finite."""
     import torch
 
+    from facm.core.cond import taken
     from facm.distributed.collectives import in_order
     from facm.sampling.generate import blocks
     from facm.sampling.generate import sample as draw
 
-    source = trained.source(world.device)
-    cond = _cond(source.condition, options)
-    guidance = solver.guidance(how.guidance_scale)
-
     def block(indices: range) -> tuple[torch.Tensor]:
-        labels = None if cond is None else cond[indices.start : indices.stop]
-        x = draw(source, method, indices, labels, how.seed, guidance)
+        here = taken(cond, slice(indices.start, indices.stop))
+        x = draw(source, method, indices, here, seed, guidance)
         return (x if decoder is None else decoder(x),)
 
-    of_all = in_order(world, blocks(options.num_samples, options.batch_size), block)
+    of_all = in_order(world, blocks(n, batch_size), block)
     parts = [part for _, (part,) in of_all if part is not None]
     if not world.first:
-        return None, None
+        return None
     x = torch.cat(parts)
     if bad := int((~x.isfinite()).flatten(1).any(1).sum()):
         what = f"{bad} of {len(x)} samples are not finite"
-        raise ValueError(f"{what}: {trained.path} is damaged, or --latent-scale is wrong")
-    return x, cond
+        raise ValueError(f"{what}: {path} is damaged, or --latent-scale is wrong")
+    return x
 
 
-def _cond(condition: Condition, options: SampleOptions) -> torch.Tensor | None:
+def _labels(trained: Trained, options: SampleOptions, n: int) -> torch.Tensor | None:
     import torch
 
     from facm.flow.conditions import Labels
     from facm.sampling.generate import balanced_labels
 
-    classes, n = options.labels(), options.num_samples
+    condition, classes = trained.interface.condition, options.labels()
     if not classes:
-        return balanced_labels(condition, range(n))
+        return None if condition is None else balanced_labels(condition, range(n))
     if not isinstance(condition, Labels):
         raise ValueError(f"--classes {classes}, but the network is unconditional")
     null = condition.classes
@@ -167,15 +199,13 @@ def _cond(condition: Condition, options: SampleOptions) -> torch.Tensor | None:
     return torch.tensor([classes[i % len(classes)] for i in range(n)])
 
 
-def _saved(x: torch.Tensor, folder: Path, name: str) -> Path:
+def _saved(save: Callable[[Path], None], folder: Path, name: str) -> Path:
     """A new picture in ``folder``, numbered where the name is taken, also by a command that draws at the same time."""
-    from facm.sampling.images import save_grid
-
     k = 1
     while True:
         path = folder / f"{name if k == 1 else f'{name}-{k}'}.png"
         with contextlib.suppress(TakenError):
             if not path.with_suffix(".npz").exists():
-                save_grid(path, x, new=True)
+                save(path)
                 return path
         k += 1

@@ -7,7 +7,6 @@ of the target. Each row of the table takes out all frequencies above a cutoff, a
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +16,10 @@ from facm.core.rng import derive
 from facm.core.types import Batch, Dataset
 from facm.data.checked import read_checked
 from facm.flow.interpolant import Interpolant
-from facm.foundation.network import DiffusersModel, DiffusersNetwork
+from facm.foundation.network import DiffusersModel
 from facm.foundation.smoothing import Smoothing
 from facm.objectives.facm import FACM
-from facm.runs.config import Run, WithinStudent
+from facm.runs.config import Run, teacher_of
 
 CUTOFFS = (500.0, 200.0, 100.0, 50.0, 20.0, 10.0)
 """Radians per unit of t."""
@@ -99,7 +98,7 @@ def probe(run: Run, dataset: Dataset, device: torch.device, n: int = 32) -> Prob
     network = replace(run.network, smooth=None).build().to(device).eval()
     if not isinstance(run.objective, FACM):
         raise ValueError(f"objective = {type(run.objective).__name__}, expected FACM, which has a tangent")
-    objective, teacher = run.objective, _teacher(run, network, device)
+    objective, teacher = run.objective, teacher_of(run, network, device)
     batch = _first(dataset, n).to(device)
     rng = torch.Generator(device).manual_seed(derive(run.seed, 0))
     point = Interpolant.draw(batch, objective.time, objective.condition, 0.0, rng)
@@ -125,14 +124,6 @@ def probe(run: Run, dataset: Dataset, device: torch.device, n: int = 32) -> Prob
         mask.remove()
     assert before is not None
     return Probe(tuple(rows), len(batch.x_1), float(_rms(before)))
-
-
-def _teacher(run: Run, network: DiffusersNetwork, device: torch.device) -> Any | None:
-    if run.teacher is None:
-        return None
-    if isinstance(run.teacher, WithinStudent):
-        return run.teacher.within(network)
-    return run.teacher.load().to(device).eval()
 
 
 def _first(dataset: Dataset, n: int) -> Batch:

@@ -84,3 +84,12 @@ class Run:
 
     def __post_init__(self) -> None:
         as_objective(self.objective)
+
+
+def teacher_of(run: Run, network: torch.nn.Module, device: torch.device | None = None) -> Any | None:
+    """The teacher F(x, t, cond) of ``run`` on ``device``: loaded, or inside the student ``network``; or None."""
+    if run.teacher is None:
+        return None
+    if isinstance(run.teacher, WithinStudent):
+        return run.teacher.within(network)
+    return run.teacher.load().to(device).eval().requires_grad_(False)

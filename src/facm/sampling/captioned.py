@@ -16,31 +16,51 @@ from facm.sampling.images import to_uint8
 LEAST_WIDTH = 128
 """Pixels of a picture's width in the grid: smaller pictures are enlarged, so that there is room for words."""
 LINES = 3
+"""Lines of a prompt."""
+LINE = 15
+"""Pixels of a line."""
 GAP = 6
 
 
-def captioned_png(rows: Sequence[Tensor], prompts: Sequence[str], titles: Sequence[str] = ()) -> bytes:
+def captioned_png(
+    rows: Sequence[Tensor], prompts: Sequence[str], titles: Sequence[str] = (), columns: int = 8
+) -> bytes:
     """A PNG with a row for each of ``rows`` (n, C, H, W) in [-1, 1]. The pictures one above the other share a prompt,
-    written below them; ``titles``, one a row, stand above the rows.
+    written below them; ``titles``, one a row, stand above the rows; ``columns`` prompts beside each other.
 
     Raises ValueError where there are not as many prompts as pictures in a row, or titles as rows.
     """
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image
 
-    pixels = [to_uint8(row) for row in rows]
-    n, height, width, _ = pixels[0].shape
+    n = len(rows[0])
     if len(prompts) != n or (titles and len(titles) != len(rows)):
         raise ValueError(f"{len(prompts)} prompts and {len(titles)} titles for {len(rows)} rows of {n} pictures")
+    pixels = [to_uint8(row) for row in rows]
+    parts = [
+        _sheet([row[k : k + columns] for row in pixels], prompts[k : k + columns], titles) for k in range(0, n, columns)
+    ]
+    whole = Image.new("RGB", (parts[0].width, sum(part.height for part in parts)), (255, 255, 255))
+    top = 0
+    for part in parts:
+        whole.paste(part, (0, top))
+        top += part.height
+    buffer = io.BytesIO()
+    whole.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _sheet(rows: Sequence[np.ndarray], prompts: Sequence[str], titles: Sequence[str]) -> Any:
+    """One block of the grid: rows of (n, H, W, 3) with their prompts below."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    n, height, width, _ = rows[0].shape
     scale = max(1, -(-LEAST_WIDTH // width))
     width, height = width * scale, height * scale
-    font = ImageFont.load_default(12)
-    line = 15
-    above = line if titles else 0
-    sheet = Image.new(
-        "RGB", (n * (width + GAP) - GAP, len(rows) * (above + height + GAP) + LINES * line), (255, 255, 255)
-    )
+    font, above = ImageFont.load_default(12), LINE if titles else 0
+    size = (n * (width + GAP) - GAP, len(rows) * (above + height + GAP) + LINES * LINE)
+    sheet = Image.new("RGB", size, (255, 255, 255))
     draw = ImageDraw.Draw(sheet)
-    for r, row in enumerate(pixels):
+    for r, row in enumerate(rows):
         top = r * (above + height + GAP)
         if titles:
             draw.text((0, top), titles[r], fill=(0, 0, 0), font=font)
@@ -50,10 +70,8 @@ def captioned_png(rows: Sequence[Tensor], prompts: Sequence[str], titles: Sequen
     top = len(rows) * (above + height + GAP)
     for k, prompt in enumerate(prompts):
         for i, text in enumerate(_wrapped(prompt, width, font)):
-            draw.text((k * (width + GAP), top + i * line), text, fill=(0, 0, 0), font=font)
-    buffer = io.BytesIO()
-    sheet.save(buffer, "PNG")
-    return buffer.getvalue()
+            draw.text((k * (width + GAP), top + i * LINE), text, fill=(0, 0, 0), font=font)
+    return sheet
 
 
 def save_captioned(

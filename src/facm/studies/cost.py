@@ -15,7 +15,7 @@ from facm.core.types import Batch
 from facm.flow.conditions import Unconditional
 from facm.flow.time_conditioning import native
 from facm.pretrained.trained import FromRun
-from facm.runs.config import Run, WithinStudent
+from facm.runs.config import Run, teacher_of
 from facm.runs.folder import open_run
 from facm.training.memory_plan.counters import Flops
 
@@ -55,8 +55,6 @@ def _predict(network: Any, batch: Batch, objective: Objective) -> None:
 def _teacher(run: Run, network: torch.nn.Module) -> Any | None:
     if run.teacher is None:
         return None
-    if isinstance(run.teacher, WithinStudent):
-        return run.teacher.within(network)
     if isinstance(run.teacher, FromRun):  # its weights do not matter here
         return open_run(Path(run.teacher.path))[1].network.build().requires_grad_(False)
-    return run.teacher.load().requires_grad_(False)
+    return teacher_of(run, network)

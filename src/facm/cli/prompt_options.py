@@ -1,0 +1,136 @@
+"""Prompts of ``facm sample``, and what they ask a text-to-image model for."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from facm.core.terminal import warn
+
+if TYPE_CHECKING:
+    import torch
+
+    from facm.core.cond import Cond
+    from facm.distributed.process_group import World
+    from facm.flow.guidance import Guidance
+    from facm.foundation.network import DiffusersModel
+    from facm.pretrained.trained import Trained
+    from facm.sampling.methods import Method
+    from facm.sampling.source import Source
+
+MOST_SHOWN = 8
+"""Prompts of the data that are shown where none are given."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptOptions:
+    """What a text-to-image model is to show."""
+
+    prompt: tuple[str, ...] = ()
+    """Prompts of a text-to-image model, one picture each; default: the first ones of its data."""
+    prompts: Path | None = None
+    """Text file with one prompt a line."""
+    beside_teacher: int = 0
+    """Draw the teacher below, from the same noise, with this many steps; 0: do not."""
+    height: int = 0
+    """Height of the pictures in pixels; 0: as in the data."""
+    width: int = 0
+    """Width of the pictures in pixels; 0: as in the data."""
+
+    def check(self) -> None:
+        """Raise ValueError for values that cannot be, and prompts from two places."""
+        if self.prompt and self.prompts is not None:
+            raise ValueError(f"--prompt with --prompts {self.prompts}, expected one of them")
+        if any(not text.strip() for text in self.prompt):
+            raise ValueError("--prompt '' is empty, expected words; the null prompt is drawn by guidance alone")
+        for name in ("beside_teacher", "height", "width"):
+            if (value := getattr(self, name)) < 0:
+                raise ValueError(f"--{name.replace('_', '-')} {value}, expected 0 or more")
+        if bool(self.height) != bool(self.width):
+            raise ValueError(f"--height {self.height} and --width {self.width}, expected both or neither")
+
+    def texts(self) -> list[str]:
+        """The prompts that are given. Raises ValueError for a file without any."""
+        if self.prompts is None:
+            return list(self.prompt)
+        from facm.foundation.prepare.sources import source_at
+
+        return list(source_at(self.prompts).prompts)
+
+    def of(self, trained: Trained, n: int | None, world: World) -> Prompted | None:
+        """``n`` prompts in turn (None: each once) with their embeddings; None for a network of another kind.
+
+        Raises ValueError for prompts to such a network.
+        """
+        from facm.foundation.network import DiffusersModel
+
+        if not isinstance(trained.config, DiffusersModel):
+            if self != PROMPTS:
+                raise ValueError(f"--prompt with {trained.path}, which takes no prompts; expected a model that does")
+            return None
+        return _encoded(self, trained, trained.config, n, world)
+
+
+PROMPTS = PromptOptions()
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompted:
+    """Prompts with their embeddings.
+
+    texts: the prompts, one a picture.
+    cond: their embeddings.
+    shape: of one sample.
+    """
+
+    texts: list[str]
+    cond: Cond
+    shape: tuple[int, ...]
+
+    def source(self, trained: Trained, device: torch.device) -> Source:
+        """What is sampled."""
+        return dataclasses.replace(trained.source(device), shape=self.shape)
+
+    def teacher(self, trained: Trained, source: Source, steps: int) -> tuple[Source, Method, Guidance]:
+        """The teacher of the run, its sampler and its guidance. Raises ValueError for a run without one."""
+        from facm.flow.guidance import NO_GUIDANCE
+        from facm.flow.velocity import TeacherVelocity
+        from facm.runs.config import teacher_of
+        from facm.runs.folder import open_run
+        from facm.sampling.methods import Euler
+
+        _, run = open_run(trained.path)
+        if run.teacher is None:
+            raise ValueError(f"--beside-teacher {steps} with {trained.path}, which has no teacher; expected 0")
+        network = teacher_of(run, source.network, source.device)
+        velocity = getattr(run.objective, "velocity", None)
+        guidance = velocity.guidance if isinstance(velocity, TeacherVelocity) else NO_GUIDANCE
+        return dataclasses.replace(source, network=network), Euler(steps), guidance
+
+
+def _encoded(options: PromptOptions, trained: Trained, config: DiffusersModel, n: int | None, world: World) -> Prompted:
+    import numpy as np
+
+    from facm.core.cond import taken
+    from facm.core.types import HasPrompts
+    from facm.foundation.prompting import check_length, encode_prompts, shape_of
+
+    model, dataset = Path(config.path).expanduser(), trained.dataset
+    shape = tuple(dataset.shape)
+    if options.height:
+        shape = shape_of(model, options.height, options.width)
+    texts = options.texts()
+    if not texts:
+        if not isinstance(dataset, HasPrompts):
+            raise ValueError(f"{trained.path} was trained on data without prompts: expected --prompt")
+        which = np.arange(n or min(MOST_SHOWN, len(dataset))) % len(dataset)
+        return Prompted(dataset.prompts(which), dataset.read(which).cond, shape)
+    if world.first:
+        for warning in check_length(model, texts):
+            warn(warning)
+    cond = encode_prompts(model, texts, world.device)
+    import torch
+
+    places = torch.arange(n or len(texts)) % len(texts)
+    return Prompted([texts[i] for i in places.tolist()], taken(cond, places), shape)

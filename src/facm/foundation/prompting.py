@@ -1,0 +1,64 @@
+"""Prompts that are encoded when pictures are wanted, by the text encoders in the model's folder."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from facm.core.cond import Cond, joined, mapped
+from facm.foundation.folder import load_pipeline, open_model
+
+BLOCK = 16
+"""Prompts encoded at once."""
+
+
+@torch.no_grad()
+def encode_prompts(model: Path, prompts: Sequence[str], device: torch.device, negative: bool = False) -> Cond:
+    """The condition of these prompts on the CPU, padded to the longest where their lengths vary.
+
+    The text encoders are loaded for this, moved to ``device``, and released. Raises ValueError for no prompts, an empty
+    model folder, or one of another family.
+    """
+    if not prompts:
+        raise ValueError("prompts = (), expected at least one")
+    opened = open_model(model)
+    pipe = load_pipeline(opened, opened.family.text_parts)
+    for name in opened.family.text_parts:
+        part = getattr(pipe, name)
+        if isinstance(part, torch.nn.Module):
+            part.to(device)
+    encoded: Cond = None
+    for start in range(0, len(prompts), BLOCK):
+        block = opened.family.encode(pipe, prompts[start : start + BLOCK], negative)
+        part_of: Cond = {name: value.cpu() for name, value in block.items()}
+        encoded = part_of if encoded is None else joined(encoded, part_of)
+    del pipe
+    gc.collect()
+    return mapped(Tensor.contiguous, encoded)
+
+
+def check_length(model: Path, prompts: Sequence[str]) -> list[str]:
+    """A warning for each prompt that the encoder cuts, with what is left out."""
+    opened = open_model(model)
+    pipe = load_pipeline(opened, ())
+    most = opened.family.most_tokens(pipe)
+    return [
+        f"{prompt[:60]!r} has {count} tokens, and the text encoder takes {most}: the end is cut"
+        for prompt in prompts
+        if (count := opened.family.count_tokens(pipe, prompt)) > most
+    ]
+
+
+def shape_of(model: Path, height: int, width: int) -> tuple[int, ...]:
+    """Shape of a sample for pictures of this size in pixels. Raises ValueError for a size that cannot be."""
+    opened = open_model(model)
+    pipe = load_pipeline(opened, ())
+    multiple = opened.family.multiple(pipe)
+    for name, value in (("height", height), ("width", width)):
+        if value < 1 or value % multiple:
+            raise ValueError(f"{name} = {value}, expected a multiple of {multiple}")
+    return opened.family.shape(pipe, height, width)
