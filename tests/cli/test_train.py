@@ -112,7 +112,11 @@ def test_the_value_of_an_option_is_no_recipe(recipes, capsys):
 
 def test_a_plan_takes_options_before_the_recipe(recipes, capsys):
     command("plan", "--gpus", 2, "--on", "cpu", "mine.py:moons", "--images", 32)
-    assert "mine.py:moons on 2 x 80 GB, ddp, 8 images at once" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "mine.py:moons on 2 x 80 GB, ddp, 8 images at once"
+    assert [line.split()[0] for line in lines[1:3]] == ["parameters", "gradients"]
+    assert lines[-1].startswith("total")
+    assert "?" not in "".join(lines)
 
 
 def test_a_dry_run_checks_everything_and_writes_nothing(runs, recipes, capsys):

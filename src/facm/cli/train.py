@@ -136,7 +136,7 @@ def run_plan(words: list[str], prog: str) -> None:
     found = predict(run, options.gpus, memory, engine, shape, options.on)
     where = f"{options.gpus} x {options.gpu_memory:g} GB, {engine.kind(options.gpus)}"
     say(f"{recipe.spec} on {where}, {found.batch} images at once")
-    say(in_flags(str(found), "plan").replace(", --", " --"))
+    say(*in_flags(str(found), "plan").replace(", --", " --").splitlines())
 
 
 def resume(
