@@ -37,6 +37,10 @@ FLAGS = {
     "sample": _NETWORK,
     "evaluate": _NETWORK,
     "weights": _NETWORK,
+    "prepare": {
+        **{name: f"--{name.replace('_', '-')}" for name in ("batch_size", "shard_size", "size", "steps", "seed")},
+        **{"guidance_scale": "--guidance-scale", "buckets": "--buckets", "precision": "--precision", "out": "--out"},
+    },
     "latents": {"batch_size": "--batch-size", "out": "--out", "autoencoder": "--autoencoder"},
     "study": {"task": "--only", "name": "--at", "data": "--data", "out": "--out"},
     "demo": {"out": "--out"},

@@ -114,15 +114,20 @@ def verify(
     grid: Path | None = None,
     autoencoder: tuple[str, ...] = (),
 ) -> None:
-    """Read all of a folder of latents, compare it with its manifest, and list everything that is wrong.
+    """Read all of a folder of latents, compare it with its manifest, and list everything that is wrong; also of one
+    with prompts, which facm prepare wrote.
 
     Args:
-        latents: folder that facm latents encode wrote, or the reference implementation's.
+        latents: folder that facm latents encode or facm prepare wrote, or the reference implementation's.
         grid: PNG to draw 20 of the latents into, decoded, each next to its mirror image.
         autoencoder: decoder for the grid; default: the manifest's.
     """
+    from facm.foundation.captions.manifest import is_prepared
     from facm.latents.prepare import verify as check
 
+    if is_prepared(latents):
+        _verify_captioned(latents, grid)
+        return
     if grid is not None and grid.exists():
         raise ValueError(f"--grid {grid} exists and is not overwritten; choose another name")
     found = check(latents)
@@ -131,6 +136,17 @@ def verify(
     if grid is not None:
         _draw(latents, grid, autoencoder)
         say(f"20 of them, decoded: {grid}")
+
+
+def _verify_captioned(folder: Path, grid: Path | None) -> None:
+    from facm.foundation.prepare.verify import verify as check
+
+    if grid is not None:
+        raise ValueError(f"--grid {grid} for {folder}, which holds prompts; expected it of latents of classes")
+    found = check(folder)
+    shapes = ", ".join(f"{bucket.shape} ({bucket.n})" for bucket in found.buckets)
+    files = len(found.prompts) + len(found.samples) + 1
+    say(f"{folder}: {found.n} latents {shapes} with prompts for {found.pipeline} in {files} files, whole")
 
 
 def _draw(latents: Path, grid: Path, paths: tuple[str, ...]) -> None:

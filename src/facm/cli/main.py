@@ -16,6 +16,7 @@ from facm.cli.latents import encode, verify
 from facm.cli.lookup import did_you_mean
 from facm.cli.malloc import keep_freed_memory
 from facm.cli.parsing import call, renamed
+from facm.cli.prepare import prepare
 from facm.cli.sample import sample
 from facm.cli.show import demo, list_all, show
 from facm.cli.streams import standard_streams
@@ -55,13 +56,14 @@ COMMANDS = {
     "evaluate": Command("measure a run or a published file", evaluate, old=SAMPLING),
     "statistics": Command("statistics of a folder of real images, to measure against", statistics),
     "study": Command("re-run one of the paper's tables", study, old={"--n": "--num-samples"}),
+    "prepare": Command("prompts, or pictures with captions, into data of a text-to-image model", prepare),
     "latents encode": Command("encode a folder of images into latents", encode, old={"--batch": "--batch-size"}),
     "latents verify": Command("check a folder of latents", verify),
     "weights export": Command("write a run's network into one file", export),
     "weights import": Command("convert a published checkpoint into one file", import_weights),
 }
 OLD_NAMES = {
-    "prepare": "latents encode",
+    "prepare": "latents encode",  # with an autoencoder
     "verify": "latents verify",
     "export": "weights export",
     "import": "weights import",
@@ -87,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads cost 3x where something else runs, too
     first = words[0] if words else ""
     only_prints = not words or not ONLY_PRINT.isdisjoint(words) or (first in COMMANDS and COMMANDS[first].only_prints)
-    with standard_streams(only_prints), readable_errors(OLD_NAMES.get(first, first).split(" ")[0]):
+    with standard_streams(only_prints), readable_errors(_renamed(words).split(" ")[0]):
         if words == ["--version"]:
             say(f"facm {__version__}")
             return
@@ -105,9 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _command(words: list[str]) -> tuple[str, list[str]]:
     """The name of the command in the words, and the words after it. Raises ValueError for one that there is not."""
-    first, rest = words[0], words[1:]
-    if first in OLD_NAMES:
-        return OLD_NAMES[first], rest
+    first, rest = _renamed(words), words[1:]
     if first in COMMANDS:
         return first, rest
     if first in GROUPS:
@@ -123,6 +123,15 @@ def _command(words: list[str]) -> tuple[str, list[str]]:
     what = "option" if first.startswith("-") else "command"
     hint = did_you_mean(given, known).strip() or f"expected one of {', '.join(known)}"
     raise ValueError(f"unknown {what} {given!r}: {hint}")
+
+
+def _renamed(words: list[str]) -> str:
+    """The first word, or today's name of a command that had this one. ``facm prepare`` with an autoencoder is the one
+    of before; without, it prepares for a text-to-image model."""
+    first = words[0] if words else ""
+    if first in COMMANDS and not any(word.split("=")[0] == "--autoencoder" for word in words):
+        return first
+    return OLD_NAMES.get(first, first)
 
 
 def _show_commands(commands: Mapping[str, Command]) -> None:

@@ -21,7 +21,7 @@ EXPORTS: dict[str, tuple[str, ...]] = {
         *("ArctanLogNormal", "AuxiliaryTime", "Cosine", "ExpandedInterval", "L2", "L2Cosine", "LogitNormal", "NormL2"),
         *("One", "OneMinusPower", "PseudoHuber", "Scaled", "Uniform"),
     ),
-    "facm.foundation": ("DiffusersModel", "FromModel", "LoRA", "OwnBase"),
+    "facm.foundation": ("Captioned", "Captions", "DiffusersModel", "FromModel", "LoRA", "OwnBase"),
     "facm.latents": ("LatentSpace", "Latents", "StableDiffusionVAE", "TAEF2", "VAVAE"),
     "facm.networks": ("DDPMpp", "EDM", "Foreign", "LightningDiT", "MLP", "SimpleEDM", "VariancePreserving"),
     "facm.objectives": ("DoublingSteps", "OverStep", "ShrinkingGap", "SignalToNoise"),

@@ -87,7 +87,11 @@ class NetworkConfig(Protocol):
 
 
 class Dataset(Protocol):
-    """An opened data set. ``read`` is a pure function of the indices."""
+    """An opened data set. ``read`` is a pure function of the indices.
+
+    One with samples of several shapes also has ``buckets``, the indices of the samples of each shape as int64 arrays,
+    and ``bucket_shape(index)``; a batch is then of one bucket, and ``shape`` is that of the first.
+    """
 
     @property
     def shape(self) -> tuple[int, ...]:

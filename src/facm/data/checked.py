@@ -19,8 +19,9 @@ HIGHEST = 10.0
 def read_checked(dataset: Dataset, indices: np.ndarray, mirrored: np.ndarray | None = None) -> Batch:
     """``dataset.read(indices)`` for indices (B,), with x_1, the condition and the labels verified.
 
-    x_1 must be (B, *shape) float32 on the CPU and finite, and images, (1 or 3, H, W), within [-10, 10]; cond must have
-    one entry per sample; labels must be (B,) int64 in [0, num_classes) where the data set has classes.
+    x_1 must be (B, *shape) float32 on the CPU and finite, with its bucket's shape where the data set has several, and
+    images, (1 or 3, H, W), within [-10, 10]; cond must have one entry per sample; labels must be (B,) int64 in
+    [0, num_classes) where the data set has classes.
 
     mirrored: Which samples to mirror, (B,) bool, for a data set with ``read_mirrored(indices, mirrored)``.
     Raises ValueError naming the data set and, for a bad value, the index of its sample and, where the data set offers
@@ -28,7 +29,7 @@ def read_checked(dataset: Dataset, indices: np.ndarray, mirrored: np.ndarray | N
     """
     batch = dataset.read(indices) if mirrored is None else cast(Any, dataset).read_mirrored(indices, mirrored)
     name = name_of(dataset)
-    expected = (len(indices), *dataset.shape)
+    expected = (len(indices), *shape_of(dataset, indices))
     got = (tuple(batch.x_1.shape), batch.x_1.dtype, batch.x_1.device.type)
     if got != (expected, torch.float32, "cpu"):
         raise ValueError(f"{name}: x_1 is {got[0]} {got[1]} on {got[2]}, expected {expected} torch.float32 on cpu")
@@ -43,6 +44,25 @@ def read_checked(dataset: Dataset, indices: np.ndarray, mirrored: np.ndarray | N
                 raise ValueError(f"{name}: {what} has shape {tuple(value.shape)}, expected ({len(indices)}, ...)")
             _check_finite(value, what, dataset, indices)
     return batch
+
+
+def buckets_of(dataset: Dataset) -> tuple[np.ndarray, ...]:
+    """The indices of the samples of each shape, for a data set with ``buckets``; empty for one of a single shape."""
+    return tuple(getattr(dataset, "buckets", ()))
+
+
+def shape_of(dataset: Dataset, indices: np.ndarray) -> tuple[int, ...]:
+    """The shape of the samples ``indices`` (B,), which are of one bucket where the data set has ``buckets``: that of
+    the first by its ``bucket_shape(index)``."""
+    if len(buckets_of(dataset)) < 2 or not len(indices):
+        return tuple(dataset.shape)
+    return tuple(cast(Any, dataset).bucket_shape(int(indices[0])))
+
+
+def first_indices(dataset: Dataset, n: int) -> np.ndarray:
+    """The indices of the first n samples, or of as many as there are, all of one shape."""
+    buckets = buckets_of(dataset)
+    return buckets[0][:n] if buckets else np.arange(min(n, len(dataset)))
 
 
 def name_of(dataset: Dataset) -> str:

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from facm.core.types import Batch, Dataset
-from facm.data.checked import check_at_least, name_of, read_checked
+from facm.data.checked import buckets_of, check_at_least, name_of, read_checked
+from facm.data.turns import turn
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,6 +22,11 @@ class Stream:
     ``dataset.flip`` is true, each position is mirrored left to right with probability 1/2: by the data set where it
     offers ``read_mirrored(indices, mirrored)``, since the latent of a mirrored image is not the mirrored latent, and
     here otherwise. Order and mirroring do not depend on batch size or ranks.
+
+    Where the data set has several buckets, samples of different shapes, each global batch is of one of them: every
+    bucket is such a stream of its own, and they take turns in proportion to their sizes (:mod:`facm.data.turns`). Each
+    sample then appears exactly once in each pass through its bucket; the passes of different buckets end at different
+    times, and a pass may end inside a batch.
 
     dataset: The opened data set.
     seed: Seed of order and mirroring, 0 or more.
@@ -56,10 +62,10 @@ class Stream:
     def at(self, images_seen: int) -> Batch:
         """This rank's slice (batch_size / ranks, ...) of the global batch that starts at position ``images_seen``.
 
-        Raises ValueError for a negative position or bad samples (see :func:`read_checked`)."""
+        Raises ValueError for a negative position, one that no batch starts at where there are buckets, or bad samples
+        (see :func:`read_checked`)."""
         check_at_least("Stream.at", "images_seen", images_seen, 0)
-        local = self.batch_size // self.ranks
-        indices, mirrored = _places(len(self.dataset), self.seed, images_seen + self.rank * local, local)
+        indices, mirrored = self._drawn(images_seen)
         if self.dataset.flip and hasattr(self.dataset, "read_mirrored"):
             return read_checked(self.dataset, indices, mirrored)
         batch = read_checked(self.dataset, indices)
@@ -69,14 +75,31 @@ class Stream:
         x_1[mirrored] = x_1[mirrored][..., ::-1]
         return Batch(torch.from_numpy(x_1), batch.cond)
 
+    def _drawn(self, images_seen: int) -> tuple[np.ndarray, np.ndarray]:
+        """Sample indices and mirror flags of this rank's slice, each (batch_size / ranks,)."""
+        local = self.batch_size // self.ranks
+        buckets = buckets_of(self.dataset)
+        if len(buckets) < 2:
+            return _places(len(self.dataset), self.seed, images_seen + self.rank * local, local)
+        batch, rest = divmod(int(images_seen), self.batch_size)
+        if rest:
+            raise ValueError(
+                f"Stream.at: images_seen = {images_seen}, expected a multiple of batch_size = {self.batch_size}: "
+                f"{name_of(self.dataset)} has {len(buckets)} buckets, and a batch is of one of them"
+            )
+        k, number = turn(tuple(map(len, buckets)), batch)
+        start = number * self.batch_size + self.rank * local
+        places, mirrored = _places(len(buckets[k]), self.seed, start, local, (k,))
+        return buckets[k][places], mirrored
 
-def _places(n: int, seed: int, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+
+def _places(n: int, seed: int, start: int, count: int, bucket: tuple[int, ...] = ()) -> tuple[np.ndarray, np.ndarray]:
     """Sample indices (count,) and mirror flags (count,) of the positions from start to start + count - 1."""
     indices, mirrored = np.empty(count, np.int64), np.empty(count, bool)
     done = 0
     while done < count:
         epoch, place = divmod(int(start) + done, n)
-        order, flags = _epoch(n, seed, epoch)
+        order, flags = _epoch(n, seed, epoch, bucket)
         here = slice(done, min(count, done + n - place))
         there = slice(place, place + here.stop - done)
         indices[here], mirrored[here] = order[there], flags[there]
@@ -84,11 +107,13 @@ def _places(n: int, seed: int, start: int, count: int) -> tuple[np.ndarray, np.n
     return indices, mirrored
 
 
-@lru_cache(maxsize=4)
-def _epoch(n: int, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """The order (n,) of the samples in one epoch, and which of its places (n,) are mirrored."""
+@lru_cache(maxsize=64)  # two epochs of each bucket, where there are some
+def _epoch(n: int, seed: int, epoch: int, bucket: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """The order (n,) of the samples in one epoch, and which of its places (n,) are mirrored.
+
+    bucket: the number of the bucket of which these are the samples; empty without buckets."""
     # Generator.permutation may change between versions of numpy; only the raw bits are the same in all of them.
-    source = np.random.Philox(np.random.SeedSequence(seed, spawn_key=(epoch,)))
+    source = np.random.Philox(np.random.SeedSequence(seed, spawn_key=(epoch, *bucket)))
     order = np.argsort(source.random_raw(n), kind="stable")
     mirrored = source.random_raw(n) >= np.uint64(1 << 63)
     order.flags.writeable = mirrored.flags.writeable = False  # the cache shares them

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from facm.core.cond import Cond
 from facm.core.types import Dataset, HasPrompts
+from facm.data.checked import first_indices
 from facm.distributed.collectives import by_first, in_order
 from facm.evaluation.evaluator import Evaluator
 from facm.evaluation.row import Row, row_of
@@ -52,7 +53,9 @@ def evaluate(trained: Trained, sampling: Sampling, evaluator: Evaluator) -> Row:
 
 
 def _cond(dataset: Dataset, sampling: Sampling, source: Source, indices: range) -> Cond:
-    """The labels of samples ``indices``, or the prompts of the data set in their order, again and again."""
+    """The labels of samples ``indices``, or the prompts of the data set, of its first bucket where there are several,
+    in their order, again and again."""
     if isinstance(dataset, HasPrompts):
-        return dataset.read(np.array(indices) % len(dataset)).cond
+        first = first_indices(dataset, len(dataset))
+        return dataset.read(first[np.array(indices) % len(first)]).cond
     return sampling.cond(source.condition, indices)

@@ -10,11 +10,10 @@ from torch import Tensor
 
 from facm.foundation.families.base import Family
 from facm.foundation.folder import VAE, ModelFolder, load_pipeline
-from facm.latents.decode import ImageDecoder
 
 
 @dataclass(frozen=True, eq=False)
-class VAEDecoder(ImageDecoder):
+class VAEDecoder:
     """Samples (B, ...) -> images (B, 3, H, W) in [-1, 1], clamped.
 
     family: how its latents are scaled.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import warnings
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -134,9 +135,8 @@ def load_pipeline(model: ModelFolder, parts: Collection[str], dtype: torch.dtype
 
 
 def _modules(model: ModelFolder) -> list[str]:
-    """The components that have weights."""
-    kinds = ("Tokenizer", "TokenizerFast", "Scheduler", "Processor", "FeatureExtractor")
-    return [name for name, (_, kind) in model.parts.items() if not kind.endswith(kinds)]
+    """The components that have weights: those of tokenizers, processors and schedulers have other names."""
+    return [name for name in model.parts if (model.path / name / "config.json").is_file()]
 
 
 def _empty_part(model: ModelFolder, name: str) -> nn.Module:
@@ -157,6 +157,21 @@ def _empty(kind: Any, folder: Path) -> nn.Module:
         return module.eval()
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    import transformers
+
+    loggers = [library.utils.logging for library in (_diffusers(), transformers)]
+    shown = [logger for logger in loggers if logger.is_progress_bar_enabled()]
+    for logger in shown:
+        logger.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for logger in shown:
+            logger.enable_progress_bar()
+
+
 def _diffusers() -> Any:
     try:
         import diffusers
@@ -167,9 +182,12 @@ def _diffusers() -> Any:
 
 @contextlib.contextmanager
 def _readable(folder: Path) -> Iterator[None]:
-    """diffusers, transformers and safetensors fail in many ways on a foreign folder: as one ValueError."""
+    """diffusers, transformers and safetensors fail in many ways on a foreign folder: as one ValueError. What they print
+    of their progress, and of names that they will change, is not for the user of a command."""
     try:
-        yield
+        with _quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     except torch.OutOfMemoryError:
         raise
     except Exception as error:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from facm.core.preparation import RECORDS, SETTINGS, digest_of
 from facm.core.serialize import modernised, to_json
 from facm.core.untrusted.door import read_json
 from facm.latents.autoencoders.types import AutoencoderConfig
@@ -16,8 +16,6 @@ from facm.latents.shards import Shard
 
 MANIFEST = "latents.json"
 STATISTICS = "latents_stats.pt"
-RECORDS = "records"  # the folder of the settings and the records of finished shards, from which preparing resumes
-SETTINGS = "settings.json"
 FORMAT = "facm-latents-1"
 MOST_BYTES = 2**28
 """Bytes of ``latents.json``: 256 MiB."""
@@ -86,11 +84,6 @@ class Manifest:
         """The manifest as JSON, with a digest of all of it."""
         content = dataclasses.asdict(self)
         return json.dumps({**content, "digest": digest_of(content)}, indent=1) + "\n"
-
-
-def digest_of(content: Any) -> str:
-    """The first 16 hex digits of the sha256 of JSON, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_manifest(folder: Path) -> Manifest | None:

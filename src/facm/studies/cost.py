@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from facm.core.objective import Objective, as_objective
 from facm.core.rng import borrowed_generators
 from facm.core.types import Batch
+from facm.data.checked import first_indices
 from facm.flow.conditions import Unconditional
 from facm.flow.time_conditioning import native
 from facm.pretrained.trained import FromRun
@@ -35,7 +36,8 @@ def forward_passes(run: Run) -> float:
         network = run.network.build()
         teacher = _teacher(run, network)
         group = objective.group_size
-        read = dataset.read(np.arange(-(-LEAST // group) * group) % len(dataset))
+        n = -(-LEAST // group) * group
+        read = dataset.read(np.resize(first_indices(dataset, n), n))
         batch = Batch(read.x_1, read.cond)
         with Flops() as forward, torch.no_grad():
             _predict(network, batch, objective)

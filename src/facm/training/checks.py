@@ -6,14 +6,13 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from facm.core.component import check_fulfils
 from facm.core.modules import without_memory
 from facm.core.objective import Objective, as_objective, guidance_scale, needs_teacher
 from facm.core.types import Batch, Dataset
-from facm.data.checked import read_checked
+from facm.data.checked import first_indices, read_checked
 from facm.data.stream import Stream
 from facm.derivative import Chain, WholeNetwork
 from facm.distributed.engine import Engine
@@ -57,7 +56,7 @@ def _checked(run: Run) -> CheckedRun:
     dataset, objective = run.data.open(), as_objective(run.objective)
     check_fulfils(dataset, Dataset, run.data)
     Stream(dataset, run.seed, run.batch_size)
-    first = read_checked(dataset, np.arange(min(len(dataset), 8)))
+    first = read_checked(dataset, first_indices(dataset, 8))
     _check_condition(run, dataset, objective, first)
     check_network(run)
     _check_teacher(run, objective)

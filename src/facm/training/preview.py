@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from facm.core.types import HasPrompts
+from facm.data.checked import first_indices
 from facm.distributed.collectives import any_of, by_first
 from facm.distributed.wrap import is_sharded
 from facm.flow.conditions import Labels, Unconditional
@@ -65,7 +65,7 @@ def _draw_prompts(
     trainer: Trainer, dataset: HasPrompts, source: Source, path: Path, decode: ImageDecoder | None
 ) -> None:
     """A row for each number of steps, and one of the teacher; without a shortcut one row of the flow."""
-    which = np.arange(min(PROMPTS, len(trainer.dataset)))
+    which = first_indices(trainer.dataset, PROMPTS)
     cond = trainer.dataset.read(which).cond
     learns = source.interface.learns_shortcut or source.interface.learns_jumps
     rows = {f"{k} step{'s' * (k > 1)}": (source, default_method(source.interface, k), NO_GUIDANCE) for k in STEPS}

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from facm.core.untrusted.door import read_bytes
+from facm.core.untrusted.door import open_regular, read_bytes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,6 +31,8 @@ side is up."""
 XMP = b"iTXtXML:com.adobe.xmp\0\0"
 """How uncompressed XMP begins, which may say which side is up, too."""
 ORIENTATION = 0x0112
+SIDEWAYS = 5
+"""From this orientation on, a picture's height is its width."""
 
 
 def picture(content: str | IO[bytes], name: str, most_pixels: int = MOST_PIXELS) -> Image:
@@ -57,6 +59,31 @@ def picture(content: str | IO[bytes], name: str, most_pixels: int = MOST_PIXELS)
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
     return image.convert("RGB")
+
+
+def size_of(content: str | IO[bytes], name: str) -> tuple[int, int]:
+    """(height, width) in pixels of the picture in a file, upright, as its header says; its pixels are not read.
+
+    content: A path or an open file. Raises ValueError naming ``name`` as :func:`picture` does.
+    """
+    from PIL import Image
+
+    try:
+        with (
+            open_regular(Path(content)) if isinstance(content, str) else content as file,
+            Image.open(file, formats=FORMATS) as image,
+        ):
+            width, height = image.size
+            if width * height > MOST_PIXELS:
+                raise ValueError(f"{width} x {height} pixels, expected at most {MOST_PIXELS} in all")
+            turned = _orientation(image) >= SIDEWAYS
+    except OSError as error:  # also Pillow's own, whose message names the open file's object
+        reason = error.strerror or "no PNG, JPEG, WebP or BMP"
+        raise ValueError(f"{name}: unreadable image ({reason})") from error
+    except Exception as error:  # Pillow's decoders fail in many ways
+        said = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        raise ValueError(f"{name}: unreadable image ({said})") from error
+    return (width, height) if turned else (height, width)
 
 
 def _decoded(content: bytes, name: str, most_pixels: int) -> Image:
@@ -104,12 +131,18 @@ def _upright(image: Image) -> Image:
     """The picture turned and mirrored as its orientation says, where that can be read."""
     from PIL.Image import Transpose
 
-    try:
-        said = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # Pillow's parser fails in many ways on damaged metadata
-        said = 1
+    said = _orientation(image)
     turns = {
         **{2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM, 5: Transpose.TRANSPOSE},
         **{6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90},
     }
-    return image.transpose(turns[said]) if isinstance(said, int) and said in turns else image
+    return image.transpose(turns[said]) if said in turns else image
+
+
+def _orientation(image: Image) -> int:
+    """Which side is up, from 1 to 8; 1 where that cannot be read."""
+    try:
+        said = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # Pillow's parser fails in many ways on damaged metadata
+        return 1
+    return said if isinstance(said, int) and 1 <= said <= 8 else 1

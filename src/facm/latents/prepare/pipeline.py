@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from facm.core.files import atomically, write_text
+from facm.core.preparation import check_a_folder
 from facm.core.serialize import to_json
 from facm.data.checked import check_at_least
 from facm.data.folder import THREADS
@@ -136,8 +137,7 @@ def opened(
     check_at_least("prepare", "size", size, 1)
     check_at_least("prepare", "shard_size", shard_size, 1)
     check_at_least("prepare", "seed", seed, 0)
-    if any(path.exists() and not path.is_dir() for path in (out, *out.parents)):
-        raise ValueError(f"prepare: out = {str(out)!r} is a file or lies below one, expected a folder")
+    check_a_folder(out)
     encoder = autoencoder.build()
     if size % encoder.factor:
         raise ValueError(f"prepare: size = {size}, expected a multiple of {encoder.factor} for {encoder.identity}")

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from facm.core import claims
-from facm.core.files import write_text
-from facm.core.serialize import modernised
-from facm.core.untrusted.door import read_json
-from facm.latents.manifest import MANIFEST, RECORDS, SETTINGS, STATISTICS
+from facm.core import preparation
+from facm.core.preparation import RECORDS, SETTINGS
+from facm.latents.manifest import MANIFEST, STATISTICS
 from facm.latents.shards import shard_files
 
 
@@ -56,18 +52,12 @@ class Settings:
         return f"latents_rank00_shard{k:0{width}d}.safetensors"
 
 
-@contextlib.contextmanager
-def held(out: Path) -> Iterator[None]:
+def held(out: Path) -> AbstractContextManager[None]:
     """Lock the folder, which is created if necessary, until the context or the process ends.
 
     Raises ValueError where another process prepares latents in it.
     """
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(claims.held(out, make=True))
-        except claims.HeldError as error:
-            raise ValueError(f"{out} is in use by another process that prepares latents in it") from error
-        yield
+    return preparation.held(out, "prepares latents in it")
 
 
 def begin(out: Path, settings: Settings) -> None:
@@ -75,11 +65,7 @@ def begin(out: Path, settings: Settings) -> None:
 
     Raises ValueError naming the settings that differ, and for latents that no preparation wrote.
     """
-    if begun(out, settings):
-        return
-    path = out / RECORDS / SETTINGS
-    path.parent.mkdir(exist_ok=True)
-    write_text(path, json.dumps(dataclasses.asdict(settings), indent=1) + "\n")
+    preparation.begin(out, dataclasses.asdict(settings), *_files(out, settings))
 
 
 def begun(out: Path, settings: Settings) -> bool:
@@ -87,24 +73,12 @@ def begun(out: Path, settings: Settings) -> bool:
 
     Raises ValueError as :func:`begin` does.
     """
-    path = out / RECORDS / SETTINGS
-    now = json.loads(json.dumps(dataclasses.asdict(settings)))
-    latents = {file.name for file in shard_files(out)}
-    if not path.exists():
-        foreign = sorted(latents | {name for name in (MANIFEST, STATISTICS) if (out / name).exists()})
-        if foreign:
-            raise ValueError(f"{out} holds {foreign[0]}, which no preparation left here: choose another folder")
-        return False
-    try:
-        before = read_json(path)
-        differing = [
-            f"{key} = {before.get(key)!r}, now {now[key]!r}" for key in now if modernised(before.get(key)) != now[key]
-        ]
-    except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path}: not the settings of a preparation ({error})") from error
-    if differing:
-        raise ValueError(f"{out} holds another preparation: {'; '.join(differing)}; choose another folder")
-    unknown = sorted(latents - {settings.file(k) for k in range(settings.shards)})
-    if unknown:
-        raise ValueError(f"{out / unknown[0]}: expected {settings.shards} shards, and not this one")
-    return True
+    return preparation.begun(out, dataclasses.asdict(settings), *_files(out, settings))
+
+
+def _files(out: Path, settings: Settings) -> tuple[set[str], set[str]]:
+    """The data files that are there, and those that may be."""
+    present = {file.name for file in shard_files(out)}
+    if not (out / RECORDS / SETTINGS).exists():
+        present |= {name for name in (MANIFEST, STATISTICS) if (out / name).exists()}
+    return present, {settings.file(k) for k in range(settings.shards)}

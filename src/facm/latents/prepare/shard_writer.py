@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,8 @@ import torch
 from torch import Tensor
 
 from facm.core.files import atomically, write_text
-from facm.core.untrusted.door import read_json
-from facm.latents.manifest import RECORDS, ShardRecord, digest_of, shard_record
+from facm.core.preparation import read_record, record_path, record_text, unreadable_record
+from facm.latents.manifest import ShardRecord, shard_record
 from facm.latents.prepare.moments import Moments, sums
 from facm.latents.shards import CHECKSUMS, checksums_of
 
@@ -25,7 +24,7 @@ def write_shard(path: Path, latents: Tensor, latents_flip: Tensor, labels: np.nd
     """
     from safetensors.torch import save_file
 
-    _record_path(path).unlink(missing_ok=True)
+    record_path(path).unlink(missing_ok=True)
     moments = Moments.of_all([sums(latents), sums(latents_flip)])
     labels = labels.astype(np.int64)
     checksums = np.stack([checksums_of(x) for x in (labels[:, None], latents.numpy(), latents_flip.numpy())], 1)
@@ -37,8 +36,7 @@ def write_shard(path: Path, latents: Tensor, latents_flip: Tensor, labels: np.nd
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     total, squares = tuple(moments.sum.tolist()), tuple(moments.squares.tolist())
     record = ShardRecord(path.name, len(latents), path.stat().st_size, sha256, total, squares)
-    content = dataclasses.asdict(record)
-    write_text(_record_path(path), json.dumps({**content, "digest": digest_of(content)}) + "\n")
+    write_text(record_path(path), record_text(dataclasses.asdict(record)))
     return record
 
 
@@ -47,22 +45,11 @@ def finished(path: Path, n: int) -> ShardRecord | None:
 
     Raises ValueError for a damaged record, since the records determine the statistics of all latents.
     """
-    recorded = _record_path(path)
-    if not path.exists() or not recorded.exists():
+    content = read_record(path)
+    if content is None:
         return None
     try:
-        content = read_json(recorded)
-        digest = content.pop("digest")
         record = shard_record(content)
-        if digest != digest_of(content):
-            raise ValueError("changed since it was written")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{recorded}: not the record of a shard ({type(error).__name__}: {error}); delete it to encode "
-            "the shard again"
-        ) from error
+    except (KeyError, TypeError) as error:
+        raise unreadable_record(path, error) from error
     return record if (record.file, record.n, record.bytes) == (path.name, n, path.stat().st_size) else None
-
-
-def _record_path(path: Path) -> Path:
-    return path.parent / RECORDS / f"{path.stem}.json"

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -16,6 +15,7 @@ from facm.core.cond import Cond, mapped
 from facm.core.modules import blocks_of
 from facm.core.objective import as_objective
 from facm.core.types import Batch
+from facm.data.checked import first_indices
 from facm.distributed.engine import Engine
 from facm.flow.conditions import Labels
 from facm.pretrained.trained import FromRun
@@ -214,7 +214,7 @@ def _batch(run: Run, size: int, shape: tuple[int, ...] | None) -> Batch:
             raise ValueError(
                 f"the run's data cannot be opened ({error}); expected shape, such as (4, 32, 32)"
             ) from error
-        sample = dataset.read(np.arange(1))
+        sample = dataset.read(first_indices(dataset, 1))
         shape, cond = tuple(sample.x_1.shape[1:]), sample.cond
     condition = as_objective(run.objective).condition
     if cond is None and isinstance(condition, Labels):
