@@ -114,6 +114,7 @@ def _encoded(options: PromptOptions, trained: Trained, config: DiffusersModel, n
 
     from facm.core.cond import taken
     from facm.core.types import HasPrompts
+    from facm.data.checked import first_indices
     from facm.foundation.prompting import check_length, encode_prompts, shape_of
 
     model, dataset = Path(config.path).expanduser(), trained.dataset
@@ -124,7 +125,8 @@ def _encoded(options: PromptOptions, trained: Trained, config: DiffusersModel, n
     if not texts:
         if not isinstance(dataset, HasPrompts):
             raise ValueError(f"{trained.path} was trained on data without prompts: expected --prompt")
-        which = np.arange(n or min(MOST_SHOWN, len(dataset))) % len(dataset)
+        first = first_indices(dataset, len(dataset))
+        which = first[np.arange(n or min(MOST_SHOWN, len(first))) % len(first)]
         return Prompted(dataset.prompts(which), dataset.read(which).cond, shape)
     if world.first:
         for warning in check_length(model, texts):

@@ -54,7 +54,8 @@ def evaluate(trained: Trained, sampling: Sampling, evaluator: Evaluator) -> Row:
 
 def _cond(dataset: Dataset, sampling: Sampling, source: Source, indices: range) -> Cond:
     """The labels of samples ``indices``, or the prompts of the data set, of its first bucket where there are several,
-    in their order, again and again."""
+    in their order, again and again; of
+    several buckets, the first."""
     if isinstance(dataset, HasPrompts):
         first = first_indices(dataset, len(dataset))
         return dataset.read(first[np.array(indices) % len(first)]).cond

@@ -7,7 +7,7 @@ import hashlib
 import warnings
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +56,16 @@ class ModelFolder:
             raise ValueError(f"{folder} has no files, expected the {name} that {self.path / INDEX} names")
         digest = hashlib.sha256()
         for file in files:
-            digest.update(f"{file.relative_to(folder).as_posix()} {file_sha256(file)}\n".encode())
+            status = file.stat()
+            content = _sha256(file, status.st_size, status.st_mtime_ns)
+            digest.update(f"{file.relative_to(folder).as_posix()} {content}\n".encode())
         return digest.hexdigest()[:16]
+
+
+@lru_cache(maxsize=1024)
+def _sha256(file: Path, size: int, changed: int) -> str:
+    """Of a file that is hashed once in a process while its size and time of change stay: models have gigabytes."""
+    return file_sha256(file)
 
 
 def open_model(path: Path) -> ModelFolder:

@@ -12,6 +12,7 @@ from pathlib import Path
 from facm.flow.guidance import NO_GUIDANCE, Guidance
 from facm.flow.velocity import TeacherVelocity
 from facm.foundation import Captioned, Captions, DiffusersModel, FromModel, LoRA, OwnBase
+from facm.foundation.captions.origin import check_origin
 from facm.foundation.folder import TRANSFORMER, open_model
 from facm.objectives.facm import FACM
 from facm.objectives.flow_matching import FlowMatching
@@ -52,7 +53,7 @@ def distill(
         teacher: Run of facm finetune to distil in place of the model itself; without adapters only.
         seed: Seed of all random numbers of the run.
     """
-    network = _network(model, lora_rank, smooth, embedded_guidance, base, seed)
+    network = _network(model, data, lora_rank, smooth, embedded_guidance, base, seed)
     if teacher and lora_rank:
         raise ValueError(
             f"teacher = {teacher!r} with lora_rank = {lora_rank}: adapters are added to the model itself, expected "
@@ -103,7 +104,7 @@ def finetune(
         seed: Seed of all random numbers of the run.
     """
     return Run(
-        network=_network(model, lora_rank, 0.0, embedded_guidance, base, seed),
+        network=_network(model, data, lora_rank, 0.0, embedded_guidance, base, seed),
         data=Captioned(data, model),
         objective=FlowMatching(Captions(data), label_dropout=caption_dropout),
         images=images,
@@ -116,19 +117,21 @@ def finetune(
 
 
 def _network(
-    model: str, lora_rank: int, smooth: float, embedded_guidance: float, base: str, seed: int
+    model: str, data: str, lora_rank: int, smooth: float, embedded_guidance: float, base: str, seed: int
 ) -> DiffusersModel:
     if base == "bf16" and not lora_rank:
         raise ValueError(
             "base = 'bf16' with lora_rank = 0: steps of the learning rate round to nothing in bf16; expected adapters, "
             "or base = 'fp32' (computing in bf16 is --precision bf16)"
         )
+    opened = open_model(Path(model).expanduser())
+    check_origin(Path(data).expanduser(), opened)
     return DiffusersModel(
         model,
         LoRA(lora_rank) if lora_rank else None,
         smooth or None,
         None if embedded_guidance < 0 else embedded_guidance,
         base,  # type: ignore[arg-type]  # checked there
-        open_model(Path(model).expanduser()).identity(TRANSFORMER)[TRANSFORMER],
+        opened.identity(TRANSFORMER)[TRANSFORMER],
         seed,
     )
