@@ -16,6 +16,7 @@ from facm.foundation.prepare.pipeline import Options
 
 PROMPTS = ("a red fox", "a blue fish in the sea", "seven", "a handwritten four", "snow")
 FAST = Options(size=(32,), steps=2, guidance_scale=3.0, negative_prompt="bad", batch_size=2, shard_size=2)
+PICTURES = Options(buckets=True, size=(48,), batch_size=2, shard_size=2)
 SIZES = ((64, 32), (32, 64), (48, 48), (64, 32), (32, 66), (33, 64))
 """Width and height in pixels."""
 

@@ -33,36 +33,13 @@ from facm.foundation.prepare.verify import verify
 from facm.sampling.generate import noise
 from tests.distributed.parallel_parts import call
 from tests.foundation.prepared_parts import FAST, PROMPTS, Masked, contents, photos, prompts_file
-from tests.foundation.wan_parts import tiny_wan
 
-PICTURES = Options(buckets=True, size=(48,), batch_size=2, shard_size=2)
 FILES = {
     ".lock",
     "manifest.json",
     "null.safetensors",
     *(f"{a}_0000{k}.safetensors" for a in ("prompts", "samples") for k in range(3)),
 }
-
-
-@pytest.fixture(scope="session")
-def wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_wan(tmp_path_factory.mktemp("models") / "wan")
-
-
-@pytest.fixture(scope="session")
-def by_teacher(wan: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five prompts, of which the teacher made latents: shards of 2, 2, 1."""
-    root = tmp_path_factory.mktemp("teacher")
-    prepare(source_at(prompts_file(root)), wan, root / "data", FAST)
-    return root / "data"
-
-
-@pytest.fixture(scope="session")
-def of_pictures(wan: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six pictures in three buckets."""
-    root = tmp_path_factory.mktemp("pictures")
-    prepare(source_at(photos(root / "photos")), wan, root / "data", PICTURES)
-    return root / "data"
 
 
 # what is written

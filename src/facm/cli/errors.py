@@ -54,6 +54,8 @@ PHRASES = {
     "and autoencoder = None: expected the one that": "and has no autoencoder: expected --autoencoder FILE, which",
     "expected autoencoder, one that makes": "expected --autoencoder, one that makes",
     "give its path, Inception(path)": "give its path, --inception FILE",
+    "or size, to which all are cropped": "or --size, to which all are cropped",
+    "guidance_scale = None for prompts alone,": "prompts alone without --guidance-scale,",
     "expected shape, such as (4, 32, 32)": "expected --shape, as in --shape 4 32 32",
 }
 """What the library's errors expect of arguments, in words, and the same with options."""
