@@ -201,8 +201,7 @@ def test_goes_on_after_any_interruption_to_the_same_bytes(
 ) -> None:
     expected, source = contents(by_teacher), source_at(prompts_file(by_teacher.parent))
     steps = [
-        *((encoding, "write"), (encoding, "write_text"), (preparing, "sigmas_of"), (sampling, "write")),
-        *((sampling, "write_text"), (preparing, "write_text")),
+        *((encoding, "write"), (preparing, "sigmas_of"), (sampling, "write_text"), (preparing, "write_text")),
     ]
     for number, (module, name) in enumerate(steps):
         out, whole, calls = tmp_path / f"broken{number}", getattr(module, name), iter(range(100))
@@ -242,6 +241,7 @@ def prepare_on_ranks(prompts: str, model: str, out: str) -> int:
         return prepare(source_at(Path(prompts)), Path(model), Path(out), FAST, world).made
 
 
+@pytest.mark.slow
 def test_ranks_share_the_work(wan: Path, by_teacher: Path, tmp_path: Path) -> None:
     arguments = [str(by_teacher.parent / "prompts.txt"), str(wan), str(tmp_path / "data")]
     assert call(2, "tests.foundation.test_prepare", "prepare_on_ranks", *arguments) == [5, 5]

@@ -41,6 +41,8 @@ from facm.foundation.prepare.text import Cut, encode_null, encode_prompts, lengt
 
 Report = Callable[[str], Callable[[int, int], None]]
 """What is counted -> a callback (done, n)."""
+SECOND = "transformer_2"
+"""What a model of two experts calls that of low noise."""
 MOST_SHOWN = 100
 """Cut prompts that are told of one by one."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -163,7 +165,7 @@ def opened(source: Source, path: Path, out: Path, options: Options, world: World
     model = open_model(path)
     pipe = load_pipeline(model, ())  # nothing but its configuration
     plan = by_first(world, lambda: _plan(source, pipe, model, options))
-    teacher = _teacher(source, options)
+    teacher = _teacher(source, options, model, pipe)
     names = (*model.encoders, VAE, *((TRANSFORMER,) if teacher else ()))
     settings = Settings(
         n=len(source.prompts),
@@ -183,7 +185,7 @@ def opened(source: Source, path: Path, out: Path, options: Options, world: World
     return Work(model, source, plan, settings, shapes, options.batch_size)
 
 
-def _teacher(source: Source, options: Options) -> TeacherSettings | None:
+def _teacher(source: Source, options: Options, model: ModelFolder, pipe: Any) -> TeacherSettings | None:
     if source.pictures is not None:
         return None
     if options.guidance_scale is None:
@@ -193,6 +195,15 @@ def _teacher(source: Source, options: Options) -> TeacherSettings | None:
         )
     if not (math.isfinite(options.guidance_scale) and options.guidance_scale > 0):
         raise ValueError(f"guidance_scale = {options.guidance_scale}, expected a number above 0")
+    if SECOND in model.parts:
+        raise ValueError(
+            f"{model.path} has two transformers that share the time, of which only one would make the data; expected "
+            "pictures with captions, or a model with one"
+        )
+    if options.embedded_guidance is None and pipe.transformer.config.get("guidance_embeds", False):
+        raise ValueError(
+            "embedded_guidance = None: this transformer is told its guidance, expected a number, such as 3.5"
+        )
     return TeacherSettings(
         options.steps, options.guidance_scale, options.embedded_guidance, options.seed, options.precision
     )
