@@ -17,7 +17,7 @@ from facm.core.hashing import file_sha256
 from facm.core.objective import Condition
 from facm.foundation.captions.dataset import padded, part_faults
 from facm.foundation.captions.manifest import read_manifest
-from facm.foundation.captions.shards import NULL, PROMPTS, read_shard
+from facm.foundation.captions.shards import NULL, PROMPTS, read_shard, stamp_of
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class Captions(Condition):
         n = size(cond)
         assert n is not None
         kinds = tuple((name, value.device, value.dtype) for name, value in sorted(cond.items()))
-        return repeated(_null(self.path, kinds), n)
+        return repeated(_null(self.path, self._stamp(), kinds), n)
 
     def check(self, cond: Any, n: int) -> None:
         cond = self._named(cond)
         if size(cond) != n:
             raise ValueError(f"Captions: embeddings of {size(cond)} prompts, expected {n}")
-        null = _stored(self.path)
+        null = _stored(self.path, self._stamp())
         if cond.keys() != null.keys():
             raise ValueError(f"Captions: parts {', '.join(sorted(cond))}, expected {', '.join(sorted(null))}")
         for name, value in cond.items():
@@ -59,6 +59,10 @@ class Captions(Condition):
     def drop(self, cond: Any, dropped: Tensor) -> Cond:
         return chosen(dropped, self.null(cond), cond)
 
+    def _stamp(self) -> tuple[int, ...]:
+        """Which null it is: the folder may have been prepared anew."""
+        return stamp_of(Path(self.path).expanduser() / NULL)
+
     def _named(self, cond: Any) -> dict[str, Tensor]:
         if not isinstance(cond, Mapping) or not cond:
             raise ValueError(
@@ -68,9 +72,11 @@ class Captions(Condition):
 
 
 @lru_cache(maxsize=16)
-def _null(path: str, kinds: tuple[tuple[str, torch.device, torch.dtype], ...]) -> dict[str, Tensor]:
+def _null(
+    path: str, stamp: tuple[int, ...], kinds: tuple[tuple[str, torch.device, torch.dtype], ...]
+) -> dict[str, Tensor]:
     """The null of one sample, (1, ...) each, of these devices and types."""
-    stored = _stored(path)
+    stored = _stored(path, stamp)
     names = {name for name, _, _ in kinds}
     if names != stored.keys():
         raise ValueError(f"Captions: parts {', '.join(sorted(names))}, expected {', '.join(sorted(stored))}")
@@ -78,7 +84,7 @@ def _null(path: str, kinds: tuple[tuple[str, torch.device, torch.dtype], ...]) -
 
 
 @lru_cache(maxsize=16)
-def _stored(path: str) -> dict[str, Tensor]:
+def _stored(path: str, stamp: tuple[int, ...]) -> dict[str, Tensor]:
     folder = Path(path).expanduser()
     manifest = read_manifest(folder)
     file = folder / NULL

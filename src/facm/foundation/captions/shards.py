@@ -9,6 +9,7 @@ hold ``crc32`` (n,) int64, the checksum of all bytes of each sample.
 from __future__ import annotations
 
 import math
+import os
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -108,6 +109,7 @@ class Shard:
     types: type of each tensor in safetensors' notation.
     shapes: shape of each tensor.
     places: first byte of each tensor.
+    stamp: which file it was, for another may take its name.
     """
 
     path: Path
@@ -115,13 +117,14 @@ class Shard:
     types: dict[str, str]
     shapes: dict[str, tuple[int, ...]]
     places: dict[str, int]
+    stamp: tuple[int, ...]
 
     def raw(self, name: str) -> np.ndarray:
         """A tensor as it lies in the file, through a memory map."""
         kind = TYPES[self.types[name]][0]
         size = math.prod(self.shapes[name]) * np.dtype(kind).itemsize
         place = self.places[name]
-        return _mapped(self.path)[place : place + size].view(kind).reshape(self.shapes[name])
+        return _mapped(self.path, self.stamp)[place : place + size].view(kind).reshape(self.shapes[name])
 
     @cached_property
     def checksums(self) -> np.ndarray:
@@ -178,6 +181,7 @@ def read_shard(path: Path, kind: str) -> Shard:
 
     Raises ValueError naming the file and its fault.
     """
+    stamp = stamp_of(path)
     entries = read_header(path).tensors
     wanted = {CHECKSUMS, "latents"} if kind == SAMPLES else {CHECKSUMS, "text", "text.ends"}
     if not wanted <= entries.keys():
@@ -191,7 +195,7 @@ def read_shard(path: Path, kind: str) -> Shard:
     for name in whole:
         if (types[name], shapes[name]) != ("I64", (n,)) or n < 1:
             raise ValueError(f"{path}: {name} is {types[name]} {shapes[name]}, expected I64 ({n},), of at least one")
-    shard = Shard(path, n, types, shapes, {name: entry.begin for name, entry in entries.items()})
+    shard = Shard(path, n, types, shapes, {name: entry.begin for name, entry in entries.items()}, stamp)
     for name in types.keys() - whole:
         ends = shard.ends.get(name.removeprefix("part."))
         rows = n
@@ -205,11 +209,20 @@ def read_shard(path: Path, kind: str) -> Shard:
 
 
 @lru_cache(maxsize=256)  # each map keeps a file open, and a process may open only so many
-def _mapped(path: Path) -> np.ndarray:
+def _mapped(path: Path, stamp: tuple[int, ...]) -> np.ndarray:
     with open_regular(path) as file:
+        if _stamp(os.fstat(file.fileno())) != stamp:
+            raise ValueError(f"{path} is another file than the one that was opened")
         return np.asarray(np.memmap(file, np.uint8, "r"))
 
 
-def forget() -> None:
-    """Close the files that are mapped: one of them is about to be replaced."""
-    _mapped.cache_clear()
+def stamp_of(path: Path) -> tuple[int, ...]:
+    """What changes where a file is replaced or written. Raises ValueError where there is none."""
+    try:
+        return _stamp(path.stat())
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is missing") from error
+
+
+def _stamp(found: os.stat_result) -> tuple[int, ...]:
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

@@ -30,7 +30,7 @@ from facm.distributed.collectives import by_first, check_same, gathered
 from facm.distributed.out_of_memory import OutOfMemory
 from facm.distributed.process_group import ALONE, World
 from facm.foundation.captions.manifest import MANIFEST, Bucket, Manifest, Part, ShardRecord, TeacherSettings
-from facm.foundation.captions.shards import NULL, PROMPTS, SAMPLES, forget
+from facm.foundation.captions.shards import NULL, PROMPTS, SAMPLES
 from facm.foundation.folder import TRANSFORMER, VAE, ModelFolder, load_pipeline, load_transformer, open_model
 from facm.foundation.prepare.samples import from_pictures, from_teacher, write_samples
 from facm.foundation.prepare.schedule import default_size, sigmas_of
@@ -384,7 +384,6 @@ def _complete(work: Work, out: Path, parts: tuple[Part, ...]) -> Manifest:
         prompts=prompts,
         samples=samples,
     )
-    forget()
     write_text(out / MANIFEST, manifest.text())
     return manifest
 

@@ -10,7 +10,7 @@ import numpy as np
 from facm.core.hashing import file_sha256
 from facm.foundation.captions.dataset import opened
 from facm.foundation.captions.manifest import Manifest, ShardRecord, read_manifest
-from facm.foundation.captions.shards import NULL, PROMPTS, SAMPLES, Shard, as_tensor, forget
+from facm.foundation.captions.shards import NULL, PROMPTS, SAMPLES, Shard, as_tensor
 from facm.foundation.prepare.settings import data_files
 
 
@@ -22,7 +22,6 @@ def verify(folder: Path) -> Manifest:
     """
     if not folder.is_dir():
         raise ValueError(f"verify: {folder}, expected an existing folder")
-    forget()
     manifest = read_manifest(folder)
     faults = _files(folder, manifest)
     if not faults:
