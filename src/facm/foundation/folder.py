@@ -43,7 +43,8 @@ class ModelFolder:
     @cached_property
     def encoders(self) -> tuple[str, ...]:
         """Names of the components that encode prompts."""
-        return self.family.text_parts
+        optional = (name for name in self.family.optional_parts if name in self.parts)
+        return (*self.family.text_parts, *optional)
 
     def identity(self, *names: str) -> dict[str, str]:
         """16 hex digits for each of these components: a hash of its files. Raises ValueError for one without files."""
