@@ -114,7 +114,7 @@ class Flux2Klein(Flux2):
 
 def _tokens(x: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, H W, C)."""
-    return x.flatten(2).transpose(1, 2)
+    return x.flatten(2).transpose(1, 2).contiguous()
 
 
 def _moments(vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -76,7 +76,7 @@ class LTX(Family):
         return vae.decode(latents, time, return_dict=False)[0][:, :, 0].to(x_1.dtype)
 
     def packed(self, x: Tensor) -> Tensor:
-        return x.flatten(2).transpose(1, 2)
+        return x.flatten(2).transpose(1, 2).contiguous()
 
     def unpacked(self, latents: Tensor, shape: Sequence[int]) -> Tensor:
         return latents.transpose(1, 2).reshape(len(latents), *shape)

@@ -25,7 +25,7 @@ def padded(embeddings: list[Tensor]) -> dict[str, Tensor]:
 
 
 def lengths(mask: Tensor) -> list[int]:
-    """How many tokens each prompt of ``mask`` (B, L) has; on the meta device, which has no numbers, as many as can be."""
+    """How many tokens each prompt of ``mask`` (B, L) has; L on the meta device, which has no numbers."""
     return [mask.shape[1]] * len(mask) if mask.is_meta else mask.sum(1).tolist()
 
 
