@@ -78,6 +78,24 @@ def test_a_batch_of_prompts_is_encoded_as_each_alone(subject: Opened) -> None:
                 assert not together[name][i, value.shape[1] :].any(), "padding is zeros"
 
 
+@torch.no_grad()
+def test_a_prompt_is_cut_where_the_family_says(subject: Opened) -> None:
+    """The last letter of a prompt of just as many tokens counts; of one that is longer by a token, or where a template
+    follows the prompt by more than that, it does not."""
+    family, pipe = subject.family, subject.pipe
+    most, few = family.most_tokens(pipe), family.count_tokens(pipe, "a")
+
+    def differs(letters: int) -> bool:
+        text = "a" * letters
+        assert family.count_tokens(pipe, text) == few + letters - 1
+        one, other = family.encode(pipe, [text]), family.encode(pipe, [text[:-1] + "b"])
+        return any(not torch.equal(one[name], other[name]) for name in one)
+
+    templates = ("z_image", "qwen_image", "flux2", "flux2-klein")
+    assert differs(most - few + 1)
+    assert not differs(most - few + (60 if subject.kind in templates else 2))
+
+
 def test_two_steps_are_those_of_the_pipeline(subject: Opened) -> None:
     want = subject.call(PROMPTS)
     assert relative(want[:1], want[1:]) > 0.05, "the prompts make a difference"

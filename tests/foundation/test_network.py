@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from facm.derivative import OpLevel
+from facm.derivative.base import Prediction
 from facm.foundation import DiffusersModel, LoRA
 from facm.foundation.folder import TRANSFORMER, open_model
 from facm.foundation.network import DiffusersNetwork
@@ -82,6 +84,27 @@ def test_without_memory_it_has_the_same_shapes(subject: Opened) -> None:
         name: value.shape for name, value in there.state_dict().items()
     }
     assert {p.device.type for p in empty.parameters()} == {"meta"}
+    noise, time, cond = inputs(subject)
+    x, t, everything = noise.to("meta"), time.to("meta"), {name: value.to("meta") for name, value in cond.items()}
+    assert empty(x, t, everything).shape == x.shape
+    value, tangent = OpLevel()(Prediction(empty, lambda c: {"t": c}, everything), (x, t), (x, t))
+    assert (value.shape, tangent.shape) == (x.shape, x.shape)
+
+
+def test_gradients_beside_a_tangent_are_those_of_a_plain_pass(subject: Opened) -> None:
+    network = woken(model(subject, lora=LoRA(2)).build())
+    x, t, cond = inputs(subject)
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    weights = torch.randn(x.shape, generator=torch.Generator().manual_seed(4))
+    value, _ = OpLevel()(Prediction(network, lambda c: {"t": c}, cond), (x, t), (weights, torch.ones(2)))
+    got = torch.autograd.grad((value * weights).sum(), trained, allow_unused=True)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        want = torch.autograd.grad((network(x, t, cond) * weights).sum(), trained, allow_unused=True)
+    largest = max(float(g.abs().max()) for g in want if g is not None)
+    for a, b in zip(got, want, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None and b is not None:
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * largest)
 
 
 def test_weights_in_bfloat16_keep_adapters_in_float32(subject: Opened) -> None:

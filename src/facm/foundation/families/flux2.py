@@ -62,8 +62,9 @@ class Flux2(Family):
     def count_tokens(self, pipe: Any, prompt: str) -> int:
         from diffusers.pipelines.flux2.pipeline_flux2 import format_input
 
-        messages = format_input([prompt], system_message=pipe.system_message)[0]
-        return len(pipe.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False))
+        messages = format_input([prompt], system_message=pipe.system_message)
+        tokens = pipe.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)
+        return len(tokens["input_ids"][0])
 
     def shape(self, pipe: Any, height: int, width: int, frames: int = 1) -> tuple[int, ...]:
         factor = pipe.vae_scale_factor * 2

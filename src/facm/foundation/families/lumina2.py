@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,13 +39,15 @@ class Lumina2(Family):
     def velocity(
         self, transformer: nn.Module, x: Tensor, t: Tensor, cond: Mapping[str, Tensor], guidance: float | None = None
     ) -> Tensor:
-        velocity: Tensor = transformer(
-            hidden_states=self.as_weights(transformer, x),
-            timestep=t,
-            encoder_hidden_states=self.as_weights(transformer, cond["embeddings"]),
-            encoder_attention_mask=cond["mask"],
-            return_dict=False,
-        )[0]
+        mask = cond["mask"]
+        with _full_prompts(transformer) if mask.is_meta else contextlib.nullcontext():
+            velocity: Tensor = transformer(
+                hidden_states=self.as_weights(transformer, x),
+                timestep=t,
+                encoder_hidden_states=self.as_weights(transformer, cond["embeddings"]),
+                encoder_attention_mask=mask,
+                return_dict=False,
+            )[0]
         return velocity
 
     def guide(self, v_c: Tensor, v_u: Tensor, scale: float) -> Tensor:
@@ -89,3 +92,17 @@ class Lumina2(Family):
 
     def unguided(self) -> dict[str, Any]:
         return {"guidance_scale": 1.0}
+
+
+@contextlib.contextmanager
+def _full_prompts(transformer: nn.Module) -> Iterator[None]:
+    """The transformer reads the prompts' lengths off the mask; on the meta device there are none, and all are full."""
+
+    def replace(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return inputs[0], torch.ones(inputs[1].shape, dtype=torch.bool, device="cpu")
+
+    handle = transformer.get_submodule("rope_embedder").register_forward_pre_hook(replace)
+    try:
+        yield
+    finally:
+        handle.remove()
