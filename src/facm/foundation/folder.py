@@ -43,7 +43,8 @@ class ModelFolder:
     @cached_property
     def encoders(self) -> tuple[str, ...]:
         """Names of the components that encode prompts."""
-        return self.family.text_parts
+        optional = (name for name in self.family.optional_parts if name in self.parts)
+        return (*self.family.text_parts, *optional)
 
     def identity(self, *names: str) -> dict[str, str]:
         """16 hex digits for each of these components: a hash of its files. Raises ValueError for one without files."""
@@ -132,9 +133,9 @@ def load_pipeline(model: ModelFolder, parts: Collection[str], dtype: torch.dtype
     parts: component names; tokenizers and schedulers, which have no weights, are always loaded.
     """
     diffusers = _diffusers()
-    absent = [name for name in _modules(model) if name not in parts]
     with _readable(model.path), torch.device("cpu"):
-        empty = {name: _empty_part(model, name) for name in absent}
+        empty: dict[str, Any] = {name: _empty_part(model, name) for name in _modules(model) if name not in parts}
+        empty |= {name: None for name in model.family.optional_parts if name not in model.parts}
         pipe = getattr(diffusers, model.pipeline).from_pretrained(
             model.path, torch_dtype=dtype, use_safetensors=True, local_files_only=True, **empty
         )
@@ -143,19 +144,28 @@ def load_pipeline(model: ModelFolder, parts: Collection[str], dtype: torch.dtype
 
 
 def _modules(model: ModelFolder) -> list[str]:
-    """The components that have weights: those of tokenizers, processors and schedulers have other names."""
-    return [name for name in model.parts if (model.path / name / "config.json").is_file()]
+    """The components that have weights, which tokenizers, schedulers and processors have not."""
+    return [name for name in model.parts if issubclass(_class_of(model, name), nn.Module)]
+
+
+def _class_of(model: ModelFolder, name: str) -> Any:
+    library, kind = model.parts[name]
+    if library == "diffusers":
+        return getattr(_diffusers(), kind)
+    import transformers
+
+    return getattr(transformers, kind)
 
 
 def _empty_part(model: ModelFolder, name: str) -> nn.Module:
-    library, kind = model.parts[name]
-    if library == "diffusers":
-        return _empty(getattr(_diffusers(), kind), model.path / name)
-    import transformers
+    kind, folder = _class_of(model, name), model.path / name
+    if model.parts[name][0] == "diffusers":
+        return _empty(kind, folder)
+    from transformers import AutoConfig
 
-    config = transformers.AutoConfig.from_pretrained(model.path / name, local_files_only=True)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
     with torch.device("meta"):
-        module: nn.Module = getattr(transformers, kind)(config)
+        module: nn.Module = kind(config)
     return module
 
 

@@ -45,13 +45,14 @@ def add_lora(transformer: Any, lora: LoRA, targets: tuple[str, ...], seed: int =
     if lora.targets and unknown:
         ends = sorted({".".join(name.split(".")[-2:]) for name in linear})
         raise ValueError(f"lora.targets names {', '.join(unknown)}, which no linear layer has; there are {ends}")
-    known = [end for end in wanted if end not in unknown]
+    # Whole names: an end may also be that of a container, such as to_out, which is a list elsewhere in FLUX.2.
+    adapted = [name for name in linear if any(name == end or name.endswith(f".{end}") for end in wanted)]
     alpha = lora.rank if lora.alpha is None else lora.alpha
     transformer.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         transformer.add_adapter(
-            LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=known, init_lora_weights=True), ADAPTER
+            LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=adapted, init_lora_weights=True), ADAPTER
         )
     for _, parameter in lora_parameters(transformer):
         parameter.data = parameter.data.float()

@@ -26,8 +26,8 @@ def encode_prompts(model: Path, prompts: Sequence[str], device: torch.device, ne
     if not prompts:
         raise ValueError("prompts = (), expected at least one")
     opened = open_model(model)
-    pipe = load_pipeline(opened, opened.family.text_parts)
-    for name in opened.family.text_parts:
+    pipe = load_pipeline(opened, opened.encoders)
+    for name in opened.encoders:
         part = getattr(pipe, name)
         if isinstance(part, torch.nn.Module):
             part.to(device)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from facm.flow.guidance import extrapolate
+from facm.foundation.families.precision import as_weights
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,10 @@ class Family(ABC):
     """Class name of the transformer in diffusers."""
     text_parts: ClassVar[tuple[str, ...]] = ("tokenizer", "text_encoder")
     """The pipeline's components that encode prompts."""
+    optional_parts: ClassVar[tuple[str, ...]] = ()
+    """Those of them that a model may lack."""
+    entry: ClassVar[str]
+    """Name of the transformer's layer that latents enter by, whose weights' type they are given in."""
     lora_targets: ClassVar[tuple[str, ...]]
     """Ends of the names of the linear layers that LoRA adapts unless told otherwise: attention, feed-forward, and the
     time embedding's later layers, without which the anchor is learned worse."""
@@ -55,6 +60,10 @@ class Family(ABC):
 
         cond: as ``encode`` made it. guidance: embedded guidance, for transformers that are told it.
         """
+
+    def as_weights(self, transformer: nn.Module, value: Tensor) -> Tensor:
+        """``value`` in the type of the transformer's weights, unless autocast finds the type of each product itself."""
+        return as_weights(transformer, self.entry, value)
 
     def guide(self, v_c: Tensor, v_u: Tensor, scale: float) -> Tensor:
         """The guided velocity as the pipeline computes it; plain classifier-free guidance unless overridden."""
@@ -98,12 +107,16 @@ class Family(ABC):
         """Images (B, 3, H, W) in [-1, 1] of x_1; of video the first frame."""
 
     def packed(self, x: Tensor) -> Tensor:
-        """x as the pipeline's ``latents`` argument takes it and ``output_type="latent"`` gives it."""
+        """x as the pipeline's ``latents`` argument takes it."""
         return x
 
     def unpacked(self, latents: Tensor, shape: Sequence[int]) -> Tensor:
         """The inverse of ``packed`` for samples of ``shape``."""
         return latents.reshape(len(latents), *shape)
+
+    def from_pipeline(self, pipe: Any, latents: Tensor, shape: Sequence[int]) -> Tensor:
+        """x_1 of ``shape`` out of what the pipeline gives with ``output_type="latent"``."""
+        return self.unpacked(latents, shape)
 
     @abstractmethod
     def time_embedding(self, transformer: nn.Module) -> TimeEmbedding:
@@ -112,3 +125,7 @@ class Family(ABC):
     @abstractmethod
     def unguided(self) -> dict[str, Any]:
         """Arguments of the pipeline's call with which it guides no further."""
+
+    def call_arguments(self, frames: int = 1) -> dict[str, Any]:
+        """Further arguments of the pipeline's call with which it makes ``frames`` frames of just the size asked for."""
+        return {}

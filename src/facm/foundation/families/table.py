@@ -3,9 +3,28 @@
 from __future__ import annotations
 
 from facm.foundation.families.base import Family
+from facm.foundation.families.flux import Flux
+from facm.foundation.families.flux2 import Flux2, Flux2Klein
+from facm.foundation.families.ltx import LTX
+from facm.foundation.families.lumina2 import Lumina2
+from facm.foundation.families.qwen_image import QwenImage
+from facm.foundation.families.sana import Sana
+from facm.foundation.families.sd3 import StableDiffusion3
 from facm.foundation.families.wan import Wan
+from facm.foundation.families.z_image import ZImage
 
-ALL: tuple[Family, ...] = (Wan(),)
+ALL: tuple[Family, ...] = (
+    Flux(),
+    Flux2(),
+    Flux2Klein(),
+    LTX(),
+    Lumina2(),
+    QwenImage(),
+    Sana(),
+    StableDiffusion3(),
+    Wan(),
+    ZImage(),
+)
 FAMILIES = {name: family for family in ALL for name in family.pipelines}
 
 

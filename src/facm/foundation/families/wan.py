@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from facm.foundation.families.autoencoders import images_of_standardised, standardised_latents
 from facm.foundation.families.base import Family, TimeEmbedding
 from facm.foundation.families.sinusoids import columns_of, cosines_then_sines
 
@@ -20,6 +20,7 @@ class Wan(Family):
 
     pipelines = ("WanPipeline",)
     transformer = "WanTransformer3DModel"
+    entry = "patch_embedding"
     lora_targets = (
         *("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"),
         *("time_embedder.linear_2", "time_proj"),
@@ -29,9 +30,9 @@ class Wan(Family):
         self, transformer: nn.Module, x: Tensor, t: Tensor, cond: Mapping[str, Tensor], guidance: float | None = None
     ) -> Tensor:
         noise_minus_data = transformer(
-            hidden_states=x,
+            hidden_states=self.as_weights(transformer, x),
             timestep=1000 * (1 - t),
-            encoder_hidden_states=cond["embeddings"].to(x.dtype),
+            encoder_hidden_states=self.as_weights(transformer, cond["embeddings"]),
             return_dict=False,
         )[0]
         return -noise_minus_data
@@ -55,12 +56,10 @@ class Wan(Family):
         return int(pipe.vae_scale_factor_spatial * 2)  # patches of 2 x 2, in all released models
 
     def to_latents(self, vae: Any, images: Tensor) -> Tensor:
-        mean, std = _moments(vae, images)
-        return (vae.encode(images.unsqueeze(2)).latent_dist.mode() - mean) / std
+        return standardised_latents(vae, images)
 
     def to_images(self, vae: Any, x_1: Tensor) -> Tensor:
-        mean, std = _moments(vae, x_1)
-        return vae.decode(x_1 * std + mean, return_dict=False)[0][:, :, 0]
+        return images_of_standardised(vae, x_1)
 
     def time_embedding(self, transformer: nn.Module) -> TimeEmbedding:
         layer = "condition_embedder.time_embedder.linear_1"
@@ -69,8 +68,5 @@ class Wan(Family):
     def unguided(self) -> dict[str, Any]:
         return {"guidance_scale": 1.0}
 
-
-def _moments(vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel of the latents, (1, C, 1, 1, 1)."""
-    mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
-    return mean.to(like.device, like.dtype), std.to(like.device, like.dtype)
+    def call_arguments(self, frames: int = 1) -> dict[str, Any]:
+        return {"num_frames": frames}
