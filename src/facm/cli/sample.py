@@ -67,7 +67,7 @@ class SampleOptions:
         """The labels as numbers."""
         words = [word for text in self.classes for word in text.split(",") if word]
         if wrong := [word for word in words if not re.fullmatch(r"-?[0-9]{1,18}", word)]:
-            raise ValueError(f"--classes {wrong[0]}, expected numbers, as in 207,360")
+            raise ValueError(f"--classes {wrong[0]:.40}, expected numbers, as in 207,360")
         return tuple(map(int, words))
 
 
