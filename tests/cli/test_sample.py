@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 import facm
+from facm.cli.sample import SampleOptions
 from facm.networks.mlp import MLP
 from facm.runs.folder import create
 from tests.cli.cli_parts import arrays, command, refused
@@ -25,6 +26,12 @@ def test_a_folder_that_is_no_run_is_named(tmp_path, capsys, what):
 def test_a_run_without_a_checkpoint_is_an_error(tmp_path, capsys, what):
     folder = create(tmp_path / "run", flow_run())
     assert "has no checkpoint yet" in refused(capsys, what, folder.path)
+
+
+@pytest.mark.parametrize("word", ["\N{SUPERSCRIPT TWO}", "\N{ARABIC-INDIC DIGIT THREE}", "--1", "9" * 5000])
+def test_labels_are_plain_numbers(word):
+    with pytest.raises(ValueError, match=r"--classes .*, expected numbers, as in 207,360"):
+        SampleOptions(classes=(word,)).labels()
 
 
 def test_samples_are_a_grid_and_arrays(runs, tmp_path, capsys):

@@ -93,6 +93,10 @@ def test_what_the_annotations_admit_is_taken_as_it_is(fields):
         ({"label": None}, "label = None, expected text or an integer of 64 bits"),
         ({"limit": 0}, "limit = 0, expected a number within (0, inf]"),
         ({"place": 2**63}, "place = 9223372036854775808, expected an integer of 64 bits"),
+        ({"place": 10**5000}, "place = an integer of over 4000 digits, expected an integer of 64 bits"),
+        ({"strength": -(10**5000)}, "strength = an integer of over 4000 digits, expected a number within"),
+        ({"angles": (10**5000,)}, "angles = an object of tuple, expected a tuple, each item a finite number"),
+        ({"limit": 10**400}, "limit = 1000000000"),
         ({"exact": 1}, "exact = 1, expected True or False"),
     ],
 )
@@ -176,6 +180,12 @@ def test_a_value_is_shown_on_one_short_line():
     assert shown(Noisy()) == "a b c"
     assert shown("x" * 1000) == "'" + "x" * 76 + "..."
     assert shown("\x1b[2J") == r"'\x1b[2J'"
+
+    class Broken:
+        def __repr__(self):
+            raise RuntimeError
+
+    assert shown(Broken()) == "an object of Broken"
 
 
 def test_what_a_users_part_made_must_have_every_name_of_its_protocol():

@@ -234,6 +234,10 @@ def test_malicious_pickle_is_refused_and_not_run(tmp_path: Path, few: tuple[np.n
         (pickle.dumps([1]), "a pickled list, expected a dictionary"),
         (pickle.dumps({b"data": np.zeros((3, 3072)), b"labels": [0] * 3}), "float64"),
         (pickle.dumps({b"data": np.zeros((3, 300), np.uint8), b"labels": [0] * 3}), r"\(3, 300\)"),
+        (
+            pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [0, 10**30]}, 2),
+            "entry 'labels' is not what was expected, a list of 2 integers from 0 to 9",
+        ),
         (pickle.dumps({b"data": np.zeros((3, 3072), np.uint8), b"labels": [0] * 2}), "a list of 3 integers"),
         (pickle.dumps({b"data": np.zeros((3, 3072), np.uint8), b"labels": ["a"] * 3}), "a list of 3 integers"),
         (pickle.dumps({b"data": np.zeros((3, 3072), np.uint8)})[:-100], "not a plain pickle"),

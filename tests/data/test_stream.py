@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -229,6 +230,23 @@ def test_labels_out_of_range_are_named(label: int) -> None:
         (Batch(torch.zeros(4, 2), torch.zeros(4, 1, dtype=torch.int64)), 3, r"cond is \(4, 1\)"),
         (Batch(torch.zeros(4, 2), torch.zeros(3, 5)), None, r"cond has shape \(3, 5\)"),
         (Batch(torch.zeros(4, 2, device="meta")), None, "on meta, expected .* on cpu"),
+        ((torch.zeros(4, 2), None), None, "what read returned is of type tuple, expected a Batch"),
+        (Batch(np.zeros((4, 2), np.float32)), None, "x_1 is of type ndarray, expected a tensor"),
+        (Batch(None), None, "x_1 is of type NoneType, expected a tensor"),
+        (Batch(torch.zeros(4, 2, requires_grad=True)), None, "x_1 requires a gradient"),
+        (Batch(torch.zeros(4, 2).to_sparse()), None, "x_1 is sparse on cpu, expected plain numbers"),
+        (Batch(torch.zeros(4, 2), ["a", "b", "c", "d"]), None, "cond is of type list, expected a tensor, several by"),
+        (Batch(torch.zeros(4, 2), np.zeros(4)), None, "cond is of type ndarray, expected a tensor"),
+        (Batch(torch.zeros(4, 2), 3), None, "cond is of type int, expected a tensor"),
+        (Batch(torch.zeros(4, 2), {"prompt": ["a"] * 4}), None, r"cond\['prompt'\] is of type list, expected a tensor"),
+        (Batch(torch.zeros(4, 2), {0: {}}), None, r"cond\[0\] is of type dict, expected a tensor"),
+        (Batch(torch.zeros(4, 2), torch.zeros(4, requires_grad=True)), None, "cond requires a gradient"),
+        (Batch(torch.zeros(4, 2), {"a": torch.zeros(4, device="meta")}), None, r"cond\['a'\] is meta on meta"),
+        (
+            Batch(torch.zeros(4, 2), torch.full((4, 5), torch.nan).to(torch.float8_e4m3fn)),
+            None,
+            "non-finite values in cond",
+        ),
         (
             Batch(torch.zeros(4, 2), torch.full((4, 5), torch.nan, dtype=torch.bfloat16)),
             None,
@@ -237,7 +255,7 @@ def test_labels_out_of_range_are_named(label: int) -> None:
         (Batch(torch.zeros(4, 2), torch.full((4, 5), torch.nan)), None, "non-finite values in cond"),
     ],
 )
-def test_what_a_data_set_returns_is_checked(batch: Batch, num_classes: int | None, message: str) -> None:
+def test_what_a_data_set_returns_is_checked(batch: Any, num_classes: int | None, message: str) -> None:
     class Wrong(Counting):
         def read(self, indices: np.ndarray) -> Batch:
             return batch

@@ -95,6 +95,9 @@ CARRIED = {
     "data written": data_written,
     "no_grad": no_grad,
     "condition": lambda n, h, t: h * (2 if bool(t.max() < 1) and int(t[0]) == 0 else 3),
+    "whole numbers": lambda n, h, t: (
+        h * torch.arange(9.0)[(t * 7).to(torch.int64)][:, None] * (t * 5).type(torch.int32)[:, None] + h
+    ),
     "message": lambda n, h, t: h * len(f"{t.mean():.1f}"),
     "shape of another": lambda n, h, t: h + torch.ones(8).expand_as(h) + h.new_tensor([1.0] * 8).type_as(h),
     "filled": lambda n, h, t: h * torch.full_like(h, 0.5) + h.new_full((8,), 2.0),

@@ -75,6 +75,10 @@ def test_the_file_of_the_reference(tmp_path: Path) -> None:
         ({"mean": torch.zeros(2), "std": torch.ones(2)}, r"mean \(2,\) and std \(2,\)"),
         ({"mean": torch.zeros(2, 1, 1, 1), "std": torch.ones(2, 1, 1, 1)}, r"mean \(2, 1, 1, 1\)"),
         ({"mean": torch.zeros(1, 2, 1, 1), "std": torch.ones(1, 1, 2, 1)}, r"std \(1, 1, 2, 1\)"),
+        (
+            {"mean": torch.zeros(1, 2, 1, 1) + 1j, "std": torch.ones(1, 2, 1, 1)},
+            "mean torch.complex64 and std torch.float32",
+        ),
         ([1, 2], "mean NoneType and std NoneType"),
         (Path("x"), r"PosixPath: reading it could run code, so it is refused"),
         (None, "there is no such file"),

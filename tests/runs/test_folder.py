@@ -112,6 +112,23 @@ def test_a_run_json_that_is_no_run_is_refused(tmp_path, text):
         open_run(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("null", "it has no 'run', expected an object with 'run', 'fingerprint' and 'source'"),
+        ('"run source"', "it has no 'run', expected an object"),
+        ('{"run": null}', "it has no 'source', expected an object"),
+        ('{"run": null, "source": [1]}', r"source = \[1\], expected null, or the name and the folder of a recipe file"),
+        ('{"run": null, "source": {"name": "a"}}', "source = {'name': 'a'}, expected null, or the name and"),
+        ('{"run": null, "source": {"name": 3, "folder": "x"}}', "source = {.*3.*}, expected null, or the name and"),
+    ],
+)
+def test_what_a_run_json_lacks_is_named(tmp_path, text, message):
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(RunFolderError, match=rf"run\.json does not describe a run: {message}"):
+        open_run(tmp_path)
+
+
 def test_ema_snapshots_of_close_lengths_are_kept_apart(tmp_path):
     folder = trained(tmp_path / "run", flow_run(ema=PowerEMA((0.1001, 0.1004, 0.0004))))
     assert {length for _, length, _ in folder.ema_snapshots()} == {0.1001, 0.1004, 0.0004}

@@ -100,6 +100,13 @@ def test_it_says_how_it_goes_and_what_came_out(done):
     assert f"report: {out / 'report.html'}" in said
 
 
+def test_a_file_in_place_of_the_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match=r"out = .*file is not a folder"):
+        demo.run_demo(tmp_path / "file", seed=0, quiet=True)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_a_finished_demo_is_shown_again_and_untouched(done, small, capsys):
     out, _ = done
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,8 +73,8 @@ class SampleOptions:
     def labels(self) -> tuple[int, ...]:
         """The labels as numbers."""
         words = [word for text in self.classes for word in text.split(",") if word]
-        if wrong := [word for word in words if not word.lstrip("-").isdigit()]:
-            raise ValueError(f"--classes {wrong[0]}, expected numbers, as in 207,360")
+        if wrong := [word for word in words if not re.fullmatch(r"-?[0-9]{1,18}", word)]:
+            raise ValueError(f"--classes {wrong[0]:.40}, expected numbers, as in 207,360")
         return tuple(map(int, words))
 
 

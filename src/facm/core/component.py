@@ -138,7 +138,10 @@ def check_fulfils(made: Any, protocol: type, by: Any, may_lack: tuple[str, ...] 
 
 def shown(value: Any) -> str:
     """A value as an error shows it: on one line, and not longer than an error should be."""
-    text = " ".join(repr(value).split())
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # of a user's own object, or of an integer with more digits than Python spells
+        text = "an integer of over 4000 digits" if isinstance(value, int) else f"an object of {type(value).__name__}"
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
@@ -176,7 +179,9 @@ def _fits(value: Any, hint: Any) -> bool:
     if bare in (int, float):
         kinds = int if bare is int else int | float
         limits = limits or (_ANY_INT if bare is int else _ANY_FLOAT)
-        return isinstance(value, kinds) and not isinstance(value, bool) and value in limits
+        within = isinstance(value, kinds) and not isinstance(value, bool) and value in limits
+        # An integer may lie between the last float and infinity.
+        return within and (isinstance(value, float) or value in (_ANY_INT if bare is int else _ANY_FLOAT))
     if bare in (bool, str, None, NoneType):
         return isinstance(value, bare or NoneType)
     return _is_a(value, origin or bare)

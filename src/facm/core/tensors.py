@@ -38,3 +38,14 @@ def at_least_float32(x: Tensor) -> Tensor:
     if not isinstance(x, Tensor):
         raise TypeError(f"the network returned {type(x).__name__}, expected one tensor of x's shape")
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def unusual(tensor: Tensor) -> str:
+    """What kind of tensor it is where it is no plain one, whose numbers lie in memory; empty for a plain one."""
+    kinds = {
+        "nested": tensor.is_nested,
+        "quantized": tensor.is_quantized,
+        "sparse": tensor.layout is not torch.strided,
+        "meta": tensor.device.type == "meta",
+    }
+    return next((kind for kind, it_is in kinds.items() if it_is), "")

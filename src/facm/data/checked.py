@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from facm.core.cond import Cond, parts
+from facm.core.tensors import unusual
 from facm.core.types import Batch, Dataset
 
 HIGHEST = 10.0
@@ -19,9 +20,9 @@ HIGHEST = 10.0
 def read_checked(dataset: Dataset, indices: np.ndarray, mirrored: np.ndarray | None = None) -> Batch:
     """``dataset.read(indices)`` for indices (B,), with x_1, the condition and the labels verified.
 
-    x_1 must be (B, *shape) float32 on the CPU and finite, with its bucket's shape where the data set has several, and
-    images, (1 or 3, H, W), within [-10, 10]; cond must have one entry per sample; labels must be (B,) int64 in
-    [0, num_classes) where the data set has classes.
+    x_1 must be (B, *shape) float32 on the CPU, without a gradient, and finite, with its bucket's shape where the data
+    set has several, and images, (1 or 3, H, W), within [-10, 10]; cond must be a tensor, or several by name, with one
+    entry per sample; labels must be (B,) int64 in [0, num_classes) where the data set has classes.
 
     mirrored: Which samples to mirror, (B,) bool, for a data set with ``read_mirrored(indices, mirrored)``.
     Raises ValueError naming the data set and, for a bad value, the index of its sample and, where the data set offers
@@ -29,17 +30,21 @@ def read_checked(dataset: Dataset, indices: np.ndarray, mirrored: np.ndarray | N
     """
     batch = dataset.read(indices) if mirrored is None else cast(Any, dataset).read_mirrored(indices, mirrored)
     name = name_of(dataset)
+    _check_kind(batch, Batch, "what read returned", "a Batch", name)
+    _check_plain(batch.x_1, "x_1", name)
     expected = (len(indices), *shape_of(dataset, indices))
-    got = (tuple(batch.x_1.shape), batch.x_1.dtype, batch.x_1.device.type)
-    if got != (expected, torch.float32, "cpu"):
-        raise ValueError(f"{name}: x_1 is {got[0]} {got[1]} on {got[2]}, expected {expected} torch.float32 on cpu")
+    got = (tuple(batch.x_1.shape), batch.x_1.dtype)
+    if got != (expected, torch.float32):
+        raise ValueError(f"{name}: x_1 is {got[0]} {got[1]}, expected {expected} torch.float32")
     _check_finite(batch.x_1, "x_1", dataset, indices)
     _check_scale(batch.x_1, dataset, indices)
     if dataset.num_classes is not None:
         _check_labels(batch.cond, dataset.num_classes, dataset, indices)
     elif batch.cond is not None:
+        _check_kind(batch.cond, (Tensor, Mapping), "cond", "a tensor, several by name, or None", name)
         for part, value in parts(batch.cond).items():
-            what = f"cond[{part!r}]" if part else "cond"
+            what = f"cond[{part!r}]" if part != "" else "cond"
+            _check_plain(value, what, name)
             if value.shape[:1] != (len(indices),):
                 raise ValueError(f"{name}: {what} has shape {tuple(value.shape)}, expected ({len(indices)}, ...)")
             _check_finite(value, what, dataset, indices)
@@ -87,9 +92,23 @@ def _sample(dataset: Dataset, index: int) -> str:
     return f"{name_of(dataset)}: sample {index}" + (f" ({place(index)})" if place else "")
 
 
+def _check_kind(value: Any, kind: Any, what: str, expected: str, name: str) -> None:
+    if not isinstance(value, kind):
+        raise ValueError(f"{name}: {what} is of type {type(value).__name__}, expected {expected}")
+
+
+def _check_plain(value: Any, what: str, name: str) -> None:
+    """Raise ValueError unless ``value`` is a tensor of numbers on the CPU, as a data set makes it."""
+    _check_kind(value, Tensor, what, "a tensor", name)
+    if (kind := unusual(value)) or value.device.type != "cpu":
+        raise ValueError(f"{name}: {what} is {kind} on {value.device.type}, expected plain numbers on cpu")
+    if value.requires_grad:
+        raise ValueError(f"{name}: {what} requires a gradient, expected plain numbers, as detach() makes them")
+
+
 def _check_finite(x: Tensor, what: str, dataset: Dataset, indices: np.ndarray) -> None:
     # In numpy: torch would wake its threads, which costs many times more while training occupies the cores.
-    finite = np.isfinite((x.float() if x.dtype == torch.bfloat16 else x).numpy())
+    finite = np.isfinite((x.float() if x.is_floating_point() and x.itemsize < 4 else x).numpy())
     if not finite.all():
         bad = int(indices[np.argwhere(~finite)[0, 0]])
         raise ValueError(f"{_sample(dataset, bad)} has non-finite values in {what}")

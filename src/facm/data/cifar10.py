@@ -23,6 +23,7 @@ from facm.core.untrusted.zip import Damaged as Broken
 from facm.core.untrusted.zip import open_zip
 from facm.data.in_memory import InMemory
 
+CLASSES = 10
 COUNTS = {"train": 50_000, "test": 10_000}
 BATCHES = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}
 RECORD = 1 + 3 * 32 * 32
@@ -77,7 +78,7 @@ class Cifar10(Data):
         name = f"Cifar10({self.path}, {self.split})"
         if not self.labels:
             return InMemory(images, flip=self.flip, name=name)
-        return InMemory(images, labels, num_classes=10, flip=self.flip, name=name)
+        return InMemory(images, labels, num_classes=CLASSES, flip=self.flip, name=name)
 
 
 def _kind(path: Path) -> str:
@@ -158,9 +159,10 @@ def _pickled_batch(content: bytes, name: str) -> Arrays:
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != RECORD - 1:
         got = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
         raise ValueError(f"{name}: entry 'data' is {got}, expected uint8 (N, {RECORD - 1})")
-    if not isinstance(labels, list) or len(labels) != len(data) or not all(isinstance(x, int) for x in labels):
-        raise ValueError(f"{name}: entry 'labels' is not what was expected, a list of {len(data)} integers")
-    return data.reshape(-1, 3, 32, 32), np.array(labels, np.int64)
+    numbers = labels if isinstance(labels, list) else []
+    if len(numbers) != len(data) or not all(isinstance(x, int) and 0 <= x < CLASSES for x in numbers):
+        raise ValueError(f"{name}: entry 'labels' is not what was expected, a list of {len(data)} integers from 0 to 9")
+    return data.reshape(-1, 3, 32, 32), np.array(numbers, np.int64)
 
 
 def _from_sheets(path: Path, split: str) -> Arrays:

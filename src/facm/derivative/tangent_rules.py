@@ -408,7 +408,7 @@ def _pack(value: Any, tangent: Any) -> Any:
     parts = _flat(tangent)
     with torch.enable_grad():
         duals = [
-            _dual(v, d) if isinstance(v, Tensor) and isinstance(d, Tensor) else v
+            _dual(v, d) if isinstance(d, Tensor) and is_real(v) else v  # integers that .to() made have no tangent
             for v, d in zip(values, parts, strict=True)
         ]
     return tree_unflatten(duals, spec)

@@ -86,6 +86,8 @@ def load_statistics(path: Path, multiplier: float = 1.0) -> Statistics:
         mean.ndim == 4 and mean.numel() == mean.shape[1] and std.shape == mean.shape
     ):
         raise ValueError(f"{path}: mean {shapes[0]} and std {shapes[1]}; expected {what}")
+    if mean.is_complex() or std.is_complex():
+        raise ValueError(f"{path}: mean {mean.dtype} and std {std.dtype}; expected {what}")
     try:
         return Statistics(mean.flatten().float().clone(), std.flatten().float().clone(), multiplier)
     except ValueError as error:

@@ -27,6 +27,7 @@ from typing import Any
 
 from facm.core import public_names
 from facm.core.claims import LOCK, HeldError, contents, held
+from facm.core.component import shown
 from facm.core.files import PARTIAL, atomically, write_text
 from facm.core.serialize import fingerprint, from_json, is_fingerprint_of, to_json, types_in
 from facm.core.untrusted.door import read_json
@@ -266,7 +267,7 @@ def open_run(path: Path, trust_recipe: bool = False) -> tuple[RunFolder, Run]:
     if not folder.run_json.exists():
         raise RunFolderError(f"{path} is not a run folder: it has no run.json")
     try:
-        record = read_json(folder.run_json, links=False)
+        record = _record(read_json(folder.run_json, links=False))
         run = from_json(record["run"], _recipe_of(folder, record, trust_recipe))
     except OSError as error:
         raise RunFolderError(f"cannot read {error.filename or folder.run_json}: {error.strerror or error}") from error
@@ -278,6 +279,18 @@ def open_run(path: Path, trust_recipe: bool = False) -> tuple[RunFolder, Run]:
             "another recipe would be another run; restore the file, or start a new run with 'facm train'"
         )
     return folder, run
+
+
+def _record(content: Any) -> dict[str, Any]:
+    """The content of run.json. Raises ValueError for another one than :func:`_write` writes."""
+    for what in ("run", "source"):
+        if not isinstance(content, dict) or what not in content:
+            raise ValueError(f"it has no {what!r}, expected an object with 'run', 'fingerprint' and 'source'")
+    source = content["source"]
+    is_source = isinstance(source, dict) and all(isinstance(source.get(part), str) for part in ("name", "folder"))
+    if source is not None and not is_source:
+        raise ValueError(f"source = {shown(source)}, expected null, or the name and the folder of a recipe file")
+    return content
 
 
 def _recipe_of(folder: RunFolder, record: dict[str, Any], trust: bool) -> ModuleType | None:

@@ -58,6 +58,8 @@ class Clock:
 
 def run_demo(out: Path, seed: int, quiet: bool) -> None:
     """Train, distil, sample, evaluate and report in ``out``; parts that are finished are not done again."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out = {out} is not a folder")
     summary_file, report_file = out / "summary.json", out / "report.html"
     if summary_file.exists():
         _begin(out, seed)

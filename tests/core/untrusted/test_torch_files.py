@@ -47,6 +47,20 @@ def test_content_that_unfolds_without_end(tmp_path: Path, monkeypatch: pytest.Mo
     check_growth(io.BytesIO(b"\x80\x02}(K\x01K\x02tK\x03s."))
 
 
+@pytest.mark.filterwarnings("ignore")  # PyTorch warns of sparse and nested tensors
+@pytest.mark.parametrize("kind", ["sparse", "nested", "quantized", "meta"])
+def test_tensors_that_are_no_plain_numbers(tmp_path: Path, kind: str) -> None:
+    made = {
+        "sparse": torch.eye(3).to_sparse(),
+        "nested": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+        "quantized": torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+        "meta": torch.ones(3, device="meta"),
+    }
+    torch.save({"model": [made[kind]]}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=rf"a\.pt holds a {kind} tensor, expected plain numbers"):
+        read_foreign(tmp_path / "a.pt", "weights")
+
+
 def test_archives_that_torch_save_never_writes(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(1000)}, tmp_path / "a.pt")
     with zipfile.ZipFile(tmp_path / "a.pt") as old, zipfile.ZipFile(tmp_path / "packed.pt", "w", 8) as new:

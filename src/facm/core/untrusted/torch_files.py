@@ -14,6 +14,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from facm.core.tensors import unusual
 from facm.core.untrusted.door import open_regular
 from facm.core.untrusted.opcodes import Growth, check_growth
 from facm.core.untrusted.safetensors_header import read_header
@@ -118,7 +119,7 @@ def _scan(pickle: IO[bytes]) -> None:
 
 def _claimed(content: Any, path: Path) -> int:
     """Bytes of all tensors in the content, each as often as it is referred to. Raises ValueError where that takes too
-    long to find out."""
+    long to find out, and for a tensor that is not all there, or is of a kind that most operations refuse."""
     total, count, ahead = 0, 0, [content]
     while ahead:
         value = ahead.pop()
@@ -126,6 +127,8 @@ def _claimed(content: Any, path: Path) -> int:
         if count > MOST_OBJECTS:
             raise ValueError(f"{path} holds more than {MOST_OBJECTS} objects, or itself, expected a checkpoint")
         if isinstance(value, Tensor):
+            if kind := unusual(value):
+                raise ValueError(f"{path} holds a {kind} tensor, expected plain numbers: weights are never such")
             total += value.numel() * value.element_size()
         elif isinstance(value, Mapping):
             ahead += value.values()
