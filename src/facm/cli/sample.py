@@ -115,6 +115,8 @@ def sample(
             n = options.num_samples or 100
             source, cond = trained.source(world.device), _labels(trained, options, n)
         else:
+            if options.classes:
+                raise ValueError(f"--classes {','.join(options.classes)}, but the network takes prompts: --prompt")
             n, source, cond = len(prompted.texts), prompted.source(trained, world.device), prompted.cond
         guidance = solver.guidance(how.guidance_scale)
         x = _drawn(source, method, decoder, n, options.batch_size, cond, how.seed, guidance, world, trained.path)
