@@ -68,7 +68,7 @@ MUTANTS = (
         "return v_c + scale * (v_c - v_u)",
         (f"{GUIDANCE}::test_extrapolation_starts_at_the_unconditional_velocity",),
     ),
-    Mutant("flow/guidance.py", "torch.cat([cond, null[which]])", "torch.cat([cond, cond[which]])", HAND_CASE),
+    Mutant("flow/guidance.py", "taken(null, which)", "taken(cond, which)", HAND_CASE),
     # the velocity target
     Mutant("flow/velocity.py", "v, w = p.v, self", "v, w = p.x_0 - p.x_1, self", SCRATCH),
     Mutant(

@@ -1,0 +1,55 @@
+"""Mutants of the families, of model folders and of the network around a transformer."""
+
+from tests.mutants import Mutant
+
+STEPS = "tests/foundation/test_conformance.py::test_two_steps_are_those_of_the_pipeline"
+GUIDED = "tests/foundation/test_conformance.py::test_two_guided_steps_are_those_of_the_pipeline"
+CALL = "tests/foundation/test_conformance.py::test_the_transformer_is_called_with_what_the_pipeline_calls_it_with"
+PICTURES = "tests/foundation/test_conformance.py::test_pictures_are_those_of_the_pipeline"
+INWARDS = "tests/foundation/test_conformance.py::test_pictures_go_in_as_they_come_out"
+BFLOAT16 = "tests/foundation/test_conformance.py::test_in_bfloat16_times_stay_in_float32"
+SINUSOIDS = "tests/foundation/test_conformance.py::test_times_enter_where_the_family_says_and_as_fast"
+CUT = "tests/foundation/test_conformance.py::test_a_prompt_is_cut_where_the_family_says"
+ALONE = "tests/foundation/test_conformance.py::test_prompts_of_unequal_length_in_one_batch_are_each_as_alone"
+BASE = "tests/foundation/test_network.py::test_the_base_of_adapters_and_smoothing_is_the_untouched_transformer"
+TARGETS = "tests/foundation/test_network.py::test_adapters_sit_on_every_layer_that_the_family_names"
+
+MUTANTS = (
+    Mutant("foundation/families/z_image.py", "return 1.0 + guidance_scale", "return guidance_scale", (GUIDED,)),
+    Mutant("foundation/families/z_image.py", "prompt[:length]", "prompt", (STEPS, ALONE)),
+    Mutant("foundation/families/z_image.py", '"guidance_scale": 0.0', '"guidance_scale": 1.0', (CALL,)),
+    Mutant("foundation/families/qwen_image.py", "guided * (norms[0] / norms[1])", "guided", (GUIDED,)),
+    Mutant(
+        "foundation/families/qwen_image.py",
+        "exact_time(transformer.time_text_embed, 1 - t)",
+        "exact_time(transformer.time_text_embed, t)",
+        (BFLOAT16,),
+    ),
+    Mutant("foundation/families/qwen_image.py", "- pipe.prompt_template_encode_start_idx", "", (CUT,)),
+    Mutant("foundation/families/lumina2.py", "guided * (norms[0] / norms[1])", "guided", (GUIDED,)),
+    Mutant("foundation/families/lumina2.py", "timestep=t,", "timestep=1 - t,", (CALL, STEPS)),
+    Mutant("foundation/families/lumina2.py", "if negative:", "if not negative:", (STEPS, GUIDED)),
+    Mutant("foundation/families/sana.py", "None if negative else", "", (GUIDED,)),
+    Mutant("foundation/families/sana.py", "(1 - t) * transformer.config.timestep_scale", "(1 - t)", (CALL, STEPS)),
+    Mutant("foundation/families/flux.py", "return -unpacked_squares", "return unpacked_squares", (STEPS,)),
+    Mutant("foundation/families/flux.py", "rows_and_columns.float()", "rows_and_columns.float() * 0", (CALL, STEPS)),
+    Mutant("foundation/families/flux2.py", ".transpose(1, 2).reshape(x.shape)", ".reshape(x.shape)", (STEPS,)),
+    Mutant(
+        "foundation/families/sd3.py", 'transformer, cond["pooled"]', 'transformer, 0 * cond["pooled"]', (CALL, STEPS)
+    ),
+    Mutant("foundation/families/ltx.py", "POSITIONS = (8 / 25, 32, 32)", "POSITIONS = (8 / 24, 32, 32)", (CALL,)),
+    Mutant("foundation/families/wan.py", "TOKENS = 512", "TOKENS = 226", (CALL, STEPS)),
+    Mutant("foundation/families/autoencoders.py", "(mode - mean) / std", "mode / std - mean", (INWARDS,)),
+    Mutant("foundation/families/autoencoders.py", "+ vae.config.shift_factor", "", (PICTURES,)),
+    Mutant("foundation/families/precision.py", "if not _autocast(time) and", "if", (BFLOAT16,)),
+    Mutant("foundation/families/sinusoids.py", ") / half) * factor", ") / (half - 1)) * factor", (SINUSOIDS,)),
+    Mutant("foundation/families/prompts.py", ".masked_fill(~mask.unsqueeze(-1), 0.0)", "", (CALL,)),
+    Mutant("foundation/lora.py", "target_modules=adapted", "target_modules=list(wanted)", (TARGETS,)),
+    Mutant("foundation/network.py", "self.smoothing.on = False", "self.smoothing.on = True", (BASE,)),
+    Mutant(
+        "foundation/folder.py",
+        "entry[0] not in LIBRARIES or",
+        "",
+        ("tests/foundation/test_folder.py::test_components_that_bring_code_are_refused",),
+    ),
+)
