@@ -20,6 +20,7 @@ from facm.core.public_names import EXPORTS, PUBLIC
 from facm.core.serialize import from_json, to_json
 from facm.data import Checkerboard, TarPictures
 from facm.flow import L2, One, Uniform
+from facm.foundation import DiffusersModel
 from facm.latents import VAVAE
 from facm.networks import MLP
 from facm.objectives import DoublingSteps, OverStep, ShrinkingGap
@@ -51,6 +52,7 @@ REQUIRED = {
     "network": MLP(2, 8, 1),
     "data": Checkerboard(),
     "objective": FlowMatching(Labels(3)),
+    "model": DiffusersModel("x"),
 }
 """A value for every field without a default."""
 SMALL = {
@@ -126,7 +128,13 @@ def test_a_value_is_taken_for_what_it_says_or_refused_by_name(component, field):
         if isinstance(value, int | float | str | list | None):
             again = from_json(json.loads(json.dumps(to_json(made))))
             assert again == made
-        if hasattr(cls, "build") and component not in ("AdamW", "StableDiffusionVAE", "TAEF2", "VAVAE"):
+        if hasattr(cls, "build") and component not in (
+            "AdamW",
+            "DiffusersModel",
+            "StableDiffusionVAE",
+            "TAEF2",
+            "VAVAE",
+        ):
             with torch.device("meta"):
                 made.build()
     assert taken < len(VALUES)  # every field refuses something
@@ -148,8 +156,11 @@ def test_a_recorded_component_with_an_unknown_or_missing_field_is_refused_by_nam
 
 
 KINDS = {
-    "network": (Run, {"EDM", "DDPMpp", "Foreign", "LightningDiT", "MLP", "SimpleEDM", "VariancePreserving"}),
-    "teacher": (Run, {"FromRun", "FromFile"}),
+    "network": (
+        Run,
+        {"EDM", "DDPMpp", "Foreign", "LightningDiT", "MLP", "SimpleEDM", "VariancePreserving", "DiffusersModel"},
+    ),
+    "teacher": (Run, {"FromRun", "FromFile", "FromModel", "OwnBase"}),
     "objective": (
         Run,
         {"ContinuousCM", "DiscreteCM", "FACM", "FlowMatching", "IMM", "MeanFlow", "SCM", "ShortcutModel"},
@@ -164,7 +175,7 @@ KINDS = {
     "alpha": (FACM, {"Cosine", "One", "OneMinusPower"}),
     "derivative": (FACM, {"Chain", "FiniteDifference", "NoGraph", "OpLevel", "WholeNetwork"}),
     "velocity": (FACM, {"DataVelocity", "TeacherVelocity"}),
-    "condition": (FACM, {"Labels", "Unconditional"}),
+    "condition": (FACM, {"Captions", "Labels", "Unconditional"}),
     "schedule": (COMPONENTS["DiscreteCM"], {"DoublingSteps", "ShrinkingGap"}),
     "weight": (COMPONENTS["DiscreteCM"], {"OverStep", "SignalToNoise"}),
     "autoencoder": (COMPONENTS["LatentSpace"], {"StableDiffusionVAE", "TAEF2", "VAVAE"}),

@@ -30,8 +30,8 @@ class PrepareOptions:
     """What is made, and how."""
 
     size: tuple[int, ...] = ()
-    """Side, or height and width, in pixels, to which pictures are cropped; with --buckets the root of their area.
-    Default: the size that all pictures have; for prompts alone the one that the model's pipeline makes."""
+    """Side, or height and width, in pixels of the pictures; with --buckets the root of their area. Default: the size
+    that all pictures have, or for prompts alone the pipeline's."""
     buckets: bool = False
     """Crop pictures of several sizes to several aspect ratios of about one area."""
     steps: int = 40

@@ -1,4 +1,4 @@
-"""All uses of private names of PyTorch, seen to work on PyTorch 2.11 to 2.13. No other file touches one.
+"""All uses of private names of PyTorch, seen to work on PyTorch 2.11 to 2.13, and of peft 0.21. No other file touches one.
 
 When a new version of PyTorch breaks the package, the cause is most likely here. Each function says why no public name
 does its work.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
@@ -221,3 +221,10 @@ def is_view(tensor: Tensor) -> bool:
 def overload_packet(operation: Any) -> Any:
     """``aten.mm`` of ``aten.mm.default``: the key under which the public table of FLOP counts lists an operation."""
     return operation._overloadpacket
+
+
+def switch_adapters(layers: Iterable[Any], off: bool) -> None:
+    """Switch peft's adapters off or on. Its public ``enable_adapters`` also changes ``requires_grad``, which optimiser,
+    averages and DDP must not see change within a step."""
+    for layer in layers:
+        layer._disable_adapters = off

@@ -197,7 +197,13 @@ def _train(network: SmallClassifierNetwork, dataset: Dataset, epochs: int, seed:
 
 def _labels(labels: Cond, n: int, classes: int | None) -> Tensor:
     if not isinstance(labels, Tensor) or labels.shape != (n,) or labels.is_floating_point():
-        found = f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        found = (
+            f"{labels.dtype} {tuple(labels.shape)}"
+            if isinstance(labels, Tensor)
+            else None
+            if labels is None
+            else type(labels).__name__
+        )
         raise ValueError(f"SmallClassifier: the data set gives labels {found}, expected int64 ({n},)")
     if int(labels.min()) < 0 or int(labels.max()) >= (classes or 0):
         raise ValueError(

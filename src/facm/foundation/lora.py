@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from facm.core.component import Count, component
+from facm.core.torch_private import switch_adapters
 
 ADAPTER = "default"
 """peft's name of the adapter, which diffusers' own loaders use too."""
@@ -88,13 +89,7 @@ def lora_off(transformer: nn.Module) -> Iterator[None]:
     """The base model, inside the context."""
     layers = lora_layers(transformer).values()
     try:
-        _switch(layers, off=True)
+        switch_adapters(layers, off=True)
         yield
     finally:
-        _switch(layers, off=False)
-
-
-def _switch(layers: Any, off: bool) -> None:
-    # peft's own enable_adapters also changes requires_grad, which optimiser, averages and DDP must not see change.
-    for layer in layers:
-        layer._disable_adapters = off
+        switch_adapters(layers, off=False)

@@ -13,7 +13,7 @@ from facm.flow.guidance import NO_GUIDANCE, Guidance
 from facm.flow.velocity import TeacherVelocity
 from facm.foundation import Captioned, Captions, DiffusersModel, FromModel, LoRA, OwnBase
 from facm.foundation.captions.origin import check_origin
-from facm.foundation.folder import TRANSFORMER, open_model
+from facm.foundation.folder import TRANSFORMER, ModelFolder, open_model
 from facm.objectives.facm import FACM
 from facm.objectives.flow_matching import FlowMatching
 from facm.pretrained.trained import FromRun
@@ -23,8 +23,8 @@ from facm.runs.optim import AdamW
 
 
 def distill(
-    model: str,
-    data: str,
+    model: str = "model",
+    data: str = "data/prompts",
     lora_rank: int = 0,
     guidance_scale: float = 4.0,
     images: int = 128_000,
@@ -59,7 +59,8 @@ def distill(
             f"teacher = {teacher!r} with lora_rank = {lora_rank}: adapters are added to the model itself, expected "
             "lora_rank = 0 with a run as the teacher"
         )
-    scale = open_model(Path(model).expanduser()).family.scale(guidance_scale)
+    opened = _opened(model)
+    scale = guidance_scale if opened is None else opened.family.scale(guidance_scale)
     guidance = Guidance(scale, low=0.0) if scale > 1 else NO_GUIDANCE
     source = FromRun(teacher) if teacher else None
     return Run(
@@ -78,8 +79,8 @@ def distill(
 
 
 def finetune(
-    model: str,
-    data: str,
+    model: str = "model",
+    data: str = "data/prompts",
     lora_rank: int = 0,
     images: int = 128_000,
     batch_size: int = 64,
@@ -124,14 +125,22 @@ def _network(
             "base = 'bf16' with lora_rank = 0: steps of the learning rate round to nothing in bf16; expected adapters, "
             "or base = 'fp32' (computing in bf16 is --precision bf16)"
         )
-    opened = open_model(Path(model).expanduser())
-    check_origin(Path(data).expanduser(), opened)
+    opened = _opened(model)
+    if opened is not None:
+        check_origin(Path(data).expanduser(), opened)
     return DiffusersModel(
         model,
         LoRA(lora_rank) if lora_rank else None,
         smooth or None,
         None if embedded_guidance < 0 else embedded_guidance,
         base,  # type: ignore[arg-type]  # checked there
-        opened.identity(TRANSFORMER)[TRANSFORMER],
+        None if opened is None else opened.identity(TRANSFORMER)[TRANSFORMER],
         seed,
     )
+
+
+def _opened(model: str) -> ModelFolder | None:
+    """The model; None where there is no such folder, so that a recipe can be shown before there is: it is then refused
+    when its parts are checked, before anything is written."""
+    path = Path(model).expanduser()
+    return open_model(path) if path.exists() else None
