@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- tree -->\n", "<!-- end of tree -->"
 ORDER = (
-    *("cli", "studies", "recipes", "training", "evaluation", "pretrained", "sampling", "runs", "latents"),
+    *("cli", "studies", "recipes", "training", "evaluation", "foundation", "pretrained", "sampling", "runs", "latents"),
     *("objectives", "flow", "derivative", "networks", "data", "distributed", "core"),
 )
 """Packages from the top layer to the ground."""

@@ -73,7 +73,8 @@ def test_every_option_of_every_command_has_a_help_text(words):
 def test_every_option_of_every_recipe_of_the_run_and_of_the_engine_has_a_help_text(words):
     found = options_in(printed(*words, "--help-all"))
     assert {"--out", "--gpus"} & found.keys()
-    assert {"--run.batch-size", "--run.every.log", "--engine.parallel"} <= found.keys()
+    assert {"--run.batch-size", "--batch-size"} & found.keys()
+    assert {"--run.every.log", "--engine.parallel"} <= found.keys()
     assert [fault for fault in faults(*words) if not of_component(fault)] == []
 
 

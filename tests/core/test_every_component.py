@@ -55,6 +55,8 @@ REQUIRED = {
     "model": DiffusersModel("x"),
 }
 """A value for every field without a default."""
+NEED_FILES = ("AdamW", "DiffusersModel", "StableDiffusionVAE", "TAEF2", "VAVAE")
+"""Components that are built of a network or of files."""
 SMALL = {
     "LightningDiT": {"input_size": 8, "in_channels": 4, "hidden_size": 48, "depth": 1, "num_heads": 3},
     "DDPMpp": {"size": 8, "channels": 8, "multipliers": (1, 2), "blocks": 1, "attention": (4,)},

@@ -1,4 +1,4 @@
-"""All uses of private names of PyTorch, seen to work on PyTorch 2.11 to 2.13, and of peft 0.21. No other file touches one.
+"""All uses of private names of PyTorch, seen on PyTorch 2.11 to 2.13, and of peft 0.21. No other file touches one.
 
 When a new version of PyTorch breaks the package, the cause is most likely here. Each function says why no public name
 does its work.
