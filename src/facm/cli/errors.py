@@ -42,6 +42,7 @@ FLAGS = {
         **{"guidance_scale": "--guidance-scale", "buckets": "--buckets", "precision": "--precision", "out": "--out"},
         "embedded_guidance": "--embedded-guidance",
     },
+    "export": {"sigma_rel": "--ema", "raw": "--raw", "lora_rank": "--lora-rank", "to": "--to"},
     "latents": {"batch_size": "--batch-size", "out": "--out", "autoencoder": "--autoencoder"},
     "study": {"task": "--only", "name": "--at", "data": "--data", "out": "--out"},
     "demo": {"out": "--out"},

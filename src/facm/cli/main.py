@@ -12,6 +12,7 @@ from facm import __version__
 from facm.cli.distill import distill, finetune, of_model
 from facm.cli.errors import readable_errors
 from facm.cli.evaluate import evaluate, statistics
+from facm.cli.export import export_to
 from facm.cli.latents import encode, verify
 from facm.cli.lookup import did_you_mean
 from facm.cli.malloc import keep_freed_memory
@@ -59,16 +60,18 @@ COMMANDS = {
     "prepare": Command("prompts, or pictures with captions, into data of a text-to-image model", prepare),
     "latents encode": Command("encode a folder of images into latents", encode, old={"--batch": "--batch-size"}),
     "latents verify": Command("check a folder of latents", verify),
+    "export": Command("write a text-to-image student for diffusers or ComfyUI", export_to),
     "weights export": Command("write a run's network into one file", export),
     "weights import": Command("convert a published checkpoint into one file", import_weights),
 }
 OLD_NAMES = {
     "prepare": "latents encode",  # with an autoencoder
     "verify": "latents verify",
-    "export": "weights export",
+    "export": "weights export",  # without --to
     "import": "weights import",
 }
-ONLY_PRINT = frozenset({"-h", "--help", "--help-all", "--version", "--print-config", "--dry-run"})
+HELP = frozenset({"-h", "--help", "--help-all"})
+ONLY_PRINT = HELP | {"--version", "--print-config", "--dry-run"}
 """Options that make any command one that only prints."""
 GROUPS = {name.split()[0] for name in COMMANDS if " " in name}
 EXAMPLES = (
@@ -126,12 +129,12 @@ def _command(words: list[str]) -> tuple[str, list[str]]:
 
 
 def _renamed(words: list[str]) -> str:
-    """The first word, or today's name of a command that had this one. ``facm prepare`` with an autoencoder is the one
-    of before; without, it prepares for a text-to-image model."""
+    """The first word, or today's name of a command that had this one. ``facm prepare`` with an autoencoder and ``facm
+    export`` without --to are those of before; otherwise they are for text-to-image models."""
     first = words[0] if words else ""
-    if first in COMMANDS and not any(word.split("=")[0] == "--autoencoder" for word in words):
-        return first
-    return OLD_NAMES.get(first, first)
+    options = {word.partition("=")[0] for word in words}
+    before = {"prepare": "--autoencoder" in options, "export": options.isdisjoint({"--to", *HELP})}
+    return OLD_NAMES.get(first, first) if before.get(first, True) else first
 
 
 def _show_commands(commands: Mapping[str, Command]) -> None:

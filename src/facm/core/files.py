@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -45,6 +46,32 @@ def atomically(path: Path, new: bool = False) -> Iterator[Path]:
     except BaseException:
         with contextlib.suppress(OSError):  # free the space on a full disk; the first error says more
             partial.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def folder_atomically(path: Path) -> Iterator[Path]:
+    """Fill the yielded folder, of this process alone; afterwards ``path`` is the complete folder or was never there.
+
+    Raises TakenError where there is something at ``path``, before anything is written or after.
+    """
+    if os.path.lexists(path):
+        raise _taken(path)
+    partial = Path(tempfile.mkdtemp(PARTIAL, f".{path.name[:40]}.", path.parent))
+    try:
+        yield partial
+        partial.chmod(0o777 & ~UMASK)  # it was made for its owner alone
+        for below in [*partial.rglob("*"), partial]:
+            sync(below)
+        try:
+            os.rename(partial, path)  # fails where there is a file, or a folder with something in it
+        except OSError as error:
+            if os.path.lexists(path):
+                raise _taken(path) from error
+            raise
+        sync(path.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)  # the first error says more
         raise
 
 

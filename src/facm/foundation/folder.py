@@ -22,6 +22,8 @@ from facm.foundation.families.table import family_of
 INDEX = "model_index.json"
 LIBRARIES = ("diffusers", "transformers")
 WHAT = "a folder with model_index.json, as diffusers' save_pretrained writes it"
+OWN_SCHEDULER = ("facm.foundation.export.scheduler", "FewStepScheduler")
+"""The one class of this package that an exported model may name."""
 TRANSFORMER, VAE, SCHEDULER = "transformer", "vae", "scheduler"
 
 
@@ -100,6 +102,8 @@ def open_model(path: Path) -> ModelFolder:
 
 
 def _part(index: Path, name: str, entry: list[Any]) -> tuple[str, str]:
+    if name == SCHEDULER and tuple(entry) == OWN_SCHEDULER:
+        return OWN_SCHEDULER
     if len(entry) != 2 or entry[0] not in LIBRARIES or not isinstance(entry[1], str):
         raise ValueError(
             f"{index}: {name} = {entry!r:.80}, expected a class of {' or '.join(LIBRARIES)}: code that comes with a "

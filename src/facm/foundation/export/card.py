@@ -1,0 +1,149 @@
+"""The model card of an export: what it is, where it comes from, and the calls to copy."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from facm.foundation.export.schedule import Kind, call_arguments, levels_by, stock_settings
+from facm.foundation.export.student import Student
+
+Form = Literal["diffusers", "lora"]
+
+
+def card(student: Student, form: Form, num_steps: int, kind: Kind, name: str, said: str = "") -> str:
+    """README.md in Markdown. name: of the folder; said: a sentence about the adapters."""
+    what = "few-step student" if student.few_step else "fine-tuned model"
+    base = student.origin["base"]
+    parts = [
+        _front(student, form),
+        f"# {name}",
+        f"A {what} of {base} ({student.model.pipeline}), trained with facm"
+        + (" by Flow-Anchored Consistency Models (Peng et al., 2025)." if student.few_step else ".")
+        + (" These are adapters (LoRA) for that model." if form == "lora" else "")
+        + (f" {said}" if said else ""),
+        *(_few_steps(student, form, num_steps, kind, name) if student.few_step else _as_before(student, form, name)),
+        "## Origin",
+        _origin(student),
+        "## Licence",
+        f"This is a derivative of {base}: that model's licence applies to it.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front(student: Student, form: Form) -> str:
+    tags = ["facm", "text-to-image", *(["lora"] if form == "lora" else [])]
+    lines = ["---", f"base_model: {json.dumps(student.origin['base'])}", "library_name: diffusers", "tags:"]
+    return "\n".join([*lines, *(f"- {tag}" for tag in tags), "---"])
+
+
+def _few_steps(student: Student, form: Form, num_steps: int, kind: Kind, name: str) -> list[str]:
+    pipeline = student.model.pipeline
+    arguments = student.unguided | student.model.family.call_arguments() | call_arguments(pipeline, num_steps, kind)
+    code = _opening(student, form, name)
+    if form == "lora":
+        settings = _spelled(stock_settings(pipeline, num_steps))
+        code = [
+            "from diffusers import FlowMatchEulerDiscreteScheduler",
+            *code,
+            f"pipe.scheduler = FlowMatchEulerDiscreteScheduler({settings})",
+        ]
+    code += [
+        "torch.manual_seed(0)  # the noise between steps is drawn from the global generator",
+        f'image = pipe("a red fox in snow", {_spelled(arguments)}).{_output(student)}',
+    ]
+    return [
+        f"## {num_steps} step{'s' * (num_steps > 1)}",
+        _code(code),
+        "## Guidance",
+        f"Guidance is in the weights. The call must switch the pipeline's own off, with `{_spelled(student.unguided)}`:"
+        " its default would guide a second time."
+        if student.unguided
+        else "Guidance is in the weights, and this pipeline adds none.",
+        "## Other numbers of steps",
+        _other_numbers(pipeline, num_steps, kind),
+        "## Seeds",
+        "Fresh noise is drawn between steps. Most pipelines do not hand their `generator` to the scheduler: "
+        "`torch.manual_seed` makes a picture repeatable, `generator` alone does not. `FewStepScheduler` has a "
+        "`generator` of its own.",
+    ]
+
+
+def _other_numbers(pipeline: str, num_steps: int, kind: Kind) -> str:
+    levels = "A student is sampled at the noise levels 1, (N - 1)/N, ..., 1/N, for any N from 1 to 8."
+    if kind == "facm":
+        return (
+            f"{levels} The scheduler of this folder, `facm.foundation.export.scheduler.FewStepScheduler`, has them for "
+            f"every `num_inference_steps`. facm must be installed; without it, use diffusers' own: "
+            f"`FlowMatchEulerDiscreteScheduler({_spelled(stock_settings(pipeline, num_steps))})`."
+        )
+    by = levels_by(pipeline)
+    if by == "pipeline":
+        return f"{levels} {pipeline} passes them to the scheduler by itself: change `num_inference_steps`, nothing else."
+    if by == "caller":
+        return (
+            f"{levels} {pipeline} takes them as `sigmas=[1 - i / N for i in range(N)]`, with `num_inference_steps=N`. "
+            "Without `sigmas` diffusers spaces them from 1 to 0.001, and the last step does nothing."
+        )
+    one = _code(
+        [
+            "from diffusers import FlowMatchEulerDiscreteScheduler",
+            "",
+            "N = 4",
+            "pipe.scheduler = FlowMatchEulerDiscreteScheduler(",
+            "    shift=1.0, stochastic_sampling=True, shift_terminal=1 / N if N > 1 else None",
+            ")",
+        ]
+    )
+    any_number = _code(
+        [
+            "from facm.foundation.export.scheduler import FewStepScheduler",
+            "",
+            "pipe.scheduler = FewStepScheduler.from_config(pipe.scheduler.config)",
+        ]
+    )
+    return (
+        f"{levels} {pipeline} has the scheduler make them, and diffusers' own makes those of one N, here {num_steps} "
+        f"(a call with one step would give no picture but NaN). For another N:\n\n{one}\n\n"
+        f"Where facm is installed, its scheduler has the levels of every N:\n\n{any_number}"
+    )
+
+
+def _as_before(student: Student, form: Form, name: str) -> list[str]:
+    code = [*_opening(student, form, name), f'image = pipe("a red fox in snow").{_output(student)}']
+    return ["## Use", "It is called as its model is: it has not been distilled into few steps.", _code(code)]
+
+
+def _opening(student: Student, form: Form, name: str) -> list[str]:
+    code = ["import torch", "from diffusers import DiffusionPipeline", ""]
+    folder = student.origin["base"] if form == "lora" else name
+    code.append(f'pipe = DiffusionPipeline.from_pretrained("{folder}", torch_dtype=torch.bfloat16).to("cuda")')
+    return [*code, f'pipe.load_lora_weights("{name}")'] if form == "lora" else code
+
+
+def _output(student: Student) -> str:
+    return "frames[0]" if "num_frames" in student.model.family.call_arguments() else "images[0]"
+
+
+def _origin(student: Student) -> str:
+    names = {
+        "base": "model",
+        "base_transformer": "hash of its transformer's files",
+        "run": "run",
+        "weights": "weights",
+        "images_seen": "images seen",
+        "checkpoint_sha256": "sha256 of the checkpoint",
+        "lora_rank": "rank of its adapters",
+        "smooth": "highest frequency of its time embedding, in radians per unit of t",
+        "facm": "version of facm",
+    }
+    rows = [f"| {said} | {student.origin[key]} |" for key, said in names.items() if student.origin[key] is not None]
+    return "\n".join(["| | |", "|---|---|", *rows])
+
+
+def _spelled(arguments: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+
+
+def _code(lines: list[str]) -> str:
+    return "\n".join(["```python", *lines, "```"])
