@@ -90,7 +90,7 @@ def _adapters(student: Student, lora_rank: int | None) -> tuple[dict[str, LowRan
     if student.network.has_lora:
         if lora_rank is not None:
             raise ValueError(
-                f"--lora-rank {lora_rank} with a run that trained adapters of rank {student.origin['lora_rank']}, which "
+                f"--lora-rank {lora_rank} with a run that trained adapters of rank {student.origin['lora_rank']}: they "
                 "are written as they are; expected no --lora-rank"
             )
         differences = added(student.network)

@@ -79,7 +79,7 @@ def _other_numbers(pipeline: str, num_steps: int, kind: Kind) -> str:
         )
     by = levels_by(pipeline)
     if by == "pipeline":
-        return f"{levels} {pipeline} passes them to the scheduler by itself: change `num_inference_steps`, nothing else."
+        return f"{levels} {pipeline} hands them to the scheduler: change `num_inference_steps`, nothing else."
     if by == "caller":
         return (
             f"{levels} {pipeline} takes them as `sigmas=[1 - i / N for i in range(N)]`, with `num_inference_steps=N`. "

@@ -79,8 +79,10 @@ def merged(network: DiffusersNetwork, dtype: torch.dtype | None = None) -> dict[
         name = key.replace(BASE_LAYER, "")
         difference = differences.get(name.removesuffix(".weight"))
         if difference is not None and name.endswith(".weight"):
-            value = (value.float() + difference.product().to(value.device)).to(value.dtype)
-        merged[name] = value.to(dtype) if dtype is not None and value.is_floating_point() else value
+            total = value.float() + difference.product().to(value.device)
+            merged[name] = total.to(dtype or value.dtype)
+        else:
+            merged[name] = value.to(dtype) if dtype is not None and value.is_floating_point() else value
     return merged
 
 

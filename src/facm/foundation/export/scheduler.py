@@ -19,7 +19,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 
-class FewStepScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]  # untyped where diffusers is absent
+class FewStepScheduler(FlowMatchEulerDiscreteScheduler):
     """Noise levels 1, (N - 1)/N, ..., 1/N without any shift; each step jumps to the data and adds fresh noise again.
 
     generator: what fresh noise is drawn from where the pipeline passes no generator; None: PyTorch's global one.
@@ -31,7 +31,7 @@ class FewStepScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]  
     _kept: Tensor | None = None
 
     def set_timesteps(
-        self,
+        self: Any,  # diffusers' annotations do not say what it holds
         num_inference_steps: int | None = None,
         device: Any = None,
         sigmas: Sequence[float] | None = None,
@@ -54,7 +54,7 @@ class FewStepScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]  
         self._step_index = self._begin_index = self._kept = None
 
     def step(
-        self,
+        self: Any,
         model_output: Tensor,
         timestep: float | Tensor,
         sample: Tensor,
@@ -79,5 +79,5 @@ class FewStepScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]  
         else:
             self._kept = x_1
         self._step_index += 1
-        previous = self._kept.to(model_output.dtype)
-        return FlowMatchEulerDiscreteSchedulerOutput(prev_sample=previous) if return_dict else (previous,)
+        previous: Any = self._kept.to(model_output.dtype)
+        return FlowMatchEulerDiscreteSchedulerOutput(previous) if return_dict else (previous,)
