@@ -12,6 +12,7 @@ from torch import Tensor
 
 from facm.foundation.export.schedule import Kind, call_arguments
 from facm.foundation.export.student import Student
+from facm.foundation.families.flux2 import Flux2
 from facm.foundation.folder import TRANSFORMER, load_transformer, open_model
 from facm.foundation.lora import LoRA, add_lora, lora_parameters
 from facm.foundation.network import DiffusersNetwork
@@ -100,15 +101,19 @@ class Drawn:
         return family.from_pipeline(self.pipe, drawn[0], self.shape)
 
     def by_sampler(self, n: int) -> Tensor:
-        family, cond, network = self.student.model.family, self.cond(), self.network()
+        cond, network = self.cond(), self.network()
         torch.manual_seed(0)
-        packed = family.packed(self.noise()).shape
         return consistency(
-            lambda x, t: network(x, t, cond),
-            self.noise(),
-            uniform_times(n),
-            lambda _: family.unpacked(torch.randn(packed), self.shape),
+            lambda x, t: network(x, t, cond), self.noise(), uniform_times(n), lambda _: self._fresh_noise()
         )
+
+    def _fresh_noise(self) -> Tensor:
+        """From PyTorch's generator, in the order in which the pipeline's scheduler draws it."""
+        family = self.student.model.family
+        if isinstance(family, Flux2):  # which takes squares, and has tokens inside
+            channels, height, width = self.shape
+            return torch.randn(len(PROMPTS), height * width, channels).transpose(1, 2).unflatten(2, (height, width))
+        return family.unpacked(torch.randn(family.packed(self.noise()).shape), self.shape)
 
 
 def relative(a: Tensor, b: Tensor) -> float:
