@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if words == ["--version"]:
             say(f"facm {__version__}")
             return
-        if not words or words[0] in ("-h", "--help", "--help-all"):
+        if not words or words[0] in HELP:
             _show_commands(COMMANDS)
             raise SystemExit(0)
         name, rest = _command(words)
@@ -115,7 +115,7 @@ def _command(words: list[str]) -> tuple[str, list[str]]:
         return first, rest
     if first in GROUPS:
         within = {name: command for name, command in COMMANDS.items() if name.startswith(f"{first} ")}
-        if not rest or rest[0] in ("-h", "--help", "--help-all"):
+        if not rest or rest[0] in HELP:
             _show_commands(within)
             raise SystemExit(0)
         if f"{first} {rest[0]}" in within:
