@@ -25,8 +25,9 @@ from tests.foundation.export_parts import Drawn, relative, student
 from tests.foundation.tiny_pipelines_parts import MAKERS, saved
 
 FLOAT32 = 3e-6
-BATCHED = {"sana", "lumina2", "ltx"}
-"""Whose pipelines pad prompts further than this package, so that sums have another order."""
+ROUNDED = {"sana", "lumina2", "ltx", "flux2-klein"}
+"""Whose pipelines pad prompts further than this package, so that sums have another order, or whose latents come out
+scaled for the VAE, and are scaled back."""
 
 
 def opened(path: Path) -> Any:
@@ -86,7 +87,7 @@ def test_the_folder_opens_in_diffusers_and_samples_as_this_package_does(
         assert relative(drawn.by_pipeline(n), want) < FLOAT32, f"diffusers' scheduler, {n} steps"
         pipe.scheduler = FewStepScheduler.from_config(stock.config)
         error = relative(drawn.by_pipeline(n, "facm"), want)
-        assert error < FLOAT32 if kind in BATCHED else error == 0, f"this package's scheduler, {n} steps"
+        assert error < FLOAT32 if kind in ROUNDED else error == 0, f"this package's scheduler, {n} steps"
 
 
 def test_the_adapter_file_makes_the_same_network_in_diffusers(kind: str, trained: Student, tmp_path: Path) -> None:

@@ -36,7 +36,10 @@ def export(
     from facm.pretrained.trained import load_trained
 
     if out.suffix not in (".safetensors", ".pt"):
-        raise ValueError(f"--out {out}, expected a name that ends in .safetensors, or in .pt for the authors' layout")
+        raise ValueError(
+            f"--out {out}, expected a name that ends in .safetensors, or in .pt for the authors' layout; text-to-image "
+            "students are written with facm export --to"
+        )
     if out.exists():
         raise ValueError(f"--out {out} exists and is not overwritten; choose another name")
     trained = load_trained(run, ema, raw, trust_recipe=trust_recipe)

@@ -55,11 +55,9 @@ def _few_steps(student: Student, form: Form, num_steps: int, kind: Kind, name: s
     return [
         f"## {num_steps} step{'s' * (num_steps > 1)}",
         _code(code),
+        "Pictures of the sizes that it was trained on are best: `height=` and `width=` say others.",
         "## Guidance",
-        f"Guidance is in the weights. The call must switch the pipeline's own off, with `{_spelled(student.unguided)}`:"
-        " its default would guide a second time."
-        if student.unguided
-        else "Guidance is in the weights, and this pipeline adds none.",
+        _guidance(student),
         "## Other numbers of steps",
         _other_numbers(pipeline, num_steps, kind),
         "## Seeds",
@@ -67,6 +65,16 @@ def _few_steps(student: Student, form: Form, num_steps: int, kind: Kind, name: s
         "`torch.manual_seed` makes a picture repeatable, `generator` alone does not. `FewStepScheduler` has a "
         "`generator` of its own.",
     ]
+
+
+def _guidance(student: Student) -> str:
+    off, told = student.model.family.unguided(), student.network.embedded_guidance
+    sentences = ["What the teacher had of guidance is in the weights."]
+    if off:
+        sentences.append(f"`{_spelled(off)}` keeps the pipeline from guiding a second time, as it would by default.")
+    if told is not None:
+        sentences.append(f"`guidance_scale={told}` is what the transformer was told when it was trained.")
+    return " ".join(sentences)
 
 
 def _other_numbers(pipeline: str, num_steps: int, kind: Kind) -> str:
@@ -103,8 +111,8 @@ def _other_numbers(pipeline: str, num_steps: int, kind: Kind) -> str:
         ]
     )
     return (
-        f"{levels} {pipeline} has the scheduler make them, and diffusers' own makes those of one N, here {num_steps} "
-        f"(a call with one step would give no picture but NaN). For another N:\n\n{one}\n\n"
+        f"{levels} {pipeline} has the scheduler make them, and diffusers' own makes those of one N, here {num_steps}"
+        f"{' (a call with one step would give no picture but NaN)' * (num_steps > 1)}. For another N:\n\n{one}\n\n"
         f"Where facm is installed, its scheduler has the levels of every N:\n\n{any_number}"
     )
 
@@ -122,7 +130,7 @@ def _opening(student: Student, form: Form, name: str) -> list[str]:
 
 
 def _output(student: Student) -> str:
-    return "frames[0]" if "num_frames" in student.model.family.call_arguments() else "images[0]"
+    return "frames[0][0]" if "num_frames" in student.model.family.call_arguments() else "images[0]"
 
 
 def _origin(student: Student) -> str:
