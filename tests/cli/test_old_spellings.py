@@ -83,7 +83,7 @@ def test_show_lists_recipes_and_studies(capsys):
     assert "stability" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", sorted(OLD_NAMES.keys() - COMMANDS.keys()))  # prepare is another command now
+@pytest.mark.parametrize("name", sorted(OLD_NAMES.keys() - COMMANDS.keys()))  # others are new commands, too
 def test_the_help_of_an_old_name_is_that_of_todays(capsys, name):
     assert help_of(capsys, name, "-h") == help_of(capsys, *OLD_NAMES[name].split(), "-h")
 

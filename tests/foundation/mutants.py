@@ -13,6 +13,12 @@ CUT = "tests/foundation/test_conformance.py::test_a_prompt_is_cut_where_the_fami
 ALONE = "tests/foundation/test_conformance.py::test_prompts_of_unequal_length_in_one_batch_are_each_as_alone"
 BASE = "tests/foundation/test_network.py::test_the_base_of_adapters_and_smoothing_is_the_untouched_transformer"
 TARGETS = "tests/foundation/test_network.py::test_adapters_sit_on_every_layer_that_the_family_names"
+EXPORT = "tests/foundation/test_export.py"
+EXPORTED = (f"{EXPORT}::test_the_folder_opens_in_diffusers_and_samples_as_this_package_does[wan]",)
+SEEDED = (f"{EXPORT}::test_a_seeded_scheduler_repeats_its_noise",)
+OWN_LAYER = (f"{EXPORT}::test_an_adapter_is_tied_to_its_own_layer",)
+COMFYUI = (f"{EXPORT}::test_diffusers_reads_the_file_for_comfyui[wan]",)
+LARGEST = (f"{EXPORT}::test_low_rank_keeps_the_largest_directions_and_says_how_much",)
 
 MUTANTS = (
     Mutant("foundation/families/z_image.py", "return 1.0 + guidance_scale", "return guidance_scale", (GUIDED,)),
@@ -52,4 +58,19 @@ MUTANTS = (
         "",
         ("tests/foundation/test_folder.py::test_components_that_bring_code_are_refused",),
     ),
+    Mutant(
+        "foundation/export/scheduler.py",
+        "(1 - lower) * x_1 + lower * noise",
+        "(1 - sigma) * x_1 + sigma * noise",
+        EXPORTED,
+    ),
+    Mutant("foundation/export/scheduler.py", "generator or self.generator", "generator", SEEDED),
+    Mutant("foundation/export/schedule.py", '"stochastic_sampling": True', '"stochastic_sampling": False', EXPORTED),
+    Mutant("foundation/export/schedule.py", "terminal = 1 / num_steps", "terminal = 1 / (num_steps + 1)", EXPORTED),
+    Mutant("foundation/export/lora_file.py", '{f"^{name}": rank', "{name: rank", OWN_LAYER),
+    Mutant("foundation/export/lora_file.py", '"lora_alpha": usual', '"lora_alpha": 2 * usual', OWN_LAYER),
+    Mutant("foundation/export/comfyui.py", "float(difference.rank), dtype", "1.0, dtype", COMFYUI),
+    Mutant("foundation/export/comfyui.py", 'r"blocks.\\1.cross_attn."', 'r"blocks.\\1.self_attn."', COMFYUI),
+    Mutant("foundation/export/svd.py", "kept[layer] = square - _square(", "kept[layer] = _square(", LARGEST),
+    Mutant("foundation/export/svd.py", "differences[layer], kept[layer] = exact[layer], norms[layer]", "pass", LARGEST),
 )
