@@ -128,7 +128,7 @@ def test_the_first_help_has_a_line_for_each_command_and_two_examples(capsys):
     for name, command in COMMANDS.items():
         assert len(re.findall(rf"^  {name} +{re.escape(command.summary)}$", text, re.MULTILINE)) == 1
     assert len(re.findall(r"^  facm ", text, re.MULTILINE)) == 2
-    assert not any(re.search(rf"^ +{name}\b", text, re.MULTILINE) for name in OLD_NAMES)
+    assert not any(re.search(rf"^ +{name}\b", text, re.MULTILINE) for name in OLD_NAMES.keys() - COMMANDS.keys())
 
 
 def test_the_help_of_a_recipe_has_its_options_and_the_commands(recipes, capsys):
