@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from facm.core.files import PARTIAL, TakenError, atomically, open_in_place, write_text
+from facm.core.files import PARTIAL, UMASK, TakenError, atomically, folder_atomically, open_in_place, write_text
 from tests.training.run_parts import Crash
 
 
@@ -108,3 +109,39 @@ def test_what_is_written_in_place_is_a_regular_file(make: Callable[[Path], objec
     with pytest.raises(ValueError, match=f"{tmp_path}/x {said}"):
         open_in_place(tmp_path / "x", os.O_RDWR)
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_folder_is_complete_or_not_there(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with folder_atomically(out) as partial:
+        (partial / "below").mkdir()
+        (partial / "below/file").write_text("x")
+        assert not out.exists()
+    assert (out / "below/file").read_text() == "x"
+    assert stat.S_IMODE(out.stat().st_mode) == 0o777 & ~UMASK
+    with pytest.raises(TakenError), folder_atomically(out):
+        raise AssertionError("nothing is written where something is")
+
+    def fail() -> None:
+        with folder_atomically(tmp_path / "other") as partial:
+            (partial / "file").write_text("x")
+            raise Crash
+
+    with pytest.raises(Crash):
+        fail()
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_folder_that_somebody_made_meanwhile_stays(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def fill() -> None:
+        with folder_atomically(out) as partial:
+            (partial / "file").write_text("ours")
+            out.mkdir()
+            (out / "file").write_text("theirs")
+
+    with pytest.raises(TakenError):
+        fill()
+    assert (out / "file").read_text() == "theirs"
+    assert list(tmp_path.iterdir()) == [out]

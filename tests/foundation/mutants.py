@@ -1,4 +1,4 @@
-"""Mutants of the families, of model folders, of the network around a transformer, and of the export."""
+"""Mutants of the families, of model folders and of the network around a transformer."""
 
 from tests.mutants import Mutant
 
@@ -13,11 +13,10 @@ CUT = "tests/foundation/test_conformance.py::test_a_prompt_is_cut_where_the_fami
 ALONE = "tests/foundation/test_conformance.py::test_prompts_of_unequal_length_in_one_batch_are_each_as_alone"
 BASE = "tests/foundation/test_network.py::test_the_base_of_adapters_and_smoothing_is_the_untouched_transformer"
 TARGETS = "tests/foundation/test_network.py::test_adapters_sit_on_every_layer_that_the_family_names"
-
 EXPORT = "tests/foundation/test_export.py"
-FOLDER = (f"{EXPORT}::test_the_folder_opens_in_diffusers_and_samples_as_this_package_does[wan]",)
+EXPORTED = (f"{EXPORT}::test_the_folder_opens_in_diffusers_and_samples_as_this_package_does[wan]",)
 SEEDED = (f"{EXPORT}::test_a_seeded_scheduler_repeats_its_noise",)
-LAYER = (f"{EXPORT}::test_an_adapter_is_tied_to_its_own_layer",)
+OWN_LAYER = (f"{EXPORT}::test_an_adapter_is_tied_to_its_own_layer",)
 COMFYUI = (f"{EXPORT}::test_diffusers_reads_the_file_for_comfyui[wan]",)
 LARGEST = (f"{EXPORT}::test_low_rank_keeps_the_largest_directions_and_says_how_much",)
 
@@ -63,13 +62,13 @@ MUTANTS = (
         "foundation/export/scheduler.py",
         "(1 - lower) * x_1 + lower * noise",
         "(1 - sigma) * x_1 + sigma * noise",
-        FOLDER,
+        EXPORTED,
     ),
     Mutant("foundation/export/scheduler.py", "generator or self.generator", "generator", SEEDED),
-    Mutant("foundation/export/schedule.py", '"stochastic_sampling": True', '"stochastic_sampling": False', FOLDER),
-    Mutant("foundation/export/schedule.py", "terminal = 1 / num_steps", "terminal = 1 / (num_steps + 1)", FOLDER),
-    Mutant("foundation/export/lora_file.py", '{f"^{name}": rank', "{name: rank", LAYER),
-    Mutant("foundation/export/lora_file.py", '"lora_alpha": usual', '"lora_alpha": 2 * usual', LAYER),
+    Mutant("foundation/export/schedule.py", '"stochastic_sampling": True', '"stochastic_sampling": False', EXPORTED),
+    Mutant("foundation/export/schedule.py", "terminal = 1 / num_steps", "terminal = 1 / (num_steps + 1)", EXPORTED),
+    Mutant("foundation/export/lora_file.py", '{f"^{name}": rank', "{name: rank", OWN_LAYER),
+    Mutant("foundation/export/lora_file.py", '"lora_alpha": usual', '"lora_alpha": 2 * usual', OWN_LAYER),
     Mutant("foundation/export/comfyui.py", "float(difference.rank), dtype", "1.0, dtype", COMFYUI),
     Mutant("foundation/export/comfyui.py", 'r"blocks.\\1.cross_attn."', 'r"blocks.\\1.self_attn."', COMFYUI),
     Mutant("foundation/export/svd.py", "kept[layer] = square - _square(", "kept[layer] = _square(", LARGEST),
