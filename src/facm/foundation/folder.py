@@ -180,18 +180,25 @@ def _empty(kind: Any, folder: Path) -> nn.Module:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet(warnings_too: bool = False) -> Iterator[None]:
+    """Let diffusers and transformers show no progress bars inside, nor what they warn of where this package says it
+    itself, such as a prompt that is cut."""
     import transformers
 
     loggers = [library.utils.logging for library in (_diffusers(), transformers)]
     shown = [logger for logger in loggers if logger.is_progress_bar_enabled()]
+    levels = [(logger, logger.get_verbosity()) for logger in loggers if warnings_too]
     for logger in shown:
         logger.disable_progress_bar()
+    for logger, _ in levels:
+        logger.set_verbosity_error()
     try:
         yield
     finally:
         for logger in shown:
             logger.enable_progress_bar()
+        for logger, level in levels:
+            logger.set_verbosity(level)
 
 
 def _diffusers() -> Any:
@@ -207,7 +214,7 @@ def _readable(folder: Path) -> Iterator[None]:
     """diffusers, transformers and safetensors fail in many ways on a foreign folder: as one ValueError. What they print
     of their progress, and of names that they will change, is not for the user of a command."""
     try:
-        with _quiet(), warnings.catch_warnings():
+        with quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             yield
     except torch.OutOfMemoryError:
