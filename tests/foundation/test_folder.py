@@ -162,6 +162,19 @@ def test_weights_that_do_not_fit_are_named(folder: Path) -> None:
         load_transformer(open_model(folder))
 
 
+@pytest.mark.parametrize("part", ["text_encoder", VAE])
+def test_a_weight_that_is_missing_is_not_drawn_at_random(folder: Path, part: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    [weights] = (folder / part).glob("*.safetensors")
+    tensors = load_file(weights)
+    gone = sorted(name for name in tensors if name.endswith("weight"))[3]
+    del tensors[gone]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=rf"{part}: weights do not fit config.json: .*{gone}"):
+        load_pipeline(open_model(folder), (part,))
+
+
 @pytest.mark.parametrize("damage", [b"", b"not safetensors at all", b"\xff" * 64])
 def test_damaged_weights_are_one_error(folder: Path, damage: bytes) -> None:
     (folder / TRANSFORMER / "diffusion_pytorch_model.safetensors").write_bytes(damage)

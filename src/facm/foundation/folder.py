@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -121,27 +121,39 @@ def load_transformer(model: ModelFolder, dtype: torch.dtype = torch.float32) -> 
     folder = model.path / TRANSFORMER
     if torch.get_default_device().type == "meta":
         return _empty(kind, folder)
+    return _whole(kind, folder, dtype, ("missing_keys", "unexpected_keys", "mismatched_keys"))
+
+
+def _whole(kind: Any, folder: Path, dtype: torch.dtype, faults: Sequence[str]) -> nn.Module:
+    """A module in eval mode. Raises ValueError where its loader reports ``faults``: it would warn of a weight that is
+    missing, and draw it at random."""
     with _readable(folder):
-        transformer, report = kind.from_pretrained(
+        module, report = kind.from_pretrained(
             folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
-    wrong = [*report["missing_keys"], *report["unexpected_keys"], *map(str, report["mismatched_keys"])]
+    wrong = [str(name) for fault in faults for name in sorted(report[fault])]
     if wrong:
         raise ValueError(f"{folder}: weights do not fit config.json: {', '.join(wrong[:5])}")
-    return transformer.eval()
+    whole: nn.Module = module.eval()
+    return whole
 
 
 def load_pipeline(model: ModelFolder, parts: Collection[str], dtype: torch.dtype = torch.float32) -> Any:
     """The pipeline with the weights of these components; the other modules are there without memory (meta).
 
     parts: component names; tokenizers and schedulers, which have no weights, are always loaded.
+    Raises ValueError where a part's files are none, or lack a weight; those of text encoders may hold more.
     """
     diffusers = _diffusers()
     with _readable(model.path), torch.device("cpu"):
-        empty: dict[str, Any] = {name: _empty_part(model, name) for name in _modules(model) if name not in parts}
-        empty |= {name: None for name in model.family.optional_parts if name not in model.parts}
+        made: dict[str, Any] = {name: None for name in model.family.optional_parts if name not in model.parts}
+        for name in _modules(model):
+            if name in parts:
+                made[name] = _whole(_class_of(model, name), model.path / name, dtype, ("missing_keys",))
+            else:
+                made[name] = _empty_part(model, name)
         pipe = getattr(diffusers, model.pipeline).from_pretrained(
-            model.path, torch_dtype=dtype, use_safetensors=True, local_files_only=True, **empty
+            model.path, torch_dtype=dtype, use_safetensors=True, local_files_only=True, **made
         )
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -180,18 +192,25 @@ def _empty(kind: Any, folder: Path) -> nn.Module:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet(warnings_too: bool = False) -> Iterator[None]:
+    """Let diffusers and transformers show no progress bars inside, nor what they warn of where this package says it
+    itself, such as a prompt that is cut."""
     import transformers
 
     loggers = [library.utils.logging for library in (_diffusers(), transformers)]
     shown = [logger for logger in loggers if logger.is_progress_bar_enabled()]
+    levels = [(logger, logger.get_verbosity()) for logger in loggers if warnings_too]
     for logger in shown:
         logger.disable_progress_bar()
+    for logger, _ in levels:
+        logger.set_verbosity_error()
     try:
         yield
     finally:
         for logger in shown:
             logger.enable_progress_bar()
+        for logger, level in levels:
+            logger.set_verbosity(level)
 
 
 def _diffusers() -> Any:
@@ -207,7 +226,7 @@ def _readable(folder: Path) -> Iterator[None]:
     """diffusers, transformers and safetensors fail in many ways on a foreign folder: as one ValueError. What they print
     of their progress, and of names that they will change, is not for the user of a command."""
     try:
-        with _quiet(), warnings.catch_warnings():
+        with quiet(warnings_too=True), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             yield
     except torch.OutOfMemoryError:

@@ -19,6 +19,9 @@ from facm.foundation.captions.dataset import padded, part_faults
 from facm.foundation.captions.manifest import read_manifest
 from facm.foundation.captions.shards import NULL, PROMPTS, read_shard, stamp_of
 
+Kind = tuple[str, torch.device, torch.dtype]
+"""Name, device and type of a part of the condition."""
+
 
 @dataclass(frozen=True)
 @component
@@ -72,9 +75,7 @@ class Captions(Condition):
 
 
 @lru_cache(maxsize=16)
-def _null(
-    path: str, stamp: tuple[int, ...], kinds: tuple[tuple[str, torch.device, torch.dtype], ...]
-) -> dict[str, Tensor]:
+def _null(path: str, stamp: tuple[int, ...], kinds: tuple[Kind, ...]) -> dict[str, Tensor]:
     """The null of one sample, (1, ...) each, of these devices and types."""
     stored = _stored(path, stamp)
     names = {name for name, _, _ in kinds}

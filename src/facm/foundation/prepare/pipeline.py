@@ -31,7 +31,7 @@ from facm.distributed.out_of_memory import OutOfMemory
 from facm.distributed.process_group import ALONE, World
 from facm.foundation.captions.manifest import MANIFEST, Bucket, Manifest, Part, ShardRecord, TeacherSettings
 from facm.foundation.captions.shards import NULL, PROMPTS, SAMPLES
-from facm.foundation.folder import TRANSFORMER, VAE, ModelFolder, load_pipeline, load_transformer, open_model
+from facm.foundation.folder import TRANSFORMER, VAE, ModelFolder, load_pipeline, load_transformer, open_model, quiet
 from facm.foundation.prepare.samples import from_pictures, from_teacher, write_samples
 from facm.foundation.prepare.schedule import default_size, sigmas_of
 from facm.foundation.prepare.settings import Settings, begin, finished, held
@@ -250,21 +250,14 @@ def _prompts(work: Work, out: Path, world: World, report: Report | None) -> tupl
     for name in names:
         if isinstance(part := getattr(pipe, name), nn.Module):
             part.to(world.device).eval()
-    if not rest:
-        by_first(world, lambda: _once(work, pipe, out))
     mine = todo[world.rank :: world.ranks]
-    making = encode_prompts(
-        family,
-        pipe,
-        work.source.prompts,
-        out,
-        settings,
-        mine,
-        work.plan.order,
-        work.batch_size,
-        by_first(world, lambda: read_json(lengths_path(out))),
-    )
-    return _in_step(world, making, work, todo, mine, report and report("prompts"))
+    with quiet(warnings_too=True):
+        if not rest:
+            by_first(world, lambda: _once(work, pipe, out))
+        lengths = by_first(world, lambda: read_json(lengths_path(out)))
+        texts, order = work.source.prompts, work.plan.order
+        making = encode_prompts(family, pipe, texts, out, settings, mine, order, work.batch_size, lengths)
+        return _in_step(world, making, work, todo, mine, report and report("prompts"))
 
 
 def _once(work: Work, pipe: Any, out: Path) -> None:

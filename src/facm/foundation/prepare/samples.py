@@ -128,13 +128,12 @@ def euler(
 
     null: of one sample (1, ...).
     """
-    kind = next(transformer.parameters()).dtype
     w = family.scale(teacher.guidance_scale)
     unconditional = repeated(null, len(x_0))
     assert isinstance(unconditional, dict)
 
     def velocity(x: Tensor, t: Tensor, of: dict[str, Tensor]) -> Tensor:
-        return family.velocity(transformer, x.to(kind), t, of, teacher.embedded_guidance).float()
+        return family.velocity(transformer, x, t, of, teacher.embedded_guidance).float()
 
     x = x_0
     for sigma, after in pairwise(teacher.sigmas):
