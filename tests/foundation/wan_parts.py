@@ -73,9 +73,10 @@ class Prompted:
     """Latents with embeddings, random."""
 
     n: int = 16
+    shape: tuple[int, ...] = (4, 1, 4, 4)
 
     def open(self) -> Opened:
-        return Opened(self.n)
+        return Opened(self.n, self.shape)
 
 
 @dataclass(frozen=True)
