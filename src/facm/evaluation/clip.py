@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from facm.core.hashing import file_sha256
 from facm.core.untrusted.door import read_json
 from facm.core.untrusted.safetensors_header import check_numbers, check_size, read_header
+from facm.evaluation.bare_import import torch_fidelity_importable
 from facm.evaluation.features import Quantise, as_stored, check_samples
-from facm.evaluation.torch_fidelity import torch_fidelity_importable
 
 _FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer_config.json")
 _WANTED = "expected a local copy of a CLIP model, such as openai/clip-vit-large-patch14"

@@ -18,8 +18,8 @@ from facm.core.hashing import identity_of
 from facm.core.state_dict import without_wrappers
 from facm.core.types import Dataset
 from facm.core.untrusted.torch_files import read_foreign
+from facm.evaluation.bare_import import torch_fidelity_importable
 from facm.evaluation.features import check_positive
-from facm.evaluation.torch_fidelity import torch_fidelity_importable
 
 _NAME = "inception-v3-torch-fidelity"
 _SHA256 = "6726825d"  # how the sha256 of the published weights begins; the end of their file's name says so
