@@ -67,6 +67,7 @@ def evaluate(
     """
     from facm.distributed.process_group import opened
     from facm.evaluation.evaluate import evaluate as measure
+    from facm.evaluation.evaluator import Evaluator
     from facm.evaluation.row import append_row
     from facm.evaluation.samples import Sampling
 
@@ -77,16 +78,12 @@ def evaluate(
         trained = which.open(network, how)
         methods = [solver.method(trained, how.sampler, k) for k in options.num_steps]
         if world.first and not options.quiet:
-            say(f"measuring {trained.which} of {trained.path} on {world.device}: first statistics of the real data")
+            say(f"measuring {trained.which} of {trained.path} on {world.device}")
             if metrics.trains_a_classifier():
                 say("their features are of a classifier of the data, trained now if it was not before: up to minutes")
         decoder = which.decoder(trained, world.device)
-        evaluator = dataclasses.replace(
-            metrics.evaluator(trained, decoder, world),
-            quantise=metrics.quantise,
-            small_n=metrics.small_n,
-            progress=None if options.quiet else counting("samples"),
-        )
+        progress = None if options.quiet else counting("samples")
+        evaluator = metrics.judge(trained, decoder, world, progress)
         trained = in_precision(trained, how.precision, world.device)
         n, batch_size = options.num_samples, options.batch_size
         for method in methods:
@@ -97,7 +94,8 @@ def evaluate(
         from facm.cli.show import evaluation_table
 
         evaluation_table([row.to_json() for row in rows])
-        _warn(n, evaluator.reference.n, evaluator.extractor.num_features)
+        if isinstance(evaluator, Evaluator):
+            _warn(n, evaluator.reference.n, evaluator.extractor.num_features)
 
 
 def _warn(n: int, n_reference: int | None, num_features: int) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from facm.distributed.process_group import World
     from facm.evaluation import Features
-    from facm.evaluation.evaluator import Evaluator
+    from facm.evaluation.evaluator import CLIPEvaluator, Evaluator
     from facm.latents.decode import ImageDecoder
     from facm.pretrained.trained import Trained
 
@@ -48,6 +49,9 @@ class MetricOptions(FeatureOptions):
     """Statistics of real images, an npz with mu and sigma. Features then default to Inception, downloaded."""
     real: Path | None = None
     """Folder of real images, in place of the run's own data. Features then default to Inception, downloaded."""
+    clip: Path | None = None
+    """Folder of a CLIP model in the transformers format: the CLIP score of a network with prompts, and nothing else
+    unless --fid-stats, --real or features are given, too."""
     labels: Literal["balanced", "random"] = "balanced"
     """Classes of the samples: the same number of each, or drawn from the seed."""
     quantise: Literal["round", "truncate"] = "round"
@@ -57,7 +61,35 @@ class MetricOptions(FeatureOptions):
 
     def trains_a_classifier(self) -> bool:
         """Whether the features may be those of a classifier of the run's own data."""
-        return self.fid_stats is None and self.real is None and self.chosen() is None
+        return self.fid_stats is None and self.real is None and self.clip is None and self.chosen() is None
+
+    def judge(
+        self,
+        trained: Trained,
+        decoder: ImageDecoder | None,
+        world: World,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Evaluator | CLIPEvaluator:
+        """All that the samples are measured with.
+
+        Raises ValueError for --clip with data without prompts, and as :meth:`evaluator` does."""
+        from facm.core.types import HasPrompts
+        from facm.evaluation.evaluator import CLIPEvaluator, build_clip
+
+        clip = None
+        if self.clip is not None:
+            if not isinstance(trained.dataset, HasPrompts):
+                raise ValueError(f"--clip {self.clip} with {trained.path}, whose data have no prompts; expected none")
+            clip = build_clip(self.clip, world)
+            if self.fid_stats is None and self.real is None and self.chosen() is None:
+                return CLIPEvaluator(clip, world.device, world, self.quantise, progress)
+        return dataclasses.replace(
+            self.evaluator(trained, decoder, world),
+            quantise=self.quantise,
+            small_n=self.small_n,
+            progress=progress,
+            clip=clip,
+        )
 
     def evaluator(self, trained: Trained, decoder: ImageDecoder | None, world: World) -> Evaluator:
         """Statistics of the real data in the chosen features."""

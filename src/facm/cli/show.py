@@ -74,10 +74,13 @@ def evaluation_table(rows: Sequence[dict[str, Any]]) -> None:
     from rich import box
     from rich.table import Table
 
-    columns = ("NFE", "sampler", "EMA", "w", "Frechet distance", "precision", "recall", "accuracy", "n")
+    scored = any(row.get("clip_score") is not None for row in rows)
+    columns = ["NFE", "sampler", "EMA", "w", "Frechet distance", "precision", "recall", "accuracy"]
+    columns += ["CLIP"] * scored + ["n"]
     table = Table(*columns, box=box.SIMPLE, padding=0)  # fits into 80 characters
     for row in rows:
         numbers = [row["frechet_distance"], row["precision"], row["recall"], row["accuracy"]]
+        numbers += [row.get("clip_score")] * scored
         cells = ["-" if value is None else f"{value:.3f}" for value in numbers]
         ema = "none" if row["ema"] is None else f"{row['ema']:g}"
         scale = f"{row['guidance']['scale']:g}"
@@ -93,6 +96,10 @@ def _relative_to(row: dict[str, Any]) -> list[str]:
     scores = {"inception_score": "Inception score", "kid": "KID"}
     more = [f"{name} {row[key]:.4g} +- {row[f'{key}_std']:.2g}" for key, name in scores.items() if row.get(key)]
     lines = [f"last row: {', '.join(more)}"] if more else []
+    if row.get("clip"):
+        lines.append(f"CLIP score: {row['clip']}")
+    if row["features"] is None:
+        return lines  # nothing real was compared with
     n = "an unknown number of" if row["n_reference"] is None else row["n_reference"]
     file = f" in {row['reference_file']}" if row.get("reference_file") else ""
     lines.append(f"features: {row['features']}; reference: {n} real samples{file}")

@@ -1,9 +1,16 @@
-"""FID, Inception score, KID, precision and recall, FD-DINOv2, and the same in features of the user's choice."""
+"""FID, Inception score, KID, precision and recall, FD-DINOv2, CLIP score, and the same in features of your own."""
 
 from facm.core.hashing import identity_of
 from facm.evaluation.classifier import SmallClassifier
+from facm.evaluation.clip import CLIP
 from facm.evaluation.dinov2 import DINOv2
-from facm.evaluation.evaluator import Evaluator, build_evaluator, evaluator_from_statistics
+from facm.evaluation.evaluator import (
+    CLIPEvaluator,
+    Evaluator,
+    build_clip,
+    build_evaluator,
+    evaluator_from_statistics,
+)
 from facm.evaluation.features import FeatureExtractor, Features, Identity, PretrainedFeatures, quantise
 from facm.evaluation.frechet import Moments, frechet_distance
 from facm.evaluation.inception import Inception
@@ -16,6 +23,8 @@ from facm.evaluation.row import Row, append_row
 from facm.evaluation.samples import Sampling
 
 __all__ = [
+    "CLIP",
+    "CLIPEvaluator",
     "DINOv2",
     "Evaluator",
     "FeatureExtractor",
@@ -34,6 +43,7 @@ __all__ = [
     "Sampling",
     "SmallClassifier",
     "append_row",
+    "build_clip",
     "build_evaluator",
     "build_reference",
     "evaluator_from_statistics",

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import time
+from dataclasses import replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from facm.core.cond import Cond
 from facm.core.types import Dataset, HasPrompts
 from facm.data.checked import first_indices
 from facm.distributed.collectives import by_first, in_order
-from facm.evaluation.evaluator import Evaluator
+from facm.evaluation.evaluator import CLIPEvaluator, Evaluator
+from facm.evaluation.metrics import Measure, Measurement
 from facm.evaluation.row import Row, row_of
 from facm.evaluation.samples import Sampling
 from facm.flow.conditions import Labels
@@ -20,43 +24,71 @@ from facm.sampling.generate import blocks
 from facm.sampling.source import Source
 
 
-def evaluate(trained: Trained, sampling: Sampling, evaluator: Evaluator) -> Row:
+def evaluate(trained: Trained, sampling: Sampling, evaluator: Evaluator | CLIPEvaluator) -> Row:
     """Draw samples and measure them; :func:`facm.evaluation.append_row` keeps the row, which is the same on all ranks.
 
     The ranks share the batches, and the first one measures them in order: the numbers do not depend on how many ranks
     there are.
 
-    Raises ValueError for fewer samples than a named metric needs, and for samples that are not finite.
+    Raises ValueError for fewer samples than a named metric needs, for samples that are not finite, and for a CLIP score
+    of samples without prompts, or that are no images.
     """
     began = time.monotonic()
     source = trained.source(evaluator.device)
-    labelled = isinstance(source.condition, Labels) and evaluator.classes_are_the_data_sets
-    measure = evaluator.measure(sampling.n, accuracy=None if labelled else False)
+    dataset, clip = trained.dataset, evaluator.clip
+    if clip is not None and not isinstance(dataset, HasPrompts):
+        raise ValueError(f"clip = {clip.identity} with {trained.path}, whose data have no prompts; expected none")
+    measure = _measure(evaluator, sampling, source)
+    scores: list[Tensor] = []
 
     def extracted(indices: range) -> tuple[Tensor | None, ...]:
-        cond = _cond(trained.dataset, sampling, source, indices)
+        cond = _cond(dataset, sampling, source, indices)
         labels = cond if isinstance(cond, Tensor) else None
-        return measure.extract(sampling.draw(source, indices, cond), labels)
+        x = sampling.draw(source, indices, cond)
+        found = (None, None, None) if measure is None else measure.extract(x, labels)
+        if clip is None or not isinstance(dataset, HasPrompts):
+            return (*found, None)
+        return (*found, clip.scores(x, dataset.prompts(_places(dataset, indices)), evaluator.quantise))
 
     batches = blocks(sampling.n, sampling.batch_size)
-    for indices, (features, correct, logits) in in_order(evaluator.world, batches, extracted):
-        assert features is not None
-        measure.add(features, correct, logits)
+    for indices, (features, correct, logits, score) in in_order(evaluator.world, batches, extracted):
+        if measure is not None:
+            assert features is not None
+            measure.add(features, correct, logits)
+        if score is not None:
+            scores.append(score)
         if evaluator.progress is not None:
             evaluator.progress(indices.stop, sampling.n)
 
     def row() -> Row:
-        measurement = measure.result()
+        measurement = Measurement(None, None, None, None, sampling.n, None, None, None, keep=0)
+        if measure is not None:
+            measurement = measure.result()
+        if clip is not None:
+            mean = math.fsum(torch.cat(scores).tolist()) / sampling.n
+            measurement = replace(measurement, clip_score=mean, clip=clip.identity)
         return row_of(trained, sampling, evaluator, source.condition, measurement, time.monotonic() - began)
 
     return by_first(evaluator.world, row)
 
 
+def _measure(evaluator: Evaluator | CLIPEvaluator, sampling: Sampling, source: Source) -> Measure | None:
+    """What compares the samples with real ones; None where nothing does."""
+    if isinstance(evaluator, CLIPEvaluator):
+        return None
+    labelled = isinstance(source.condition, Labels) and evaluator.classes_are_the_data_sets
+    return evaluator.measure(sampling.n, accuracy=None if labelled else False)
+
+
+def _places(dataset: Dataset, indices: range) -> np.ndarray:
+    """The samples of the data set whose prompts the samples ``indices`` have: in order, again and again; those of the
+    first bucket where there are several, since samples are of its shape."""
+    first = first_indices(dataset, len(dataset))
+    return first[np.array(indices) % len(first)]
+
+
 def _cond(dataset: Dataset, sampling: Sampling, source: Source, indices: range) -> Cond:
-    """The labels of samples ``indices``, or the prompts of the data set, of its first bucket where there are several,
-    in their order, again and again; of
-    several buckets, the first."""
+    """The labels of samples ``indices``, or the prompts of the data set."""
     if isinstance(dataset, HasPrompts):
-        first = first_indices(dataset, len(dataset))
-        return dataset.read(first[np.array(indices) % len(first)]).cond
+        return dataset.read(_places(dataset, indices)).cond
     return sampling.cond(source.condition, indices)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -14,6 +14,7 @@ from facm.core.types import Dataset
 from facm.distributed.collectives import by_first, check_same, meet
 from facm.distributed.process_group import ALONE, World
 from facm.evaluation.classifier import SmallClassifier
+from facm.evaluation.clip import CLIP, CLIPNetwork
 from facm.evaluation.features import (
     FeatureExtractor,
     Features,
@@ -40,6 +41,7 @@ class Evaluator:
     quantise: how generated images get their 8 bits, "round" or "truncate".
     small_n: accept fewer samples than features under a published metric's name.
     progress: called on the first rank as (samples measured, n) after every batch.
+    clip: what measures the CLIP score as well, for data sets with prompts.
     """
 
     extractor: FeatureExtractor
@@ -51,6 +53,7 @@ class Evaluator:
     quantise: Quantise = "round"
     small_n: bool = False
     progress: Callable[[int, int], None] | None = None
+    clip: CLIPNetwork | None = None
 
     def __post_init__(self) -> None:
         check_positive(keep=self.keep)
@@ -72,6 +75,34 @@ class Evaluator:
         """An empty measurement of n samples; accuracy: as for :class:`Measure`."""
         settings = MeasureSettings(keep=self.keep, quantise=self.quantise, small_n=self.small_n)
         return Measure(self.extractor, self.reference, accuracy=accuracy, n=n, settings=settings)
+
+
+@dataclass(frozen=True)
+class CLIPEvaluator:
+    """Measures the CLIP score alone: nothing real is needed.
+
+    clip: the CLIP model.
+    device, world, quantise, progress: as for :class:`Evaluator`.
+    """
+
+    clip: CLIPNetwork
+    device: torch.device = torch.device("cpu")
+    world: World = ALONE
+    quantise: Quantise = "round"
+    progress: Callable[[int, int], None] | None = None
+    reference: ClassVar[None] = None
+
+    def __post_init__(self) -> None:
+        check_quantise(self.quantise)
+
+
+def build_clip(path: Path, world: World = ALONE, device: torch.device | None = None) -> CLIPNetwork:
+    """The CLIP model in a local folder, the same on every rank; device: None: the rank's.
+
+    Raises ValueError as :meth:`CLIP.build` does, and where the ranks find different models."""
+    clip = CLIP(str(path)).build(device or world.device)
+    check_same(world, "the CLIP model", clip.identity)
+    return clip
 
 
 def build_evaluator(

@@ -7,7 +7,6 @@ import importlib
 import importlib.util
 import io
 import sys
-import types
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +18,7 @@ from facm.core.hashing import identity_of
 from facm.core.state_dict import without_wrappers
 from facm.core.types import Dataset
 from facm.core.untrusted.torch_files import read_foreign
+from facm.evaluation.bare_import import torch_fidelity_importable
 from facm.evaluation.features import check_positive
 
 _NAME = "inception-v3-torch-fidelity"
@@ -114,31 +114,17 @@ class InceptionNetwork(nn.Module):
 
 
 def _port() -> Any:
-    """torch_fidelity's module that holds the Inception network.
-
-    The package imports torchvision when it is imported, for networks and data sets that are not used here, and
-    torchvision cannot be imported beside every build of PyTorch. The module itself does not need it. So, unless the
-    package is loaded already, the module is imported under an empty package of the same name and folder, which is taken
-    away again: a later ``import torch_fidelity`` gives the real one, or its own error.
-    """
+    """torch_fidelity's module that holds the Inception network."""
     package, module = "torch_fidelity", "torch_fidelity.feature_extractor_inceptionv3"
-    if package in sys.modules:
-        return importlib.import_module(module)
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.submodule_search_locations is None:
+    if package not in sys.modules and importlib.util.find_spec(package) is None:
         raise ValueError("Inception needs torch-fidelity, which is not installed: pip install 'facm[eval]'")
-    stand_in = types.ModuleType(package)
-    stand_in.__path__ = list(spec.submodule_search_locations)
-    sys.modules[package] = stand_in
     try:
-        return importlib.import_module(module)
+        with torch_fidelity_importable():
+            return importlib.import_module(module)
     except ImportError as error:
         raise ValueError(
             f"Inception needs torch-fidelity, which does not import ({error}): pip install 'facm[eval]'"
         ) from error
-    finally:
-        for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
-            del sys.modules[name]
 
 
 def _downloaded(port: Any) -> Path:

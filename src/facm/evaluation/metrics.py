@@ -42,14 +42,15 @@ PUBLISHED_N = 50_000
 class Measurement:
     """The result, with what it is relative to.
 
-    frechet_distance: squared Frechet distance in the features named by ``features``, >= 0, lower is better.
+    frechet_distance: squared Frechet distance in the features named by ``features``, >= 0, lower is better; None where
+        only the CLIP score is measured.
     precision: in [0, 1], None with three samples or fewer on a side.
     recall: in [0, 1], None with three samples or fewer on a side.
     accuracy: share of samples classified as the label they were generated for, None where it is not measured.
     n: generated samples.
     n_reference: real samples, None where a file of statistics does not say.
-    features: identity of the feature network.
-    reference: fingerprint of the real features.
+    features: identity of the feature network, None without one.
+    reference: fingerprint of the real features, None without them.
     inception_score: mean over ``splits``, None where it is not measured.
     inception_score_std: standard deviation over ``splits``.
     splits: parts of the samples that the Inception score is taken of.
@@ -64,16 +65,18 @@ class Measurement:
     metric_names: what literature calls these numbers, where the features have such names.
     comparable_to_published: whether, as far as can be known here, the Frechet distance is what papers call FID-50k.
     not_comparable: why it is not.
+    clip_score: mean over the samples of 100 times the cosine between image and prompt, None where it is not measured.
+    clip: identity of the CLIP model.
     """
 
-    frechet_distance: float
+    frechet_distance: float | None
     precision: float | None
     recall: float | None
     accuracy: float | None
     n: int
     n_reference: int | None
-    features: str
-    reference: str
+    features: str | None
+    reference: str | None
     inception_score: float | None = None
     inception_score_std: float | None = None
     splits: int | None = None
@@ -88,6 +91,8 @@ class Measurement:
     metric_names: Mapping[str, str] = field(default_factory=dict)
     comparable_to_published: bool = False
     not_comparable: tuple[str, ...] = ()
+    clip_score: float | None = None
+    clip: str | None = None
 
 
 @dataclass(frozen=True)

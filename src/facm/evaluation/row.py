@@ -11,7 +11,7 @@ from facm.core.objective import Condition
 from facm.core.serialize import to_json
 from facm.distributed.collectives import by_first
 from facm.distributed.process_group import ALONE, World
-from facm.evaluation.evaluator import Evaluator
+from facm.evaluation.evaluator import CLIPEvaluator, Evaluator
 from facm.evaluation.metrics import Measurement
 from facm.evaluation.samples import Sampling
 from facm.flow.conditions import Labels
@@ -107,7 +107,7 @@ def append_row(trained: Trained, row: Row, world: World = ALONE) -> None:
 def row_of(
     trained: Trained,
     sampling: Sampling,
-    evaluator: Evaluator,
+    evaluator: Evaluator | CLIPEvaluator,
     condition: Condition,
     measurement: Measurement,
     seconds: float,
@@ -126,8 +126,8 @@ def row_of(
         labels=sampling.labels if isinstance(condition, Labels) else "none",
         quantised=_quantised(evaluator),
         autoencoder=None if sampling.decoder is None else sampling.decoder.identity,
-        reference_file=evaluator.reference.file,
-        reference_file_sha256=evaluator.reference.file_sha256,
+        reference_file=None if evaluator.reference is None else evaluator.reference.file,
+        reference_file_sha256=None if evaluator.reference is None else evaluator.reference.file_sha256,
         date=time.strftime("%Y-%m-%dT%H:%M:%S"),
         device=str(evaluator.device),
         network_precision=trained.precision,
@@ -138,7 +138,7 @@ def row_of(
     )
 
 
-def _quantised(evaluator: Evaluator) -> str:
-    shape = evaluator.reference.shape
+def _quantised(evaluator: Evaluator | CLIPEvaluator) -> str:
+    shape = None if evaluator.reference is None else evaluator.reference.shape  # None: of images
     images = shape is None or len(shape) == 3
     return {"round": "rounded to 8 bits", "truncate": "truncated to 8 bits"}[evaluator.quantise] if images else "no"
