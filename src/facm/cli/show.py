@@ -7,7 +7,7 @@ import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -56,17 +56,30 @@ def show(
         _show_run(recipe.function(), f"recipe {recipe.spec}")
 
 
-def demo(out: Path = Path("runs/demo"), seed: int = 0, quiet: bool = False) -> None:
-    """From nothing to a one-step generator of digits, with numbers and pictures, in about five minutes on two cores.
+def demo(
+    what: Annotated[Literal["digits", "text"], tyro.conf.Positional] = "digits",
+    out: Path | None = None,
+    seed: int = 0,
+    quiet: bool = False,
+) -> None:
+    """From nothing to a one-step generator of digits, with numbers and pictures, in about five minutes on two cores;
+    or, with "text", to one that follows prompts and runs in diffusers, in about ten.
 
     Args:
-        out: folder for everything; an interrupted demo continues where it stopped, a finished one is shown again.
+        what: digits: a network of this package, for class labels; text: a text-to-image pipeline of diffusers.
+        out: folder for everything, runs/demo or runs/demo-text unless given; an interrupted demo continues where it
+            stopped, a finished one is shown again.
         seed: seed of all random numbers.
         quiet: print only the table and where the report is.
     """
-    from facm.studies.demo import run_demo
+    if what == "text":
+        from facm.studies.text_demo.demo import run_text_demo
 
-    run_demo(out, seed, quiet)
+        run_text_demo(out or Path("runs/demo-text"), seed, quiet)
+    else:
+        from facm.studies.demo import run_demo
+
+        run_demo(out or Path("runs/demo"), seed, quiet)
 
 
 def evaluation_table(rows: Sequence[dict[str, Any]]) -> None:

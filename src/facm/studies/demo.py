@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from facm.core.claims import contents, held
+from facm.core.claims import held
 from facm.core.files import atomically, write_text
 from facm.core.terminal import console, say
 from facm.core.untrusted.door import read_json, read_text
@@ -23,46 +22,24 @@ from facm.evaluation.samples import Sampling
 from facm.pretrained.trained import Trained, load_trained
 from facm.recipes.digits import digits_student, digits_teacher
 from facm.runs import log as logs
-from facm.runs.checkpointer import reached
-from facm.runs.config import Run
-from facm.runs.folder import LockedError, RunFolder, RunFolderError, UntrustedRecipeError, create_or_continue
+from facm.runs.folder import RunFolder
 from facm.sampling.methods import Consistency, Euler, Method
+from facm.studies.demo_folder import Clock, begin, check_mine, train_part
 from facm.studies.demo_report import contact_sheet, write_report
 from facm.studies.html import Panel, steps
 from facm.studies.panels import SHOWN, panel_of
 from facm.studies.train_and_measure import SEED_OF_EVALUATION
-from facm.training.loop import train
-from facm.training.progress import progress
 
 TEACHER_NFE = (1, 2, 4, 8, 32)
 STUDENT_NFE = (1, 2, 4)
 SAMPLES = 2_000
 
 
-@dataclass
-class Clock:
-    """Seconds spent in each part, kept on disk: an interrupted demo goes on counting.
-
-    path: the JSON file.
-    """
-
-    path: Path
-
-    def read(self) -> dict[str, float]:
-        return dict(read_json(self.path, links=False)) if self.path.exists() else {}
-
-    def add(self, part: str, seconds: float) -> None:
-        spent = self.read()
-        write_text(self.path, json.dumps(spent | {part: spent.get(part, 0.0) + seconds}))
-
-
 def run_demo(out: Path, seed: int, quiet: bool) -> None:
     """Train, distil, sample, evaluate and report in ``out``; parts that are finished are not done again."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"out = {out} is not a folder")
-    summary_file, report_file = out / "summary.json", out / "report.html"
+    summary_file, report_file, mark = out / "summary.json", out / "report.html", {"seed": seed}
     if summary_file.exists():
-        _begin(out, seed)
+        begin(out, mark)
         say(f"{out} holds a finished demo; for a new one choose another folder or delete it")
         try:
             _print_table(read_json(summary_file, links=False), report_file)
@@ -72,12 +49,12 @@ def run_demo(out: Path, seed: int, quiet: bool) -> None:
     clock = Clock(out / "seconds.json")
     teacher_path, student_path = out / "teacher", out / "student"
     teacher_run, student_run = digits_teacher(seed=seed), digits_student(str(teacher_path), seed=seed)
-    _check_mine(out, seed)  # no lock is left in somebody else's folder
+    check_mine(out, mark)  # no lock is left in somebody else's folder
     with held(out, make=True):
-        _begin(out, seed)
-        if not _train_part(teacher_run, teacher_path, "teacher", clock, quiet):
+        begin(out, mark)
+        if not train_part(teacher_run, teacher_path, "teacher", clock, quiet):
             return
-        if not _train_part(student_run, student_path, "distill", clock, quiet):
+        if not train_part(student_run, student_path, "distill", clock, quiet):
             return
 
         summary = _evaluate_and_report(out, seed, clock, quiet)
@@ -111,46 +88,6 @@ def _evaluate_and_report(out: Path, seed: int, clock: Clock, quiet: bool) -> dic
     with atomically(out / "samples.png") as partial:
         partial.write_bytes(contact_sheet(panels))
     return summary
-
-
-def _begin(out: Path, seed: int) -> None:
-    """Mark the folder as this demo's, unless it is already."""
-    if not _check_mine(out, seed):
-        write_text(out / "demo.json", json.dumps({"seed": seed}))
-
-
-def _check_mine(out: Path, seed: int) -> bool:
-    """Whether the folder is this demo's, begun earlier with the same seed. Raises RunFolderError if it is another's."""
-    mark = out / "demo.json"
-    if not (out.exists() and contents(out)):
-        return False
-    if not mark.exists():
-        raise RunFolderError(f"out = {out} is in use by something else and is never overwritten: choose another folder")
-    begun = read_json(mark, links=False)
-    if begun != {"seed": seed}:
-        raise RunFolderError(f"out = {out} holds a demo begun with {begun}, not seed {seed}: choose another folder")
-    return True
-
-
-def _train_part(run: Run, path: Path, part: str, clock: Clock, quiet: bool) -> bool:
-    """Train one run, or what is left of it; False if it was interrupted."""
-    try:
-        folder, _ = create_or_continue(path, run)
-    except (LockedError, UntrustedRecipeError):
-        raise
-    except RunFolderError as error:
-        raise RunFolderError(
-            f"{path} holds another recipe than this version's demo: choose another folder ({error})"
-        ) from error
-    if reached(folder, run) >= run.images:
-        return True
-    began = time.monotonic()
-    with progress(run, part, quiet) as report:
-        outcome = train(run, folder, report=report)
-    clock.add(part, time.monotonic() - began)
-    if not outcome.finished:
-        say(f"{outcome.signal}: saved at {outcome.images} of {run.images} images; the same command goes on from there")
-    return outcome.finished
 
 
 def _measure(trained: Trained, method: Method, evaluator: Evaluator, quiet: bool) -> Row:

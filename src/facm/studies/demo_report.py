@@ -30,7 +30,7 @@ def write_report(
         "<h2>The same noise, the same labels</h2><div class=grids>",
         *(grid(panel) for panel in panels),
         "</div><h2>Training</h2>",
-        image(_curves(histories), "curves"),
+        image(curves(histories), "curves"),
         "<h2>Seconds</h2>",
         "<p>" + ", ".join(f"{escaped(name)} {value:.0f}" for name, value in summary["seconds"].items()) + "</p>",
         *(f"<h2>Configuration: {escaped(name)}</h2>{folded_json(text)}" for name, text in configurations.items()),
@@ -66,7 +66,7 @@ def contact_sheet(panels: list[Panel], columns: int = 10) -> bytes:
     return png_of(figure, dpi=100)
 
 
-def _curves(histories: dict[str, list[dict[str, Any]]]) -> bytes:
+def curves(histories: dict[str, list[dict[str, Any]]]) -> bytes:
     """Losses and the gradient's norm over images seen, one column a run."""
     from matplotlib.figure import Figure
 
