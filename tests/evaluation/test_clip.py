@@ -1,18 +1,27 @@
 """The CLIP score, with a tiny random model saved here."""
 
+import dataclasses
 import hashlib
 import importlib.util
 import json
 import shutil
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from facm.cli.show import evaluation_table
-from facm.evaluation import CLIP
+from facm.core.objective import NetworkInterface
+from facm.evaluation import CLIP, CLIPEvaluator, Identity, Sampling, build_evaluator
+from facm.evaluation.evaluate import evaluate
 from facm.evaluation.features import NonFiniteSamplesError
+from facm.flow.conditions import Unconditional
+from facm.pretrained.trained import Trained
+from facm.sampling.generate import noise
+from facm.sampling.methods import Euler
 from tests.evaluation.clip_parts import save_clip, transformers
+from tests.evaluation.test_evaluate import Images, Network
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("torchmetrics") is None, reason="torchmetrics is missing")
 PROMPTS = ["a red dog", "x", "a sentence that is longer than sixteen tokens"]
@@ -92,3 +101,64 @@ def test_the_table_shows_it_and_what_it_is_relative_to(capsys):
     assert "31.250" in said
     assert "CLIP score: clip-tiny" in said
     assert "real samples" not in said
+
+
+class Prompted(Images):
+    """Pictures with prompts, which its own decoder makes of its samples, twice as large."""
+
+    shape = (1, 8, 8)
+
+    def __init__(self):
+        self.num_classes = None
+        self.x = torch.zeros(3, 1, 8, 8)
+
+    def prompts(self, indices):
+        return [PROMPTS[i] for i in indices.tolist()]
+
+    def decoder(self, device):
+        return Twice()
+
+
+class Twice:
+    identity, factor = "twice", 2
+
+    def __call__(self, x):
+        return x.clamp(-1, 1).repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+def run_of(dataset, path):
+    data = SimpleNamespace(open=lambda: dataset)
+    return Trained(Network(), None, NetworkInterface(Unconditional()), data, path, "EMA 0.1", 0.1, 64, "abc")
+
+
+def test_the_average_is_over_samples_with_their_prompts_alone_or_beside_a_distance(network, tmp_path):
+    dataset = Prompted()
+    trained = run_of(dataset, tmp_path)
+    decoder = trained.decoder(torch.device("cpu"))
+    rows = [
+        evaluate(trained, Sampling(Euler(1), 7, batch_size=k, decoder=decoder), CLIPEvaluator(network)) for k in (7, 2)
+    ]
+    x = decoder(noise(0, range(7), 0, dataset.shape) / 4)
+    expected = float(network.scores(x, [PROMPTS[i % 3] for i in range(7)]).mean())
+    assert [row.measurement.clip_score for row in rows] == pytest.approx([expected] * 2, abs=1e-9)
+    assert rows[0].measurement.clip_score == rows[1].measurement.clip_score
+    said = rows[0].to_json()
+    assert (said["frechet_distance"], said["clip"], said["n"]) == (None, network.identity, 7)
+    assert (said["quantised"], said["reference_file"]) == ("rounded to 8 bits", None)
+
+    class Real(Images):
+        shape = (1, 16, 16)
+
+        def __init__(self):
+            self.num_classes = None
+            self.x = torch.randint(0, 256, (20, 1, 16, 16), generator=torch.Generator().manual_seed(1)) / 127.5 - 1
+
+    both = dataclasses.replace(build_evaluator(Real(), torch.device("cpu"), Identity()), clip=network)
+    measured = evaluate(trained, Sampling(Euler(1), 7, decoder=decoder), both).measurement
+    assert measured.clip_score == rows[0].measurement.clip_score
+    assert measured.frechet_distance > 0
+
+
+def test_data_without_prompts_have_no_score(network, tmp_path):
+    with pytest.raises(ValueError, match="whose data have no prompts"):
+        evaluate(run_of(Images(), tmp_path), Sampling(Euler(1), 4), CLIPEvaluator(network))
