@@ -43,7 +43,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("tiny-models")
 
 
-@pytest.fixture(scope="session", params=list(MAKERS))
+FAST = ("wan", "sd3", "z_image")
+"""One of each way in which noise levels reach a pipeline; the others run with the slow tests."""
+
+
+@pytest.fixture(
+    scope="session", params=[kind if kind in FAST else pytest.param(kind, marks=pytest.mark.slow) for kind in MAKERS]
+)
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -196,6 +196,7 @@ def fake_samples(work, out, parts, world, report):  # type: ignore[no-untyped-de
 # interrupted, repeated, shared
 
 
+@pytest.mark.slow
 def test_goes_on_after_any_interruption_to_the_same_bytes(
     wan: Path, by_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

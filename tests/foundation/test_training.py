@@ -85,6 +85,7 @@ def test_the_base_of_a_network_without_adapters_cannot_be_its_teacher(wan: Path,
         train(run, create(tmp_path / "run", run))
 
 
+@pytest.mark.slow
 def test_the_plan_of_adapters_counts_one_copy_of_the_base(wan: Path) -> None:
     adapters, whole = (plan(wan_run(wan, lora), device="cpu") for lora in (True, False))
     network = DiffusersModel(str(wan)).build()

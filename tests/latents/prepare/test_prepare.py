@@ -288,7 +288,7 @@ def test_damaged_settings(tmp_path: Path, source: FolderPictures) -> None:
 
 
 RECORD_FAULTS: dict[str, tuple[str, Callable[[dict], object]]] = {
-    "short": (r"expected numbers \(C,\) twice", lambda record: record["sum"].pop()),
+    "short": ("changed since it was written", lambda record: record["sum"].pop()),
     "both short": ("changed since it was written", lambda record: (record["sum"].pop(), record["squares"].pop())),
     "another sum": ("changed since it was written", lambda record: record["sum"].__setitem__(1, record["sum"][1] + 1)),
     "another n": ("changed since it was written", lambda record: record.update(n=4)),
