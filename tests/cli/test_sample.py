@@ -157,6 +157,8 @@ def test_a_sampling_option_that_makes_no_sense_is_named(runs, capsys, monkeypatc
     ("arguments", "words"),
     [
         (["sample", "--num-samples", "0"], "--num-samples 0, expected at least one sample"),
+        (["sample", "--num-samples", "9" * 30], "expected at most 100000000"),
+        (["evaluate", "--num-samples", "9" * 400], "expected at most 100000000"),
         (["sample", "--num-samples", "2.5"], "Error parsing --num-samples: no type"),
         (["sample", "--classes", "11"], "--classes 11, expected 0 to 9, or 10 for no class"),
         (["sample", "--classes", "3", "-1"], "--classes -1, expected 0 to 9"),

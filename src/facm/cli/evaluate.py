@@ -18,6 +18,7 @@ from facm.cli.network_options import (
     NetworkPath,
     SamplingOptions,
     SolverOptions,
+    check_number,
 )
 from facm.cli.parsing import Advanced, Group
 from facm.core.terminal import counting, say, warn
@@ -41,6 +42,7 @@ class EvaluateOptions:
         """Raise ValueError for what cannot be measured."""
         if self.num_samples < 2:
             raise ValueError(f"--num-samples {self.num_samples}, expected at least 2 samples to measure")
+        check_number(self.num_samples)
         if self.batch_size < 1:
             raise ValueError(f"--batch-size {self.batch_size}, expected at least 1")
         if not self.num_steps:

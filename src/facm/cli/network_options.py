@@ -24,6 +24,15 @@ NetworkPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|F
 FILES = (".pt", ".pth", ".safetensors", ".pkl", ".bin", ".ckpt")
 
 
+def check_number(n: int) -> None:
+    """Raise ValueError for more samples than anybody can wait for."""
+    from facm.core.component import shown
+    from facm.sampling.generate import MOST_SAMPLES
+
+    if n > MOST_SAMPLES:
+        raise ValueError(f"--num-samples {shown(n)}, expected at most {MOST_SAMPLES}")
+
+
 @dataclasses.dataclass(frozen=True)
 class SamplingOptions:
     """How samples are made, and on what."""

@@ -18,6 +18,7 @@ from facm.cli.network_options import (
     NetworkPath,
     SamplingOptions,
     SolverOptions,
+    check_number,
 )
 from facm.cli.parsing import Advanced, Group
 from facm.cli.prompt_options import PROMPTS, PromptOptions
@@ -60,6 +61,7 @@ class SampleOptions:
         """Raise ValueError for what cannot be drawn or written."""
         if self.num_samples is not None and self.num_samples < 1:
             raise ValueError(f"--num-samples {self.num_samples}, expected at least one sample")
+        check_number(self.num_samples or 1)
         if self.batch_size < 1:
             raise ValueError(f"--batch-size {self.batch_size}, expected at least 1")
         if self.out is not None and self.out.suffix.lower() != ".png":

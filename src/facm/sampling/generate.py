@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from facm.core.component import shown
 from facm.core.cond import Cond, mapped
 from facm.core.objective import Condition
 from facm.core.rng import derive
@@ -19,6 +20,9 @@ from facm.flow.conditions import Labels
 from facm.flow.guidance import NO_GUIDANCE, Guidance
 from facm.sampling.methods import Method
 from facm.sampling.source import Source
+
+MOST_SAMPLES = 100_000_000
+"""A hundred times what ImageNet has."""
 
 
 def noise(seed: int, indices: Sequence[int], draw: int, shape: tuple[int, ...]) -> Tensor:
@@ -74,7 +78,10 @@ def _fresh_noise(source: Source, seed: int, indices: Sequence[int], draw: int) -
 
 
 def blocks(n: int, size: int = 256) -> list[range]:
-    """The indices of n samples, in the blocks they are made in, on however many ranks. Raises ValueError for n < 1."""
+    """The indices of n samples, in the blocks they are made in, on however many ranks. Raises ValueError unless n is
+    within [1, MOST_SAMPLES]."""
     if n < 1:
         raise ValueError(f"n = {n}, expected at least one sample")
+    if n > MOST_SAMPLES:
+        raise ValueError(f"n = {shown(n)}, expected at most {MOST_SAMPLES} samples")
     return [range(start, min(start + size, n)) for start in range(0, n, size)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +108,8 @@ def plan(
         raise ValueError(f"gpus = {gpus}, expected at least 1")
     if not gpu_memory > 0:
         raise ValueError(f"gpu_memory = {gpu_memory:g}, expected a positive number of bytes")
+    if shape is not None and (not all(0 < side <= 65_536 for side in shape) or math.prod(shape) > 2**31):
+        raise ValueError(f"shape = {shape}, expected sides of 1 to 65536 and at most 2147483648 numbers")
     engine.check(run.batch_size, gpus)
     local = run.batch_size // (gpus * engine.accumulate)
     network, teacher = built(run.network), _teacher(run)
