@@ -11,7 +11,7 @@ pytest.importorskip("diffusers")
 from safetensors.torch import load_file, save_file
 
 from facm.runs.folder import open_run
-from tests.cli.cli_parts import command, refused
+from tests.cli.cli_parts import command, help_of, refused
 from tests.foundation.prepared_parts import prompts_file
 from tests.foundation.wan_parts import tiny_wan
 
@@ -124,6 +124,11 @@ def test_a_run_with_adapters_is_not_gone_on_from_on_another_base(made, monkeypat
 def test_what_is_no_recipe_for_a_model_is_named(place, capsys):
     assert "expected the folder of a model, as in facm distill ./Z-Image" in refused(capsys, "distill")
     assert "nowhere is no model" in refused(capsys, "distill", "nowhere", "--data", "data/z")
+    assert "expected --data and the folder that facm prepare wrote" in refused(capsys, "distill", "wan")
+    for words in (["wan", "-h"], ["-h"], ["wan", "--data", "data/z", "--help-all"]):
+        assert "--lora-rank" in help_of(capsys, "distill", *words)
+    too_large = ["--lora-rank", 1000, "--out", "runs/never"]
+    assert "lora.rank = 1000, expected at most 24" in refused(capsys, "distill", "wan", "--data", "data/z", *too_large)
     wrong = ["--lora-rank", 2, "--run.network.lora.targets", "no_such_layer", "--out", "runs/never"]
     assert "no_such_layer" in refused(capsys, "distill", "wan", "--data", "data/z", *wrong)
     assert "bf16" in refused(capsys, "distill", "wan", "--data", "data/z", "--base", "bf16", "--out", "runs/never")

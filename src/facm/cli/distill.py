@@ -14,6 +14,7 @@ from facm.core.terminal import say_text
 
 ModelPath = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 PROBE = "--probe"
+HELP = {"-h", "--help", "--help-all"}
 
 
 def distill(model: ModelPath, data: str, probe: bool = False) -> None:
@@ -41,6 +42,10 @@ def of_model(recipe: str) -> Callable[[list[str], str], None]:
     def run(words: list[str], prog: str) -> None:
         given = _with_model(words, prog)
         data = _value(given, "--data")
+        if data is None and not HELP & set(words):
+            raise ValueError(
+                f"expected --data and the folder that facm prepare wrote, as in {prog} ./Z-Image --data data/z"
+            )
         if _value(given, "--out") is None and data is not None:
             given = [*given, "--out", str(Path("runs") / (Path(data).name or recipe))]
         if PROBE in given:
@@ -55,7 +60,7 @@ def _with_model(words: list[str], prog: str) -> list[str]:
     """``words`` with the model as an option. Raises ValueError where there is none."""
     if words and not words[0].startswith("-"):
         return ["--model", words[0], *words[1:]]
-    if not {"-h", "--help", "--help-all"} & set(words) and _value(words, "--model") is None:
+    if not HELP & set(words) and _value(words, "--model") is None:
         raise ValueError(f"expected the folder of a model, as in {prog} ./Z-Image --data data/z")
     return words
 

@@ -48,6 +48,9 @@ def add_lora(transformer: Any, lora: LoRA, targets: tuple[str, ...], seed: int =
         raise ValueError(f"lora.targets names {', '.join(unknown)}, which no linear layer has; there are {ends}")
     # Whole names: an end may also be that of a container, such as to_out, which is a list elsewhere in FLUX.2.
     adapted = [name for name in linear if any(name == end or name.endswith(f".{end}") for end in wanted)]
+    largest = max(min(transformer.get_submodule(name).weight.shape) for name in adapted)
+    if lora.rank > largest:
+        raise ValueError(f"lora.rank = {lora.rank}, expected at most {largest}, the full rank of the largest layer")
     alpha = lora.rank if lora.alpha is None else lora.alpha
     transformer.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):

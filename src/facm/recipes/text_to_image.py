@@ -126,7 +126,7 @@ def _network(
             "or base = 'fp32' (computing in bf16 is --precision bf16)"
         )
     opened = _opened(model)
-    if opened is not None:
+    if opened is not None and Path(data).expanduser().exists():
         check_origin(Path(data).expanduser(), opened)
     return DiffusersModel(
         model,

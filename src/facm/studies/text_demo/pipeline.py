@@ -64,7 +64,7 @@ def _tokenizer() -> Any:
 
     Qwen2Tokenizer = _library("transformers").Qwen2Tokenizer
     text = [TEMPLATE.format(""), *all_captions(), *(f" {caption}" for caption in all_captions())]
-    learner = Qwen2Tokenizer()._tokenizer
+    learner = Qwen2Tokenizer().backend_tokenizer
     learner.model = models.BPE()
     learner.train_from_iterator(
         [part for line in text for part in _without(line, SPECIAL)],
