@@ -43,9 +43,7 @@ def of_model(recipe: str) -> Callable[[list[str], str], None]:
         given = _with_model(words, prog)
         data = _value(given, "--data")
         if data is None and not HELP & set(words):
-            raise ValueError(
-                f"expected --data and the folder that facm prepare wrote, as in {prog} ./Z-Image --data data/z"
-            )
+            raise ValueError(f"expected --data FOLDER, which facm prepare wrote, as in {prog} ./Z-Image --data data/z")
         if _value(given, "--out") is None and data is not None:
             given = [*given, "--out", str(Path("runs") / (Path(data).name or recipe))]
         if PROBE in given:
