@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from facm.core.hashing import file_sha256
-from facm.core.untrusted.door import read_json
-from facm.core.untrusted.safetensors_header import check_numbers, check_size, read_header
 from facm.evaluation.bare_import import torch_fidelity_importable
 from facm.evaluation.features import Quantise, as_stored, check_samples
+from facm.evaluation.transformers_folder import check_config
 
 _FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer_config.json")
 _WANTED = "expected a local copy of a CLIP model, such as openai/clip-vit-large-patch14"
@@ -131,7 +130,7 @@ def _opened(folder: Path) -> tuple[Any, _Processor]:
         raise ValueError(
             f"the CLIP score needs transformers, which does not import ({error}): pip install 'facm[eval]'"
         ) from error
-    _check(folder, CLIPConfig, CLIPModel)
+    check_config(folder, "clip", "CLIP", _WANTED, CLIPConfig, CLIPModel)
     # Pillow resizes, whether or not torchvision is installed: they differ by a level here and there.
     images_type: Any = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
     try:
@@ -150,22 +149,3 @@ def _opened(folder: Path) -> tuple[Any, _Processor]:
     if len(tokenizer) > words.vocab_size:
         raise ValueError(f"{folder} has a tokenizer of {len(tokenizer)} tokens, the model knows {words.vocab_size}")
     return model, _Processor(images, tokenizer, words.max_position_embeddings)
-
-
-def _check(folder: Path, config_type: Any, model_type: Any) -> None:
-    """Raise ValueError unless the folder's configuration is of a CLIP model no larger than its weights."""
-    file = folder / "config.json"
-    try:
-        said, header = read_json(file), read_header(folder / "model.safetensors")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} cannot be read ({error}); {_WANTED}") from error
-    kind = said.get("model_type") if isinstance(said, dict) else None
-    if kind != "clip":
-        raise ValueError(f"{folder} holds a model of type {kind!r}, expected 'clip'")
-    check_numbers(said, header, str(file))
-    with torch.device("meta"):  # without memory, before there is one with
-        try:
-            network = model_type(config_type(**said))
-        except Exception as error:  # transformers fails in many ways on foreign configurations
-            raise ValueError(f"{file} describes no CLIP model ({type(error).__name__}: {error!s:.200})") from error
-    check_size(sum(value.numel() for value in network.parameters()), header, str(file))

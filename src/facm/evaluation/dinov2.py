@@ -13,9 +13,8 @@ from torch.nn import functional as F
 
 from facm.core.hashing import file_sha256
 from facm.core.types import Dataset
-from facm.core.untrusted.door import read_json
-from facm.core.untrusted.safetensors_header import check_numbers, check_size, read_header
 from facm.evaluation.features import check_positive
+from facm.evaluation.transformers_folder import check_config
 
 _SIDE = 224
 _MEAN = (0.485, 0.456, 0.406)
@@ -61,38 +60,20 @@ class DINOv2:
             raise ValueError(
                 f"DINOv2 needs transformers, which does not import ({error}): pip install 'facm[eval]'"
             ) from error
-        _check(folder, Dinov2Config, Dinov2Model)
+        wanted = "expected a local copy of a DINOv2 model"
+        check_config(folder, "dinov2", "DINOv2", wanted, Dinov2Config, Dinov2Model)
         try:
             loaded: Any = Dinov2Model.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, output_loading_info=True, dtype=torch.float32
             )
         except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-            raise ValueError(f"{folder} cannot be read ({error}); expected a local copy of a DINOv2 model") from error
+            raise ValueError(f"{folder} cannot be read ({error}); {wanted}") from error
         network, said = loaded
         wrong = [*said["missing_keys"], *(str(key) for key in said["mismatched_keys"])]
         if wrong:  # transformers would go on with random numbers in their place
             raise ValueError(f"{folder} lacks weights of a DINOv2 model: {', '.join(sorted(wrong)[:5])}")
         weights = file_sha256(folder / "model.safetensors")[:16]
         return DINOv2Network(network, weights, self.block).to(device)
-
-
-def _check(folder: Path, config_type: Any, model_type: Any) -> None:
-    """Raise ValueError unless the folder's configuration is of a DINOv2 no larger than its weights."""
-    file = folder / "config.json"
-    try:
-        said, header = read_json(file), read_header(folder / "model.safetensors")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} cannot be read ({error}); expected a local copy of a DINOv2 model") from error
-    kind = said.get("model_type") if isinstance(said, dict) else None
-    if kind != "dinov2":
-        raise ValueError(f"{folder} holds a model of type {kind!r}, expected 'dinov2'")
-    check_numbers(said, header, str(file))
-    with torch.device("meta"):  # without memory, before there is one with
-        try:
-            network = model_type(config_type(**said))
-        except Exception as error:  # transformers fails in many ways on foreign configurations
-            raise ValueError(f"{file} describes no DINOv2 model ({type(error).__name__}: {error!s:.200})") from error
-    check_size(sum(value.numel() for value in network.parameters()), header, str(file))
 
 
 class DINOv2Network(nn.Module):

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from facm.core.rng import derive
-from facm.core.types import Batch, Dataset
-from facm.data.checked import read_checked
+from facm.core.types import Dataset
+from facm.data.checked import first_indices, read_checked
 from facm.flow.interpolant import Interpolant
 from facm.foundation.network import DiffusersModel
 from facm.foundation.smoothing import Smoothing
@@ -99,7 +98,7 @@ def probe(run: Run, dataset: Dataset, device: torch.device, n: int = 32) -> Prob
     if not isinstance(run.objective, FACM):
         raise ValueError(f"objective = {type(run.objective).__name__}, expected FACM, which has a tangent")
     objective, teacher = run.objective, teacher_of(run, network, device)
-    batch = _first(dataset, n).to(device)
+    batch = read_checked(dataset, first_indices(dataset, n)).to(device)
     rng = torch.Generator(device).manual_seed(derive(run.seed, 0))
     point = Interpolant.draw(batch, objective.time, objective.condition, 0.0, rng)
     embedding = network.family.time_embedding(network.transformer)
@@ -124,10 +123,6 @@ def probe(run: Run, dataset: Dataset, device: torch.device, n: int = 32) -> Prob
         mask.remove()
     assert before is not None
     return Probe(tuple(rows), len(batch.x_1), float(_rms(before)))
-
-
-def _first(dataset: Dataset, n: int) -> Batch:
-    return read_checked(dataset, np.arange(min(n, len(dataset))))
 
 
 def _rms(x: Tensor) -> Tensor:

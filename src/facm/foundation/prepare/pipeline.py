@@ -32,6 +32,7 @@ from facm.distributed.process_group import ALONE, World
 from facm.foundation.captions.manifest import MANIFEST, Bucket, Manifest, Part, ShardRecord, TeacherSettings
 from facm.foundation.captions.shards import NULL, PROMPTS, SAMPLES
 from facm.foundation.folder import TRANSFORMER, VAE, ModelFolder, load_pipeline, load_transformer, open_model, quiet
+from facm.foundation.network import DTYPES
 from facm.foundation.prepare.samples import from_pictures, from_teacher, write_samples
 from facm.foundation.prepare.schedule import default_size, sigmas_of
 from facm.foundation.prepare.settings import Settings, begin, finished, held
@@ -45,7 +46,6 @@ SECOND = "transformer_2"
 """What a model of two experts calls that of low noise."""
 MOST_SHOWN = 100
 """Cut prompts that are told of one by one."""
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
