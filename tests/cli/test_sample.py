@@ -34,6 +34,12 @@ def test_labels_are_plain_numbers(word):
         SampleOptions(classes=(word,)).labels()
 
 
+@pytest.mark.parametrize("words", [("",), (",",), (",,", ",")])
+def test_classes_that_name_none_are_refused(words):
+    with pytest.raises(ValueError, match=r"--classes .* names none, expected numbers, as in 207,360"):
+        SampleOptions(classes=words).labels()
+
+
 def test_samples_are_a_grid_and_arrays(runs, tmp_path, capsys):
     command(
         "sample", runs / "student", "--num-samples", 23, "--num-steps", 2, "--out", tmp_path / "new" / "x.png", "--npz"

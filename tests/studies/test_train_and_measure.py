@@ -468,3 +468,10 @@ def test_every_child_has_its_share(monkeypatch, gpus, expected):
     assert share["OMP_NUM_THREADS"] == "2"
     assert share.get("CUDA_VISIBLE_DEVICES") == expected
     assert schedule._share(0, 100)["OMP_NUM_THREADS"] == "1"
+
+
+def test_rows_of_somebody_else_are_left_out_of_what_is_said(tmp_path):
+    mine = [{"images": 64, "nfe": 1, "frechet_distance": 0.5}, {"images": 32, "nfe": 1, "frechet_distance": 0.9}]
+    for record in [{}, {"images": "many"}, {"images": 128, "nfe": 1}, *mine]:
+        logs.append(tmp_path / "evaluations.jsonl", record)
+    assert schedule._state(tmp_path) == "1 step: 0.500"

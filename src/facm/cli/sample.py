@@ -75,6 +75,8 @@ class SampleOptions:
     def labels(self) -> tuple[int, ...]:
         """The labels as numbers."""
         words = [word for text in self.classes for word in text.split(",") if word]
+        if self.classes and not words:
+            raise ValueError(f"--classes {' '.join(self.classes)!r:.40} names none, expected numbers, as in 207,360")
         if wrong := [word for word in words if not re.fullmatch(r"-?[0-9]{1,18}", word)]:
             raise ValueError(f"--classes {wrong[0]:.40}, expected numbers, as in 207,360")
         return tuple(map(int, words))

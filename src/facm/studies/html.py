@@ -17,10 +17,12 @@ from facm.sampling.images import grid_png
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
-table { border-collapse: collapse } td, th { padding: .25rem .9rem; text-align: right; border-bottom: 1px solid #ddd }
+table { border-collapse: collapse; display: block; max-width: 100%; overflow-x: auto }
+td, th { padding: .25rem .9rem; text-align: right; border-bottom: 1px solid #ddd }
 td:first-child, th:first-child { text-align: left } tr.student { background: #eef6ee }
 .grids { display: flex; flex-wrap: wrap; gap: 1.4rem } figure { margin: 0 } figcaption { font-size: .9rem; color: #555 }
-img { max-width: 100% } .grids img { image-rendering: pixelated; width: 17rem }
+img { max-width: 100%; height: auto } .grids img { image-rendering: pixelated; width: 17rem }
+p, li, figcaption { overflow-wrap: anywhere }
 pre { background: #f6f6f6; padding: .8rem; overflow: auto; font-size: 12px } p.note { color: #555 }
 """
 

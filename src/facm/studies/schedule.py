@@ -88,9 +88,12 @@ class Plan:
 def _state(path: Path) -> str:
     if failed := stopped(path):
         return f"collapsed after {failed['images']} images"
-    latest = sorted(logs.read(path / "evaluations.jsonl"), key=lambda row: row["images"])
-    rows = {row["nfe"]: row for row in latest}
-    return ", ".join(f"{steps(nfe)}: {row['frechet_distance']:.3f}" for nfe, row in rows.items())
+    # A row that somebody else wrote beside them may have anything there, or nothing.
+    found = [
+        [row.get(key) for key in ("images", "nfe", "frechet_distance")] for row in logs.read(path / "evaluations.jsonl")
+    ]
+    latest = sorted(numbers for numbers in found if all(isinstance(value, int | float) for value in numbers))
+    return ", ".join(f"{steps(nfe)}: {distance:.3f}" for nfe, distance in {nfe: d for _, nfe, d in latest}.items())
 
 
 def in_turn(plan: Plan, evaluator: Evaluator) -> bool:
