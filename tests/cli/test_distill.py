@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 
+import numpy as np
 import pytest
 
 pytest.importorskip("diffusers")
@@ -12,6 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from facm.runs.folder import open_run
 from tests.cli.cli_parts import command, help_of, refused
+from tests.distributed.parallel_parts import facm
+from tests.evaluation.clip_parts import save_clip
 from tests.foundation.prepared_parts import prompts_file
 from tests.foundation.wan_parts import tiny_wan
 
@@ -30,6 +34,15 @@ def made(tmp_path_factory):
         command("prepare", "--prompts", "prompts.txt", "--model", "wan", "--out", "data/z", *teacher, "--quiet")
         command("distill", "wan", "--data", "data/z", "--lora-rank", 2, "--smooth", 100, *SMALL, "--quiet")
     return place
+
+
+def pictures(folder, n):
+    from PIL import Image
+
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(n):
+        Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).save(folder / f"{i}.png")
 
 
 @pytest.fixture
@@ -56,6 +69,37 @@ def test_prompts_are_drawn_beside_the_teacher(place, capsys):
     (place / "three.txt").write_text("one\n\ntwo\nthree\n")
     command("sample", "runs/z", "--prompts", "three.txt", "--height", 16, "--width", 32, "--out", "c.png")
     assert "3 samples" in capsys.readouterr().out
+
+
+def test_it_is_evaluated_by_clip_and_against_pictures(place, capsys):
+    save_clip(place / "clip")
+    pictures(place / "real", 20)
+    (place / "own.py").write_text(
+        "from facm.evaluation import Identity\n\n\ndef flat():\n    return Identity()\n"
+    )
+    few = ["--num-steps", 1, 2, "--num-samples", 6]
+    command("evaluate", "runs/z", "--clip", "clip", *few)
+    assert "CLIP score: " in capsys.readouterr().out
+    command("evaluate", "runs/z", "--clip", "clip", "--real", "real", "--features", "own.py:flat", "--small-n", *few)
+    rows = [json.loads(line) for line in (place / "runs/z/evaluations.jsonl").read_text().splitlines()]
+    assert [row["nfe"] for row in rows] == [1, 2, 1, 2]
+    assert [row["frechet_distance"] is None for row in rows] == [True, True, False, False]
+    assert [row["clip_score"] for row in rows[:2]] == [row["clip_score"] for row in rows[2:]]
+    assert rows[0]["clip_score"] != rows[1]["clip_score"]
+
+
+@pytest.mark.slow
+def test_ranks_score_as_one_process_does(place, tmp_path):
+    save_clip(tmp_path / "clip")
+    scores = []
+    for ranks in (1, 2):
+        run = shutil.copytree(place / "runs" / "z", tmp_path / f"ranks{ranks}")
+        (run / "evaluations.jsonl").unlink(missing_ok=True)
+        status, _, said = facm(ranks, "evaluate", run, "--clip", tmp_path / "clip", "--num-samples", 7, "--quiet")
+        assert status == 0, said
+        (row,) = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
+        scores.append(row["clip_score"])
+    assert scores[0] == scores[1]
 
 
 @pytest.mark.parametrize(
@@ -85,8 +129,9 @@ def test_the_probe_shows_each_cutoff_and_trains_nothing(place, capsys):
 
 
 def test_all_weights_are_trained_and_fine_tuned(place, capsys):
-    command("finetune", "wan", "--data", "data/z", *SMALL, "--out", "runs/tuned", "--quiet")
-    tuned = ["--teacher", "runs/tuned", "--guidance-scale", 1, "--out", "runs/whole"]
+    smooth = ["--smooth", 100]
+    command("finetune", "wan", "--data", "data/z", *SMALL, *smooth, "--out", "runs/tuned", "--quiet")
+    tuned = ["--teacher", "runs/tuned", *smooth, "--guidance-scale", 1, "--out", "runs/whole"]
     command("distill", "wan", "--data", "data/z", *SMALL, *tuned, "--quiet")
     command("sample", "runs/whole", "--prompt", "a fox", "--out", "whole.png")
     _, run = open_run(place / "runs" / "whole")

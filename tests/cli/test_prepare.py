@@ -32,6 +32,7 @@ def test_prompts_alone(place, capsys):
     command(*TEACHER, *GUIDED)
     said = capsys.readouterr()
     assert "1 empty lines of prompts.txt are skipped" in said.out
+    assert said.out.index("to be made by the teacher") < said.out.index(", made by the teacher")
     assert "3 samples for WanPipeline, made by the teacher in 2 steps: 32 x 32 (3); condition: embeddings" in said.out
     assert "3 of them made in " in said.out
     assert "1 prompts are longer than the text encoder takes, and were cut:" in said.err

@@ -81,7 +81,7 @@ def test_folders_and_tars(tmp_path: Path) -> None:
 
 FAULTS = {
     "empty": ("p.txt", "", "p.txt holds no prompts"),
-    "only empty lines": ("p.txt", "\n \n", r"holds no prompts \(2 empty lines\)"),
+    "only empty lines": ("p.txt", "\n \n", r"holds no prompts, expected one on each line"),
     "not UTF-8": ("p.txt", b"fine\nf\xfcr\n", "p.txt, line 2, is not text in UTF-8"),
     "json": ("p.jsonl", '{"prompt": "a"}\n{', "p.jsonl, line 2, is not JSON"),
     "no prompt": ("p.jsonl", '{"text": "a"}', "line 1: prompt = None, expected text"),

@@ -114,6 +114,9 @@ def test_a_sample_has_a_prompt_of_its_own_digit():
 def test_the_summary_has_a_row_for_the_teacher_and_each_student(done):
     summary = json.loads((done[0] / "summary.json").read_text())
     found = {(row["who"], row["steps"]) for row in summary["rows"]}
+    card = (done[0] / "lora-student" / "README.md").read_text()
+    assert "height=8, width=8" in card
+    assert "mostly 8 x 8 pixels" in card
     students = {(who, nfe) for who in ("LoRA", "all weights") for nfe in (1, 2, 4)}
     assert found == {("teacher", 1), ("teacher", 2)} | students
     assert all(np.isfinite(row["frechet_distance"]) for row in summary["rows"])

@@ -16,7 +16,7 @@ from facm.distributed.engine import Engine
 if TYPE_CHECKING:
     from facm.distributed.process_group import World
     from facm.foundation.captions.manifest import Manifest
-    from facm.foundation.prepare.pipeline import Options, Summary
+    from facm.foundation.prepare.pipeline import Options, Summary, Work
     from facm.foundation.prepare.sources import Source
     from facm.foundation.prepare.text import Cut
 
@@ -117,7 +117,8 @@ def _library(options: PrepareOptions, world: World) -> Options:
 def _prepare(source: Source, model: Path, out: Path, options: Options, quiet: bool, world: World) -> None:
     from facm.foundation.prepare.pipeline import prepare as run
 
-    summary = run(source, model, out, options, world, None if quiet else counting)
+    report, planned = (None, None) if quiet else (counting, lambda work: say(_planned(work)))
+    summary = run(source, model, out, options, world, report, planned)
     if not world.first:
         return
     _warn_of(summary)
@@ -148,6 +149,13 @@ def _said(manifest: Manifest) -> list[str]:
     return [f"{manifest.n} samples for {manifest.pipeline}, {by}: {sizes}; condition: {parts}"]
 
 
+def _planned(work: Work) -> str:
+    settings = work.settings
+    sizes = ", ".join(f"{h} x {w} ({n})" for (h, w), n in zip(settings.sizes, settings.counts, strict=True))
+    by = "pictures" if settings.teacher is None else f"to be made by the teacher in {settings.teacher.steps} steps"
+    return f"{settings.n} samples for {settings.pipeline}, {by}: {sizes}; latents {', '.join(map(str, work.shapes))}"
+
+
 def _dry_run(source: Source, model: Path, out: Path, options: Options) -> None:
     """Print what would be prepared. Raises ValueError as preparing would before its first sample."""
     from facm.foundation.captions.shards import PROMPTS, SAMPLES
@@ -157,9 +165,7 @@ def _dry_run(source: Source, model: Path, out: Path, options: Options) -> None:
     work = opened(source, model, out, options)
     settings = work.settings
     begun(out, settings)
-    sizes = ", ".join(f"{h} x {w} ({n})" for (h, w), n in zip(settings.sizes, settings.counts, strict=True))
-    by = "pictures" if settings.teacher is None else f"to be made by the teacher in {settings.teacher.steps} steps"
-    say(f"{settings.n} samples for {settings.pipeline}, {by}: {sizes}; latents {', '.join(map(str, work.shapes))}")
+    say(_planned(work))
     left = [len(unfinished(out, settings, kind)) for kind in (PROMPTS, SAMPLES)]
     say(f"would write to {out}: {left[0]} files of prompts and {left[1]} of latents are left")
     say("dry run: nothing was written")

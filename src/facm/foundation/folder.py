@@ -74,8 +74,8 @@ def _sha256(file: Path, size: int, changed: int) -> str:
 def open_model(path: Path) -> ModelFolder:
     """The model in ``path``; no weights are read.
 
-    Raises ValueError for a folder that is none, a family that is not known, a component of another library, and a
-    component whose folder is missing.
+    Raises ValueError for a folder that is none, a family that is not known, a component of another library, one whose
+    folder is missing, and one whose weights are not in safetensors.
     """
     index = path / INDEX
     if not index.is_file():
@@ -96,9 +96,20 @@ def open_model(path: Path) -> ModelFolder:
     for name in parts:
         if not (path / name).is_dir():
             raise ValueError(f"{path / name}: there is no such folder, expected the {name} that {index} names")
+        _check_weights(path / name)
     if parts[TRANSFORMER][1] != family.transformer:
         raise ValueError(f"{index}: transformer = {parts[TRANSFORMER][1]}, expected {family.transformer}")
     return ModelFolder(path, pipeline, family, parts)
+
+
+def _check_weights(folder: Path) -> None:
+    """Raise ValueError where a component's weights are only in a format that can run code when it is read."""
+    pickled = [file.name for suffix in ("*.bin", "*.ckpt", "*.pt", "*.pth") for file in sorted(folder.glob(suffix))]
+    if pickled and not any(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"{folder} has its weights in {pickled[0]}, which can run code when it is read; expected .safetensors, as "
+            "save_pretrained(..., safe_serialization=True) writes it"
+        )
 
 
 def _part(index: Path, name: str, entry: list[Any]) -> tuple[str, str]:

@@ -80,7 +80,10 @@ class Probe:
                 f"{row.tangent_rms:>7.3g}   {row.clamped:>7.1%}"
             )
         if self.recommended is None:
-            lines.append(f"no cutoff changes F by at most {MOST_CHANGE:.0%} and clamps clearly less: leave smooth at 0")
+            lines.append(
+                f"no cutoff changes F by at most {MOST_CHANGE:.0%} and clamps at most {LEAST_GAIN:.0%} of what "
+                "is clamped with all: leave smooth at 0"
+            )
         else:
             lines.append(f"recommended: --smooth {self.recommended:g}")
         return "\n".join(lines)

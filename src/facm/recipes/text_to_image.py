@@ -86,6 +86,7 @@ def finetune(
     batch_size: int = 64,
     lr: float = 1e-5,
     caption_dropout: float = 0.1,
+    smooth: float = 0.0,
     embedded_guidance: float = -1.0,
     base: str = "fp32",
     seed: int = 0,
@@ -100,12 +101,14 @@ def finetune(
         batch_size: Images in one step, over all ranks and micro-batches.
         lr: Learning rate after the warm-up.
         caption_dropout: Fraction of samples trained without their caption, for guidance.
+        smooth: Highest frequency of the time embedding that is kept, in radians per unit of t; 0 keeps all. Students of
+            a teacher that learned to do without the fast ones can be smoothed as much, and lose nothing by it.
         embedded_guidance: Guidance that the transformer is told, where its family has that (FLUX.1-dev: 3.5).
         base: Type of the base's weights under adapters: fp32, or bf16, which takes half of the memory.
         seed: Seed of all random numbers of the run.
     """
     return Run(
-        network=_network(model, data, lora_rank, 0.0, embedded_guidance, base, seed),
+        network=_network(model, data, lora_rank, smooth, embedded_guidance, base, seed),
         data=Captioned(data, model),
         objective=FlowMatching(Captions(data), label_dropout=caption_dropout),
         images=images,

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -89,11 +90,13 @@ def _state(path: Path) -> str:
     if failed := stopped(path):
         return f"collapsed after {failed['images']} images"
     # A row that somebody else wrote beside them may have anything there, or nothing.
-    found = [
-        [row.get(key) for key in ("images", "nfe", "frechet_distance")] for row in logs.read(path / "evaluations.jsonl")
-    ]
-    latest = sorted(numbers for numbers in found if all(isinstance(value, int | float) for value in numbers))
-    return ", ".join(f"{steps(nfe)}: {distance:.3f}" for nfe, distance in {nfe: d for _, nfe, d in latest}.items())
+    rows = [row for row in logs.read(path / "evaluations.jsonl") if _is_measured(row)]
+    latest = {row["nfe"]: row["frechet_distance"] for row in sorted(rows, key=lambda row: row["images"])}
+    return ", ".join(f"{steps(nfe)}: {distance:.3f}" for nfe, distance in latest.items())
+
+
+def _is_measured(row: dict[str, Any]) -> bool:
+    return all(isinstance(row.get(key), int | float) for key in ("images", "nfe", "frechet_distance"))
 
 
 def in_turn(plan: Plan, evaluator: Evaluator) -> bool:

@@ -40,6 +40,8 @@ def _front(student: Student, form: Form) -> str:
 def _few_steps(student: Student, form: Form, num_steps: int, kind: Kind, name: str) -> list[str]:
     pipeline = student.model.pipeline
     arguments = student.unguided | student.model.family.call_arguments() | call_arguments(pipeline, num_steps, kind)
+    if student.size is not None:
+        arguments |= {"height": student.size[0], "width": student.size[1]}
     code = _opening(student, form, name)
     if form == "lora":
         settings = _spelled(stock_settings(pipeline, num_steps))
@@ -55,7 +57,8 @@ def _few_steps(student: Student, form: Form, num_steps: int, kind: Kind, name: s
     return [
         f"## {num_steps} step{'s' * (num_steps > 1)}",
         _code(code),
-        "Pictures of the sizes that it was trained on are best: `height=` and `width=` say others.",
+        "Pictures of the sizes that it was trained on are best"
+        + (": `height` and `width` say which." if student.size is None else f", mostly {_times(student.size)} pixels."),
         "## Guidance",
         _guidance(student),
         "## Other numbers of steps",
@@ -125,6 +128,8 @@ def _as_before(student: Student, form: Form, name: str) -> list[str]:
 def _opening(student: Student, form: Form, name: str) -> list[str]:
     code = ["import torch", "from diffusers import DiffusionPipeline", ""]
     folder = student.origin["base"] if form == "lora" else name
+    if form == "lora":
+        code.append("# the folder of the model that the adapters are for, or its name on the hub")
     code.append(f'pipe = DiffusionPipeline.from_pretrained("{folder}", torch_dtype=torch.bfloat16).to("cuda")')
     return [*code, f'pipe.load_lora_weights("{name}")'] if form == "lora" else code
 
@@ -147,6 +152,10 @@ def _origin(student: Student) -> str:
     }
     rows = [f"| {said} | {student.origin[key]} |" for key, said in names.items() if student.origin[key] is not None]
     return "\n".join(["| | |", "|---|---|", *rows])
+
+
+def _times(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
 
 
 def _spelled(arguments: dict[str, Any]) -> str:

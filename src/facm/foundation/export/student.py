@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from facm import __version__
+from facm.foundation.captions.dataset import CaptionedShards
 from facm.foundation.folder import TRANSFORMER, ModelFolder, open_model
 from facm.foundation.network import DiffusersModel, DiffusersNetwork
 from facm.pretrained.trained import Trained
@@ -20,12 +21,14 @@ class Student:
     model: the folder of the model that it began as.
     few_step: whether it learned the shortcut to the data; a model that was only fine-tuned did not.
     origin: for the records: the run, the checkpoint and the model, with their hashes.
+    size: height and width in pixels of most pictures that it was trained on; None where its data do not say so.
     """
 
     network: DiffusersNetwork
     model: ModelFolder
     few_step: bool
     origin: dict[str, Any]
+    size: tuple[int, int] | None = None
 
     @property
     def unguided(self) -> dict[str, Any]:
@@ -56,4 +59,15 @@ def student_of(trained: Trained) -> Student:
         "smooth": config.smooth,
         "embedded_guidance": config.embedded_guidance,
     }
-    return Student(network, model, trained.interface.learns_shortcut is True, origin)
+    return Student(network, model, trained.interface.learns_shortcut is True, origin, _size(trained))
+
+
+def _size(trained: Trained) -> tuple[int, int] | None:
+    try:
+        dataset = trained.dataset
+    except ValueError:  # a run is exported without its data, too
+        return None
+    if not isinstance(dataset, CaptionedShards):
+        return None
+    most = max(dataset.manifest.buckets, key=lambda bucket: bucket.n)
+    return most.height, most.width

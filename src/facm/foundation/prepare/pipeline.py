@@ -130,11 +130,13 @@ def prepare(
     options: Options,
     world: World = ALONE,
     report: Report | None = None,
+    planned: Callable[[Work], None] | None = None,
 ) -> Summary:
     """Encode all prompts, and the pictures of ``source``, or let the teacher make some, into ``out``, for
     :class:`facm.foundation.Captioned`.
 
-    model: folder of a model in diffusers' layout. report: called on the first rank.
+    model: folder of a model in diffusers' layout. report: called on the first rank. planned: called there with what
+    will be done, before any weights are loaded.
     The data do not depend on the number of ranks, which must see the same folder. After an interruption another call
     resumes with the files that are not complete.
     Raises ValueError for a folder with another preparation, foreign or damaged files, a model that is none, pictures of
@@ -144,6 +146,8 @@ def prepare(
     work = opened(source, model, out, options, world)
     settings = work.settings
     check_same(world, "what is to be prepared", settings)
+    if planned is not None and world.first:
+        planned(work)
     with held(out) if world.first else nullcontext():
         by_first(world, lambda: begin(out, settings))
         with _released():

@@ -76,7 +76,7 @@ def _prompts(path: Path) -> Source:
     lines = list(_lines(path))
     prompts = tuple(line for _, line in lines if line)
     if not prompts:
-        raise ValueError(f"{path} holds no prompts ({len(lines)} empty lines), expected one on each line")
+        raise ValueError(f"{path} holds no prompts, expected one on each line")
     return Source(prompts, None, f"{path}", len(lines) - len(prompts))
 
 
@@ -102,7 +102,7 @@ def _json_lines(path: Path) -> Source:
             files.append(image)
         prompts.append(prompt.strip())
     if not prompts:
-        raise ValueError(f"{path} holds no prompts ({skipped} empty lines), expected one object on each line")
+        raise ValueError(f"{path} holds no prompts, expected one object on each line")
     if not files:
         return Source(tuple(prompts), None, f"{path}", skipped)
     if without:
