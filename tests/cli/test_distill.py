@@ -66,17 +66,18 @@ def test_prompts_are_drawn_beside_the_teacher(place, capsys):
     assert "2 samples, Consistency with 2 evaluations: a.png" in capsys.readouterr().out
     command("sample", "runs/z", "--out", "b.png")
     assert "4 samples" in capsys.readouterr().out  # the data's own prompts
-    (place / "three.txt").write_text("one\n\ntwo\nthree\n")
+    (place / "three.txt").write_text("one\n\n" + "long " * 120 + "\nthree\n")
     command("sample", "runs/z", "--prompts", "three.txt", "--height", 16, "--width", 32, "--out", "c.png")
-    assert "3 samples" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "3 samples" in said.out
+    assert "is cut: number 2, 'long long" in said.err
+    assert "without its last " in said.err
 
 
 def test_it_is_evaluated_by_clip_and_against_pictures(place, capsys):
     save_clip(place / "clip")
     pictures(place / "real", 20)
-    (place / "own.py").write_text(
-        "from facm.evaluation import Identity\n\n\ndef flat():\n    return Identity()\n"
-    )
+    (place / "own.py").write_text("from facm.evaluation import Identity\n\n\ndef flat():\n    return Identity()\n")
     few = ["--num-steps", 1, 2, "--num-samples", 6]
     command("evaluate", "runs/z", "--clip", "clip", *few)
     assert "CLIP score: " in capsys.readouterr().out

@@ -112,10 +112,11 @@ class Prompted:
 def _encoded(options: PromptOptions, trained: Trained, config: DiffusersModel, n: int | None, world: World) -> Prompted:
     import numpy as np
 
+    from facm.cli.prepare import cut_line
     from facm.core.cond import taken
     from facm.core.types import HasPrompts
     from facm.data.checked import first_indices
-    from facm.foundation.prompting import check_length, encode_prompts, shape_of
+    from facm.foundation.prompting import cut_prompts, encode_prompts, shape_of
 
     model, dataset = Path(config.path).expanduser(), trained.dataset
     shape = tuple(dataset.shape)
@@ -129,8 +130,8 @@ def _encoded(options: PromptOptions, trained: Trained, config: DiffusersModel, n
         which = first[np.arange(n or min(MOST_SHOWN, len(first))) % len(first)]
         return Prompted(dataset.prompts(which), dataset.read(which).cond, shape)
     if world.first:
-        for warning in check_length(model, texts):
-            warn(warning)
+        for cut in cut_prompts(model, texts):
+            warn(f"a prompt is longer than the text encoder takes, and is cut: {cut_line(cut)}")
     cond = encode_prompts(model, texts, world.device)
     import torch
 

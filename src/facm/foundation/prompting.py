@@ -11,6 +11,7 @@ from torch import Tensor
 
 from facm.core.cond import Cond, joined, mapped
 from facm.foundation.folder import load_pipeline, open_model
+from facm.foundation.prepare.text import Cut, cut_of
 
 BLOCK = 16
 """Prompts encoded at once."""
@@ -41,16 +42,12 @@ def encode_prompts(model: Path, prompts: Sequence[str], device: torch.device, ne
     return mapped(Tensor.contiguous, encoded)
 
 
-def check_length(model: Path, prompts: Sequence[str]) -> list[str]:
-    """A warning for each prompt that the encoder cuts, with what is left out."""
+def cut_prompts(model: Path, prompts: Sequence[str]) -> list[Cut]:
+    """The prompts that the text encoder cuts, with what is left out."""
     opened = open_model(model)
     pipe = load_pipeline(opened, ())
-    most = opened.family.most_tokens(pipe)
-    return [
-        f"{prompt[:60]!r} has {count} tokens, and the text encoder takes {most}: the end is cut"
-        for prompt in prompts
-        if (count := opened.family.count_tokens(pipe, prompt)) > most
-    ]
+    cuts = (cut_of(opened.family, pipe, i, prompt) for i, prompt in enumerate(prompts))
+    return [cut for cut in cuts if cut is not None]
 
 
 def shape_of(model: Path, height: int, width: int) -> tuple[int, ...]:
