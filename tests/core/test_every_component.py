@@ -53,6 +53,7 @@ REQUIRED = {
     "data": Checkerboard(),
     "objective": FlowMatching(Labels(3)),
     "model": DiffusersModel("x"),
+    "time": Uniform(),
 }
 """A value for every field without a default."""
 NEED_FILES = ("AdamW", "DiffusersModel", "StableDiffusionVAE", "TAEF2", "VAVAE")
@@ -171,7 +172,8 @@ KINDS = {
     "ema": (Run, {"PowerEMA"}),
     "every": (Run, {"Intervals"}),
     "decay": (AdamW, {"Constant", "CosineDecay"}),
-    "time": (FACM, {"ArctanLogNormal", "LogitNormal", "Uniform"}),
+    "time": (FACM, {"ArctanLogNormal", "LogitNormal", "Shifted", "Squeezed", "Uniform"}),
+    "phases": (FACM, {"Phases"}),
     "task": (FACM, {"AuxiliaryTime", "ExpandedInterval"}),
     "anchor": (FACM, {"L2", "L2Cosine", "NormL2", "PseudoHuber", "Scaled"}),
     "alpha": (FACM, {"Cosine", "One", "OneMinusPower"}),
@@ -228,6 +230,12 @@ def test_a_field_takes_its_own_kind_of_component_and_no_other(field):
         ("EDMHeun", {"sigma_min": 90.0}, "sigma_min = 90.0, expected less than sigma_max = 80.0"),
         ("VariancePreserving", {"beta_start": 0.5}, "beta_start = 0.5, expected at most beta_end = 0.02"),
         ("Consistency", {"nfe": 2, "times": (0.0,)}, "times = .*, expected 2 times, one for each"),
+        ("Phases", {"bounds": (0.0, 0.5, 0.5)}, "bounds = .*, expected times that increase strictly"),
+        ("Phased", {"nfe": 1}, "nfe = 1, expected at least 2, one evaluation for each phase"),
+        ("Phased", {"bounds": (0.0, 0.5)}, "bounds = .*, expected times that increase from 0 to 1"),
+        ("Phased", {"nfe": 3, "steps": (1, 1)}, "steps = .*, expected 2 numbers, one for each phase, whose sum is nfe"),
+        ("Phased", {"times": (0.0, 0.6)}, "times = .*, expected all times at which a phase begins among them"),
+        ("Squeezed", {"low": 1.0}, "low = 1.0, expected less than high = 1.0"),
         ("Jumps", {"nfe": 2, "times": (0.0, 0.0)}, "times = .*, expected times that start at 0 and increase"),
         ("DoublingSteps", {"mean": 1000.0}, "mean = 1000.0, expected less than 6 std from the noise levels"),
         ("DoublingSteps", {"images": 3}, "images = 3, expected at least one for each"),

@@ -12,7 +12,30 @@ SCRATCH = (f"{VELOCITY}::test_velocity_from_scratch_is_guided_by_the_networks_ow
 GRAPHS = (f"{VELOCITY}::test_targets_have_no_graph",)
 PARTS = ("tests/flow/test_interpolant.py::test_a_part_draws_its_rows_of_what_the_whole_step_draws",)
 
+PHASES = "tests/flow/test_phases.py"
+FIXED_POINT = (f"{PHASES}::test_the_exact_average_velocity_to_any_end_is_the_fixed_point",)
+OVER_THE_PHASE = (f"{PHASES}::test_weights_run_over_the_phase",)
+ENDS = (f"{PHASES}::test_ends_of_phases",)
+SQUEEZED = (f"{PHASES}::test_times_lie_in_the_phases_and_are_the_same_draws",)
+
 MUTANTS = (
+    # phases
+    Mutant("flow/phases.py", "right=True)", "right=False)", ENDS),
+    Mutant("flow/phases.py", "self.bounds[1:], dtype", "self.bounds[:-1], dtype", ENDS),
+    Mutant("flow/phases.py", "Squeezed(time, low, high)", "Squeezed(time, 0.0, high)", SQUEEZED),
+    Mutant(
+        "flow/times.py", "self.low + (self.high - self.low) * self.time", "self.low + self.high * self.time", SQUEEZED
+    ),
+    Mutant(
+        "flow/times.py",
+        "self.shift * t / (1 + (self.shift - 1) * t)",
+        "t / (self.shift + (1 - self.shift) * t)",
+        (f"{PHASES}::test_a_shift_is_that_of_samplers_and_the_inverse_of_the_families",),
+    ),
+    Mutant("objectives/facm.py", "dF, v, t_end - t,", "dF, v, 1 - t,", FIXED_POINT),
+    Mutant("objectives/facm.py", "s = t / t_end", "s = t", OVER_THE_PHASE),
+    Mutant("objectives/facm.py", "objective.beta(s)", "objective.beta(t)", OVER_THE_PHASE),
+    Mutant("objectives/facm.py", "objective.alpha(s)", "objective.alpha(t)", OVER_THE_PHASE),
     # the path from noise to data
     Mutant("flow/paths.py", "return (1 - t) * x_0 + t * x_1", "return t * x_0 + (1 - t) * x_1", PATH),
     # times, weights and distances

@@ -68,7 +68,7 @@ MUTANTS = (
     ),
     Mutant("objectives/facm.py", "(v, torch.ones_like(t))", "(v, torch.zeros_like(t))", FACM),
     Mutant("objectives/facm.py", "(v, torch.ones_like(t))", "(point.v, torch.ones_like(t))", FACM),
-    Mutant("objectives/facm.py", "L_CM = objective.beta(t) * L_norm", "L_CM = L_norm", FACM),
+    Mutant("objectives/facm.py", "L_CM = objective.beta(s) * L_norm", "L_CM = L_norm", FACM),
     Mutant(
         "objectives/facm.py", "objective.shortcut(F_CM, target.v_tar)", "objective.shortcut(F_CM, target.v_bar)", FACM
     ),

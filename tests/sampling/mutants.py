@@ -7,7 +7,19 @@ BY_HAND = (f"{SAMPLERS}::test_consistency_steps_by_hand",)
 EULER_HEUN = (f"{SAMPLERS}::test_euler_and_heun_by_hand",)
 HEADS = (f"{SAMPLERS}::test_methods_ask_the_right_head_with_the_right_schedule_and_draws",)
 
+PHASED = "tests/sampling/test_phased.py"
+INSIDE = (f"{PHASED}::test_renoising_inside_a_phase_by_hand",)
+ACROSS = (f"{PHASED}::test_a_step_for_each_phase_is_the_flow_and_draws_nothing",)
+OWN_METHOD = (f"{PHASED}::test_each_student_is_sampled_by_its_own_method",)
+
 MUTANTS = (
+    # phase by phase
+    Mutant("sampling/solvers.py", "x + (end - t) * _at", "x + (1 - t) * _at", INSIDE),
+    Mutant("sampling/solvers.py", "times[i + 1] / end", "times[i + 1]", INSIDE),
+    Mutant("sampling/solvers.py", "s**2 - (kept * (1 - end)) ** 2", "s**2", INSIDE),
+    Mutant("sampling/solvers.py", "fresh_noise(i + 1).to(x)", "fresh_noise(1).to(x) * 0", INSIDE),
+    Mutant("sampling/solvers.py", " or times[i + 1] == end", "", ACROSS),
+    Mutant("sampling/methods.py", "if interface.bounds != self.bounds:", "if False:", OWN_METHOD),
     Mutant("sampling/solvers.py", "x = t * x_1_hat + (1 - t) * fresh", "x = (1 - t) * x_1_hat + t * fresh", BY_HAND),
     Mutant(
         "sampling/solvers.py", "        x = x + (t_next - t) * _at", "        x = x + (t - t_next) * _at", EULER_HEUN

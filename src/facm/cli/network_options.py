@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from facm.pretrained.trained import Trained
     from facm.sampling.methods import Method
 
-Sampler = Literal["auto", "consistency", "jumps", "euler", "heun", "dpm", "edm"]
+Sampler = Literal["auto", "consistency", "phased", "jumps", "euler", "heun", "dpm", "edm"]
 Head = Literal["auto", "native", "anchor"]
 NetworkPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|FILE")]
 FILES = (".pt", ".pth", ".safetensors", ".pkl", ".bin", ".ckpt")
@@ -38,8 +38,8 @@ class SamplingOptions:
     """How samples are made, and on what."""
 
     sampler: Sampler = "auto"
-    """auto: consistency for a shortcut to the end, jumps for shortcuts to any time, euler for a flow; dpm:
-    DPM-Solver++(2M); edm: Heun on EDM's noise levels."""
+    """auto: consistency for a shortcut to the end, phased for shortcuts to the ends of phases, jumps for shortcuts to
+    any time, euler for a flow; dpm: DPM-Solver++(2M); edm: Heun on EDM's noise levels."""
     guidance_scale: float = 1.0
     """Guidance w >= 1. A student that was distilled with guidance is sampled with 1."""
     seed: int = 0
@@ -63,7 +63,7 @@ class SolverOptions:
     shift: float = 1.0
     """Schedule shift s t / (1 + (s - 1) t); above 1 spends more steps near data."""
     times: tuple[float, ...] = ()
-    """Consistency and jumps only: the schedule itself, from 0, one time for each evaluation."""
+    """Consistency, phased and jumps only: the schedule itself, from 0, one time for each evaluation."""
     guidance_low: float = 0.125
     """Guidance acts from this time on."""
     guidance_high: float = 1.0
@@ -84,6 +84,7 @@ class SolverOptions:
             Euler,
             Heun,
             Jumps,
+            Phased,
             default_method,
         )
 
@@ -91,6 +92,7 @@ class SolverOptions:
             raise ValueError(f"--num-steps {num_steps}: zero steps make no sample; expected at least 1")
         kinds: dict[str, Any] = {
             "consistency": Consistency,
+            "phased": Phased,
             "jumps": Jumps,
             "euler": Euler,
             "heun": Heun,
@@ -100,15 +102,17 @@ class SolverOptions:
         default: Any = type(default_method(trained.interface, num_steps))
         kind = default if sampler == "auto" else kinds[sampler]
         name = next(name for name, value in kinds.items() if value is kind)
-        if self.times and kind not in (Consistency, Jumps):
+        if self.times and kind not in (Consistency, Jumps, Phased):
             raise ValueError(
-                f"--times {self.times} with --sampler {name}, expected them with consistency or jumps only"
+                f"--times {self.times} with --sampler {name}, expected them with consistency, phased or jumps only"
             )
         if self.shift != 1 and kind is EDMHeun:
             raise ValueError(f"--shift {self.shift} with --sampler edm, which has a schedule of its own; expected none")
         head = ("anchor" if trained.interface.learns_shortcut else "native") if self.head == "auto" else self.head
         method: Any
-        if kind in (Consistency, Jumps):
+        if kind is Phased:
+            method = Phased(num_steps, trained.interface.bounds, None, self.shift, self.times or None)
+        elif kind in (Consistency, Jumps):
             method = kind(num_steps, self.shift, self.times or None)
         else:
             method = kind(num_steps, head) if kind is EDMHeun else kind(num_steps, head, self.shift)

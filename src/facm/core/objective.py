@@ -89,6 +89,7 @@ class NetworkInterface:
     learns_jumps: average velocities between any two times.
     learns_flow: the instantaneous velocity, which ODE solvers follow.
     check_nfe: raises ValueError for a number of jumps that was not trained.
+    bounds: times that it was trained at, from the first to the last, and where it jumps to from each: the next of them.
     """
 
     condition: Condition | None
@@ -97,6 +98,7 @@ class NetworkInterface:
     learns_jumps: bool = False
     learns_flow: bool = True
     check_nfe: Callable[[int], None] = lambda nfe: None
+    bounds: tuple[float, ...] = (0.0, 1.0)
 
 
 class Objective:
@@ -113,6 +115,7 @@ class Objective:
     draws_for_whole_step: whether the draws are made for all samples of a step, of which a batch is a part
         (``Batch.start``, ``Batch.of``); then the numbers do not depend on how many ranks or micro-batches share it.
     group_size: samples that must be together in one batch.
+    bounds: as in :class:`NetworkInterface`.
     """
 
     condition: Condition | None
@@ -125,6 +128,7 @@ class Objective:
     learns_flow: bool = True
     draws_for_whole_step: bool = False
     group_size: int = 1
+    bounds: tuple[float, ...] = (0.0, 1.0)
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -159,7 +163,13 @@ class Objective:
     def interface(self) -> NetworkInterface:
         """How a network that this objective trained is called."""
         return NetworkInterface(
-            self.condition, self.task, self.learns_shortcut, self.learns_jumps, self.learns_flow, self.check_nfe
+            self.condition,
+            self.task,
+            self.learns_shortcut,
+            self.learns_jumps,
+            self.learns_flow,
+            self.check_nfe,
+            self.bounds,
         )
 
 
@@ -170,7 +180,15 @@ class _Wrapped(Objective):
         self.own = own
         for name in (
             *("condition", "velocity", "task", "derivative", "label_dropout", "learns_shortcut", "learns_jumps"),
-            *("learns_flow", "draws_for_whole_step", "group_size", "check_nfe", "check_network", "loss_terms"),
+            *(
+                "learns_flow",
+                "draws_for_whole_step",
+                "group_size",
+                "bounds",
+                "check_nfe",
+                "check_network",
+                "loss_terms",
+            ),
         ):
             if hasattr(own, name):
                 setattr(self, name, getattr(own, name))

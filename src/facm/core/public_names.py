@@ -19,7 +19,7 @@ EXPORTS: dict[str, tuple[str, ...]] = {
     "facm.derivative": ("Chain", "FiniteDifference", "NoGraph", "OpLevel", "WholeNetwork"),
     "facm.flow": (
         *("ArctanLogNormal", "AuxiliaryTime", "Cosine", "ExpandedInterval", "L2", "L2Cosine", "LogitNormal", "NormL2"),
-        *("One", "OneMinusPower", "PseudoHuber", "Scaled", "Uniform"),
+        *("One", "OneMinusPower", "Phases", "PseudoHuber", "Scaled", "Shifted", "Squeezed", "Uniform"),
     ),
     "facm.foundation": ("Captioned", "Captions", "DiffusersModel", "FromModel", "LoRA", "OwnBase"),
     "facm.latents": ("LatentSpace", "Latents", "StableDiffusionVAE", "TAEF2", "VAVAE"),
@@ -27,7 +27,7 @@ EXPORTS: dict[str, tuple[str, ...]] = {
     "facm.objectives": ("DoublingSteps", "OverStep", "ShrinkingGap", "SignalToNoise"),
     "facm.pretrained": ("FromFile",),
     "facm.runs": ("Constant", "CosineDecay"),
-    "facm.sampling": ("Consistency", "DPMSolverPP", "EDMHeun", "Euler", "Heun", "Jumps"),
+    "facm.sampling": ("Consistency", "DPMSolverPP", "EDMHeun", "Euler", "Heun", "Jumps", "Phased"),
 }
 """Package -> the components that it exports. A name stands for one component in all of them."""
 

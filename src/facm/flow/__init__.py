@@ -1,8 +1,9 @@
 """The flow between noise and data: times, weightings, distances, conditions, guidance."""
 
 from facm.flow.distances import L2, L2Cosine, NormL2, PseudoHuber, Scaled
+from facm.flow.phases import Phases
 from facm.flow.time_conditioning import AuxiliaryTime, ExpandedInterval
-from facm.flow.times import ArctanLogNormal, LogitNormal, Uniform
+from facm.flow.times import ArctanLogNormal, LogitNormal, Shifted, Squeezed, Uniform
 from facm.flow.weighting import Cosine, One, OneMinusPower
 
 __all__ = [
@@ -16,7 +17,10 @@ __all__ = [
     "NormL2",
     "One",
     "OneMinusPower",
+    "Phases",
     "PseudoHuber",
     "Scaled",
+    "Shifted",
+    "Squeezed",
     "Uniform",
 ]

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Annotated, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from facm.core.component import Finite, Fraction, Positive, component, refused
+from facm.core.component import Finite, Fraction, Positive, Range, component, refused
 
 
 @runtime_checkable
@@ -45,6 +45,45 @@ class Uniform(TimeDistribution):
 
     def sample(self, n: int, rng: torch.Generator) -> Tensor:
         return self.low + (self.high - self.low) * torch.rand(n, generator=rng, device=rng.device)
+
+
+@dataclass(frozen=True)
+@component
+class Squeezed(TimeDistribution):
+    """low + (high - low) t for t of another distribution: the same times within a phase."""
+
+    time: TimeDistribution
+    """The distribution on [0, 1]."""
+    low: Fraction = 0.0
+    """Earliest time, at least 0."""
+    high: Fraction = 1.0
+    """Latest time, at most 1."""
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise refused(self, "low", f"less than high = {self.high}")
+
+    def sample(self, n: int, rng: torch.Generator) -> Tensor:
+        return self.low + (self.high - self.low) * self.time.sample(n, rng)
+
+
+@dataclass(frozen=True)
+@component
+class Shifted(TimeDistribution):
+    """s t / (1 + (s - 1) t) for t of another distribution, as samplers shift their schedules.
+
+    In this package's time s < 1 leans towards noise. Families state the shift of sigma = 1 - t, which is 1 / s: Wan's
+    shift 5 is ``Shifted(Uniform(), 0.2)``.
+    """
+
+    time: TimeDistribution = Uniform()
+    """The distribution that is shifted."""
+    shift: Annotated[float, Range("[1e-6, 1e6]")] = 1.0
+    """s above 0; 1 changes nothing."""
+
+    def sample(self, n: int, rng: torch.Generator) -> Tensor:
+        t = self.time.sample(n, rng)
+        return self.shift * t / (1 + (self.shift - 1) * t)
 
 
 @dataclass(frozen=True)

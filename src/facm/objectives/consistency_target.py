@@ -27,14 +27,15 @@ class ShortcutTarget:
 
 
 def shortcut_target(
-    F_CM: Tensor, dF: Tensor, v: Tensor, t: Tensor, alpha: Tensor, clamp: float | None
+    F_CM: Tensor, dF: Tensor, v: Tensor, left: Tensor, alpha: Tensor, clamp: float | None
 ) -> ShortcutTarget:
-    """One relaxation step of the fixed-point iteration F = v + (1 - t) dF/dt.
+    """One relaxation step of the fixed-point iteration F = v + (t_end - t) dF/dt.
 
-    F_CM, dF, v: (B, ...); t, alpha: (B,); clamp: bound of the residual g, or None. alpha = 1 is no interpolation.
+    F_CM, dF, v: (B, ...); left = t_end - t, alpha: (B,); clamp: bound of the residual g, or None. alpha = 1 is no
+    interpolation.
     """
     F_sg = F_CM.detach()
-    v_bar = v + (1 - expand(t, v)) * dF.detach()  # Alg. 1, line 7
+    v_bar = v + expand(left, v) * dF.detach()  # Alg. 1, line 7
     g = F_sg - v_bar  # Eq. 11
     g_clamped = g if clamp is None else g.clamp(-clamp, clamp)
     return ShortcutTarget(v_bar, g, F_sg - expand(alpha, v) * g_clamped)  # Eq. 12

@@ -18,6 +18,7 @@ from facm.derivative import Derivative, OpLevel
 from facm.flow.conditions import Dropout
 from facm.flow.distances import Distance, NormL2
 from facm.flow.interpolant import Interpolant
+from facm.flow.phases import Phases
 from facm.flow.time_conditioning import ExpandedInterval
 from facm.flow.times import ArctanLogNormal, TimeDistribution
 from facm.flow.velocity import TeacherVelocity, check_guidance
@@ -66,12 +67,18 @@ class ContinuousCM(Objective):
     """Fraction of samples trained at the null condition."""
     derivative: Derivative = OpLevel()
     """How the total derivative dF/dt is computed (Eq. 16)."""
+    phases: Phases = Phases()
+    """Which times are trained, and where the student jumps from each: Phases() is to data from all of them."""
     learns_shortcut = True
     learns_flow = False
     draws_for_whole_step = True
 
     def __post_init__(self) -> None:
         check_guidance(self, self.velocity)
+
+    @property
+    def bounds(self) -> tuple[float, ...]:  # type: ignore[override]
+        return self.phases.bounds
 
     def evaluate(self, network: Any, point: Interpolant, teacher: Any | None = None) -> ConsistencyTerms:
         """One evaluation at given draws; errors as in :meth:`facm.objectives.facm.FACM.evaluate`."""
@@ -80,5 +87,5 @@ class ContinuousCM(Objective):
         return ConsistencyTerms(**vars(shortcut_terms(self, network, point, v)), x_t=point.x_t, v=v)
 
     def __call__(self, network: Any, batch: Batch, rng: torch.Generator, teacher: Any | None = None) -> Loss:
-        point = Interpolant.draw(batch, self.time, self.condition, self.label_dropout, rng)
+        point = Interpolant.draw(batch, self.phases.times(self.time), self.condition, self.label_dropout, rng)
         return self.evaluate(network, point, teacher).loss()

@@ -16,6 +16,7 @@ from facm.derivative import Derivative, OpLevel, Prediction
 from facm.flow.conditions import Dropout
 from facm.flow.distances import Distance, L2Cosine, NormL2
 from facm.flow.interpolant import Interpolant
+from facm.flow.phases import Phases
 from facm.flow.time_conditioning import ExpandedInterval
 from facm.flow.times import ArctanLogNormal, TimeDistribution
 from facm.flow.velocity import TeacherVelocity, check_guidance
@@ -106,11 +107,17 @@ class FACM(Objective):
     """Fraction of samples trained at the null condition: 0.1 from scratch with guidance, 0 in distillation."""
     derivative: Derivative = OpLevel()
     """How the total derivative dF/dt is computed (Eq. 16)."""
+    phases: Phases = Phases()
+    """Which times are trained, and where the student jumps from each: Phases() is to data from all of them."""
     learns_shortcut = True
     draws_for_whole_step = True
 
     def __post_init__(self) -> None:
         check_guidance(self, self.velocity)
+
+    @property
+    def bounds(self) -> tuple[float, ...]:  # type: ignore[override]
+        return self.phases.bounds
 
     def evaluate(self, network: Any, point: Interpolant, teacher: Any | None = None) -> FACMTerms:
         """One evaluation at given draws.
@@ -134,17 +141,24 @@ class FACM(Objective):
 
         return anchor, lambda: shortcut_terms(self, network, point, v)  # lines 6-8
 
+    def _drawn(self, batch: Batch, rng: torch.Generator) -> Interpolant:
+        return Interpolant.draw(batch, self.phases.times(self.time), self.condition, self.label_dropout, rng)
+
     def loss_terms(
         self, network: Any, batch: Batch, rng: torch.Generator, teacher: Any | None = None
     ) -> tuple[Callable[[], Loss], ...]:
         """The anchor's loss and the shortcut's, on the same draws."""
-        point = Interpolant.draw(batch, self.time, self.condition, self.label_dropout, rng)  # lines 1-2
+        point = Interpolant.draw(
+            batch, self.phases.times(self.time), self.condition, self.label_dropout, rng
+        )  # lines 1-2
         anchor, shortcut = self._terms(network, point, teacher)
         return lambda: anchor().loss(), lambda: shortcut().loss()
 
     def __call__(self, network: Any, batch: Batch, rng: torch.Generator, teacher: Any | None = None) -> Loss:
         """L_FM + L_CM on noise, times and dropped labels from ``rng``."""
-        point = Interpolant.draw(batch, self.time, self.condition, self.label_dropout, rng)  # lines 1-2
+        point = Interpolant.draw(
+            batch, self.phases.times(self.time), self.condition, self.label_dropout, rng
+        )  # lines 1-2
         return self.evaluate(network, point, teacher).loss()  # line 9
 
 
@@ -153,7 +167,9 @@ def shortcut_terms(objective: FACM | ContinuousCM, network: Any, point: Interpol
     x_t, t = point.x_t, point.t
     F = Prediction(network, objective.task.shortcut, point.cond)
     F_CM, dF = objective.derivative(F, (x_t, t), (v, torch.ones_like(t)))  # line 6, Eq. 16
-    target = shortcut_target(F_CM, dF, v, t, objective.alpha(t), objective.clamp)  # lines 7-8, Eq. 11-13
+    t_end = objective.phases.end(t)  # 1 in the paper, whose student has one phase
+    s = t / t_end
+    target = shortcut_target(F_CM, dF, v, t_end - t, objective.alpha(s), objective.clamp)  # lines 7-8, Eq. 11-13
     L_norm = objective.shortcut(F_CM, target.v_tar)  # Eq. 18
-    L_CM = objective.beta(t) * L_norm  # Eq. 14
+    L_CM = objective.beta(s) * L_norm  # Eq. 14
     return ShortcutTerms(F_CM, dF, target.v_bar, target.g, target.v_tar, L_norm, L_CM)

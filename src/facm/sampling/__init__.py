@@ -1,6 +1,6 @@
 """Samples from a trained network."""
 
-from facm.sampling.methods import Consistency, DPMSolverPP, EDMHeun, Euler, Heun, Jumps, Method, default_method
+from facm.sampling.methods import Consistency, DPMSolverPP, EDMHeun, Euler, Heun, Jumps, Method, Phased, default_method
 from facm.sampling.source import Source, VelocityFields
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Heun",
     "Jumps",
     "Method",
+    "Phased",
     "Source",
     "VelocityFields",
     "default_method",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from facm.core.component import Positive, Range, component, refused
 from facm.core.objective import NetworkInterface
+from facm.flow.phases import WHOLE, Bounds
 from facm.sampling import solvers
 from facm.sampling.source import Head, VelocityFields
 
@@ -70,10 +71,66 @@ class Consistency(Method):
             raise ValueError(
                 f"{self} needs average velocities from any time to the end, which the network has not learned"
             )
+        _check_whole(self, interface)
+        if interface.bounds != WHOLE:
+            raise ValueError(
+                f"{self} jumps to 1 from all times, and the network has learned to jump to the ends of its phases, "
+                f"{interface.bounds}; expected Phased({max(self.nfe, len(interface.bounds) - 1)}, {interface.bounds})"
+            )
         interface.check_nfe(self.nfe)
 
     def solve(self, fields: VelocityFields, x_0: Tensor, fresh_noise: FreshNoise) -> Tensor:
         return solvers.consistency(fields.shortcut(), x_0, self.schedule(), fresh_noise)
+
+
+@dataclass(frozen=True)
+@component
+class Phased(Method):
+    """Consistency sampling of a student that jumps to the ends of phases, or of a pair of which each has learned one.
+
+    nfe: network evaluations, at least one for each phase.
+    bounds: where phases begin and end, from 0 to 1.
+    steps: evaluations in each phase; None: as many in each, later ones have what is left over.
+    shift: of the uniform schedule in each phase; above 1 spends more steps near its end.
+    times: the schedule itself, nfe times that start at 0 and increase, all bounds but the last among them.
+    """
+
+    nfe: Evaluations = 2
+    bounds: Bounds = (0.0, 0.5, 1.0)
+    steps: Annotated[tuple[Evaluations, ...], Range("[1, 64]")] | None = None
+    shift: Shift = 1.0
+    times: Times | None = None
+
+    def __post_init__(self) -> None:
+        phases = len(self.bounds) - 1
+        if self.bounds[0] != 0 or self.bounds[-1] != 1 or any(a >= b for a, b in pairwise(self.bounds)):
+            raise refused(self, "bounds", "times that increase from 0 to 1")
+        if self.nfe < phases:
+            raise refused(self, "nfe", f"at least {phases}, one evaluation for each phase of {self.bounds}")
+        if self.steps is not None and (len(self.steps) != phases or sum(self.steps) != self.nfe):
+            raise refused(self, "steps", f"{phases} numbers, one for each phase, whose sum is nfe = {self.nfe}")
+        _check_schedule(self)
+        if self.times is not None and not set(self.bounds[:-1]) <= set(self.times):
+            raise refused(self, "times", f"all times at which a phase begins among them: {self.bounds[:-1]}")
+
+    def schedule(self) -> list[float]:
+        if self.times is not None:
+            return list(self.times)
+        steps = self.steps or solvers.spread_over_phases(self.nfe, len(self.bounds) - 1)
+        return solvers.phased_times(steps, self.bounds, self.shift)
+
+    def check(self, interface: NetworkInterface) -> None:
+        if not interface.learns_shortcut:
+            raise ValueError(
+                f"{self} needs average velocities to the ends of phases, which the network has not learned"
+            )
+        _check_whole(self, interface)
+        if interface.bounds != self.bounds:
+            raise ValueError(f"{self} has the bounds {self.bounds}, and the network has learned {interface.bounds}")
+        interface.check_nfe(self.nfe)
+
+    def solve(self, fields: VelocityFields, x_0: Tensor, fresh_noise: FreshNoise) -> Tensor:
+        return solvers.phased(fields.shortcut(), x_0, self.schedule(), self.bounds, fresh_noise)
 
 
 @dataclass(frozen=True)
@@ -211,11 +268,21 @@ def default_method(interface: NetworkInterface, nfe: int) -> Method:
     """Consistency for a network that learned the shortcut to the end, jumps for one that only learned those between
     any two times, else Euler."""
     if interface.learns_shortcut:
-        return Consistency(nfe)
+        return Consistency(nfe) if interface.bounds == WHOLE else Phased(nfe, interface.bounds)
     return Jumps(nfe) if interface.learns_jumps else Euler(nfe)
 
 
-def _check_schedule(method: Consistency | Jumps) -> None:
+def _check_whole(method: Method, interface: NetworkInterface) -> None:
+    """Raise ValueError for a network that was trained at a part of the times alone."""
+    first, *_, last = interface.bounds
+    if (first, last) != WHOLE:
+        raise ValueError(
+            f"{method} needs all times from 0 to 1, and the network has learned those from {first:g} to {last:g}: it "
+            "is one of several that are sampled together"
+        )
+
+
+def _check_schedule(method: Consistency | Jumps | Phased) -> None:
     times = method.times or (0.0,)
     if times[0] != 0 or any(a >= b for a, b in pairwise(times)):
         raise refused(method, "times", "times that start at 0 and increase strictly below 1")
@@ -233,3 +300,4 @@ def _check_flow(method: Method, interface: NetworkInterface) -> None:
         raise ValueError(
             f"{method} follows the flow's velocity, which the network has not learned; expected Consistency"
         )
+    _check_whole(method, interface)

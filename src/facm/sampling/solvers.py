@@ -64,6 +64,59 @@ def consistency(
 
 
 @torch.no_grad()
+def phased(
+    F: VelocityField,
+    x_0: Tensor,
+    times: Sequence[float],
+    bounds: Sequence[float],
+    fresh_noise: Callable[[int], Tensor] | None = None,
+) -> Tensor:
+    """Consistency sampling phase by phase: jump to the end of the phase, renoise to the next time in it, jump again;
+    from one phase to the next without noise.
+
+    F: average velocity from t to the end of t's phase. bounds: 0 = b_0 < ... < b_K = 1, the phases' ends, all of which
+    but the last are among the times. Otherwise as :func:`consistency`, which this is for the bounds (0, 1).
+    """
+    check_times(times)
+    check_phases(times, bounds)
+    x = x_0.double()
+    for i, t in enumerate(times):
+        end = min(bound for bound in bounds if bound > t)
+        x_end = x + (end - t) * _at(F, x, t, x_0.dtype)
+        if i + 1 == len(times) or times[i + 1] == end:
+            x = x_end
+            continue
+        if fresh_noise is None:
+            raise ValueError(f"{len(times)} steps in {len(bounds) - 1} phases need fresh_noise, got None")
+        # x_end is noisy itself: its part of the noise is kept, and the rest of the variance is new.
+        s, kept = 1 - times[i + 1], times[i + 1] / end
+        x = kept * x_end + math.sqrt(s**2 - (kept * (1 - end)) ** 2) * fresh_noise(i + 1).to(x)
+    return x.to(x_0.dtype)
+
+
+def phased_times(steps: Sequence[int], bounds: Sequence[float], shift: float = 1.0) -> list[float]:
+    """The schedule with ``steps[k]`` steps in phase k, which are spread as :func:`shifted_times` spreads them."""
+    phases = zip(steps, pairwise(bounds), strict=True)
+    return [low + (high - low) * t for n, (low, high) in phases for t in shifted_times(n, shift)]
+
+
+def spread_over_phases(nfe: int, phases: int) -> tuple[int, ...]:
+    """Steps of each phase, as equal as they can be; later ones have what is left over. Raises ValueError for fewer
+    steps than phases."""
+    if nfe < phases:
+        raise ValueError(f"nfe = {nfe} for {phases} phases, expected at least {phases}: a step in each of them")
+    return tuple((nfe + k) // phases for k in range(phases))
+
+
+def check_phases(times: Sequence[float], bounds: Sequence[float]) -> None:
+    """Raise ValueError unless the bounds go from 0 to 1 and each phase begins with a step."""
+    if len(bounds) < 2 or bounds[0] != 0 or bounds[-1] != 1 or any(a >= b for a, b in pairwise(bounds)):
+        raise ValueError(f"bounds = {tuple(bounds)}, expected times that increase from 0 to 1")
+    if missing := [bound for bound in bounds[:-1] if bound not in times]:
+        raise ValueError(f"times = {list(times)}, expected a step at {missing[0]:g}, where a phase begins")
+
+
+@torch.no_grad()
 def euler(F: VelocityField, x_0: Tensor, times: Sequence[float]) -> Tensor:
     """Euler's method from t = 0 to 1; F: instantaneous velocity. One evaluation a step, first order."""
     check_times(times)
