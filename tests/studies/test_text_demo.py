@@ -49,6 +49,7 @@ def done(tmp_path_factory):
         patched.setattr(demo, "text_student", shortened(runs.text_student))
         patched.setattr(demo, "TEACHER_NFE", (1, 2))
         patched.setattr(demo, "SAMPLES", 40)
+        patched.setattr(demo, "cores_for_two", lambda: False)  # another process takes seconds to start
         patched.setattr(demo, "DIGITS", 40)
         patched.setattr("facm.evaluation.evaluator.SmallClassifier", functools.partial(SmallClassifier, epochs=1))
         cli.main(["demo", "text", "--out", str(out)])

@@ -31,6 +31,7 @@ from facm.pretrained.trained import Trained, load_trained
 from facm.runs import log as logs
 from facm.runs.folder import RunFolder
 from facm.sampling.methods import Consistency, Euler
+from facm.studies.beside import cores_for_two, trained_beside
 from facm.studies.demo_folder import Clock, begin, check_mine, train_part
 from facm.studies.html import steps
 from facm.studies.text_demo.measure import Prompts, drawn, measured
@@ -89,8 +90,18 @@ def _model(out: Path, seed: int, clock: Clock, quiet: bool) -> bool:
 
 def _students(out: Path, seed: int, clock: Clock, quiet: bool) -> bool:
     """The trained and exported students; False where one was interrupted."""
-    for name in STUDENTS:
-        run = text_student(out / "model", out / "data", lora=name == "lora", seed=seed)
+    runs = {name: text_student(out / "model", out / "data", lora=name == "lora", seed=seed) for name in STUDENTS}
+    if cores_for_two():
+        with trained_beside(out / "lora", runs["lora"]) as lora_is_whole:
+            if not quiet:
+                say("the students are trained side by side; this is the one of all weights")
+            if not train_part(runs["full"], out / "full", "full", clock, quiet):
+                return False
+            began = time.monotonic()
+            if not lora_is_whole():
+                return False
+            clock.add("lora", time.monotonic() - began)  # what it took longer than the other
+    for name, run in runs.items():
         if not train_part(run, out / name, name, clock, quiet):
             return False
         _unless(out / f"{name}-student", partial(_export, out / name))
