@@ -1,8 +1,11 @@
 """Two experts in one model: which is asked, how each is guided, what is in memory; and folders with half a pair."""
 
 import json
+import math
 import shutil
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,13 +13,19 @@ from facm.core.cond import repeated
 from facm.flow import Sorted, TwoScales, Uniform
 from facm.flow.guidance import NO_GUIDANCE, velocity_field
 from facm.flow.two_experts import just_above, of_high_noise
-from facm.foundation import DiffusersModel, FromExperts, LoRA, OtherExpert
+from facm.foundation import Captioned, DiffusersModel, FromExperts, LoRA, OtherExpert
+from facm.foundation.captions.manifest import read_manifest
+from facm.foundation.captions.origin import check_origin
 from facm.foundation.experts.residence import Residence
 from facm.foundation.experts.switch import TwoExperts
 from facm.foundation.experts.teacher import Visiting, boundary_of
 from facm.foundation.folder import SECOND, TRANSFORMER, load_pipeline, open_model
+from facm.foundation.prepare.pipeline import prepare
+from facm.foundation.prepare.sources import source_at
+from facm.sampling.generate import noise
 from facm.sampling.solvers import euler
 from tests.foundation.conformance_parts import relative
+from tests.foundation.prepared_parts import FAST, PROMPTS, contents, prompts_file
 from tests.foundation.wan_parts import BOUNDARY, TOKENS, WIDTH, ZeroNull
 
 SHAPE = (4, 1, 4, 4)
@@ -118,6 +127,63 @@ def test_the_teacher_that_switches_is_the_pipeline(wan22, guided, shift):
     guidance = TwoScales(3.0, scale_2=2.0, boundary=BOUNDARY) if guided else NO_GUIDANCE
     field = velocity_field(experts(wan22), lambda t: {"t": t}, cond, Null(null), guidance)
     assert relative(euler(field, x_0, times), theirs) < 1e-6
+
+
+SCALES = replace(FAST, steps=3, guidance_scale_2=2.0)
+
+
+@pytest.fixture(scope="module")
+def by_experts(wan22, tmp_path_factory):
+    """Five prompts, of which the two experts made latents."""
+    root = tmp_path_factory.mktemp("experts")
+    prepare(source_at(prompts_file(root)), wan22, root / "data", SCALES)
+    return root / "data"
+
+
+def test_the_experts_make_what_their_pipeline_makes(wan22, by_experts):
+    pipe = load_pipeline(open_model(wan22), ("text_encoder", "transformer", "transformer_2", "vae"))
+    made = pipe(
+        prompt=list(PROMPTS),
+        negative_prompt="bad",
+        height=32,
+        width=32,
+        num_frames=1,
+        num_inference_steps=3,
+        guidance_scale=3.0,
+        guidance_scale_2=2.0,
+        latents=noise(FAST.seed, range(5), 0, SHAPE),
+        output_type="latent",
+    ).frames
+    batch = Captioned(str(by_experts)).open().read(np.arange(5))
+    torch.testing.assert_close(batch.x_1, made, rtol=1e-5, atol=1e-5)
+    manifest = read_manifest(by_experts)
+    assert {"transformer", "transformer_2"} < set(manifest.hashes)
+    assert (manifest.teacher.guidance_scale_2, manifest.teacher.boundary) == (2.0, BOUNDARY)
+    check_origin(by_experts, open_model(wan22))
+
+
+def test_memory_for_one_expert_makes_the_same_data(wan22, by_experts, tmp_path):
+    again = prepare(source_at(prompts_file(tmp_path)), wan22, tmp_path / "data", replace(SCALES, resident="one"))
+    assert again.made == 5
+    assert contents(tmp_path / "data")["samples_00000.safetensors"] == contents(by_experts)["samples_00000.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("second", "first", "message"),
+    [
+        (math.nan, 3.0, "guidance_scale_2 = nan, expected a number above 0"),
+        (2.0, 1.0, "guidance_scale = 1.0 with guidance_scale_2 = 2.0: WanPipeline guides neither"),
+    ],
+)
+def test_scales_that_the_pipeline_would_not_follow(wan22, tmp_path, second, first, message):
+    options = replace(FAST, guidance_scale=first, guidance_scale_2=second)
+    with pytest.raises(ValueError, match=message):
+        prepare(source_at(prompts_file(tmp_path)), wan22, tmp_path / "data", options)
+
+
+def test_a_second_scale_needs_a_second_expert(wan, tmp_path):
+    with pytest.raises(ValueError, match=r"guidance_scale_2 = 2.0, and .* has one transformer; expected None"):
+        prepare(source_at(prompts_file(tmp_path)), wan, tmp_path / "data", replace(FAST, guidance_scale_2=2.0))
 
 
 class Null(ZeroNull):
