@@ -35,6 +35,7 @@ from facm.foundation.experts.switch import Resident
 from facm.foundation.experts.teacher import FromExperts
 from facm.foundation.folder import SECOND, VAE, ModelFolder, load_pipeline, open_model, quiet
 from facm.foundation.network import DTYPES, DiffusersModel
+from facm.foundation.prepare.guidance import check_second
 from facm.foundation.prepare.samples import from_pictures, from_teacher, write_samples
 from facm.foundation.prepare.schedule import default_size, sigmas_of
 from facm.foundation.prepare.settings import Settings, begin, finished, held
@@ -219,26 +220,6 @@ def _teacher(source: Source, options: Options, model: ModelFolder, pipe: Any) ->
         guidance_scale_2=second,
         boundary=model.boundary,
     )
-
-
-def check_second(guidance_scale: float, guidance_scale_2: float | None, model: ModelFolder) -> float | None:
-    """guidance_scale_2 of a pipeline's call, as it takes it; None for a model of one transformer. Raises ValueError for
-    a number that this pipeline would not follow."""
-    if model.boundary is None:
-        if guidance_scale_2 is not None:
-            raise ValueError(
-                f"guidance_scale_2 = {guidance_scale_2}, and {model.path} has one transformer; expected None"
-            )
-        return None
-    second = guidance_scale if guidance_scale_2 is None else guidance_scale_2
-    if not (math.isfinite(second) and second > 0):
-        raise ValueError(f"guidance_scale_2 = {second}, expected a number above 0")
-    if guidance_scale <= 1 < second:
-        raise ValueError(
-            f"guidance_scale = {guidance_scale} with guidance_scale_2 = {second}: {model.pipeline} guides neither of "
-            "its experts where guidance_scale is at most 1; expected guidance_scale above 1, or guidance_scale_2 = 1"
-        )
-    return second
 
 
 def _plan(source: Source, pipe: Any, model: ModelFolder, options: Options) -> Plan:
