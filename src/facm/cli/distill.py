@@ -37,8 +37,8 @@ def finetune(model: ModelPath, data: str) -> None:
 
 
 def of_model(recipe: str) -> Callable[[list[str], str], None]:
-    """What runs ``facm RECIPE MODEL ...`` as ``facm train RECIPE --model MODEL ...``, into runs/NAME OF THE DATA, and which half of a
-    pair it is."""
+    """What runs ``facm RECIPE MODEL ...`` as ``facm train RECIPE --model MODEL ...``, into runs/NAME OF THE DATA, with
+    the half of a pair in the name."""
 
     def run(words: list[str], prog: str) -> None:
         given = _with_model(words, prog)
