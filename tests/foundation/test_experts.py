@@ -93,14 +93,14 @@ def test_samples_in_a_mixed_batch_are_as_alone(wan22):
     assert model.boundary == BOUNDARY == boundary_of(str(wan22))
 
 
-@pytest.mark.parametrize(("guided", "shift"), [(False, 7.0), (True, 7.0), (True, 3.0)])
+@pytest.mark.parametrize(("guided", "shift"), [(False, 7.0), (True, 7.0)])
 def test_the_teacher_that_switches_is_the_pipeline(wan22, guided, shift):
     """Shift 7 puts the second of four steps exactly on the boundary."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     model = open_model(wan22)
     pipe = load_pipeline(model, (*model.encoders, *model.transformers, "vae"))
-    steps = 4 if shift == 7 else 5
+    steps = 4
     pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=shift, shift_terminal=None)
     x_0 = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(1))
     how = (

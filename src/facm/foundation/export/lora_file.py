@@ -33,8 +33,8 @@ def write_lora(
     in it, high_noise and low_noise.
 
     differences: transformer of the exported pipeline -> its layer -> the adapter. num_steps: what the model card shows.
-    said: a sentence about the adapters for the card. kind: of the scheduler that it shows. Raises TakenError where there
-    is something at ``out``.
+    said: a sentence about the adapters for the card. kind: of the scheduler that it shows. Raises TakenError where
+    there is something at ``out``.
     """
     import diffusers
 
