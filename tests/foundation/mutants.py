@@ -21,7 +21,6 @@ COMFYUI = (f"{EXPORT}::test_diffusers_reads_the_file_for_comfyui[wan]",)
 LARGEST = (f"{EXPORT}::test_low_rank_keeps_the_largest_directions_and_says_how_much",)
 
 EXPERTS = "tests/foundation/test_experts.py"
-SWITCH = (f"{EXPERTS}::test_the_teacher_that_switches_is_the_pipeline",)
 BOUNDARY = (f"{EXPERTS}::test_a_step_on_the_boundary_is_of_high_noise_as_in_the_pipeline",)
 MIXED = (f"{EXPERTS}::test_each_sample_is_asked_of_its_own_expert",)
 SCALES = (f"{EXPERTS}::test_each_expert_has_its_own_guidance",)
@@ -40,7 +39,7 @@ MUTANTS = (
     Mutant("flow/two_experts.py", "boundary + min(AVOIDED, (1 - boundary) / 2)", "boundary", BOUNDARY),
     Mutant("flow/two_experts.py", "self.boundary), self.scale, w)", "self.boundary), w, self.scale)", SCALES),
     Mutant("flow/two_experts.py", "max(self.scale, self.scale_2)", "self.scale_2", SCALES),
-    Mutant("flow/guidance.py", "guidance.at(t[which], v_u)", "guidance.at(t[:1], v_u)", (*SWITCH,)),
+    Mutant("flow/guidance.py", "guidance.at(t[which], v_u)", "guidance.at(t[:1], v_u)", SCALES),
     Mutant(
         "flow/times.py",
         "self.time.sample(n, rng).sort().values",

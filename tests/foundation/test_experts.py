@@ -11,7 +11,7 @@ import torch
 
 from facm.core.cond import repeated
 from facm.flow import Sorted, TwoScales, Uniform
-from facm.flow.guidance import NO_GUIDANCE, velocity_field
+from facm.flow.guidance import NO_GUIDANCE, guided_velocity, velocity_field
 from facm.flow.two_experts import just_above, of_high_noise
 from facm.foundation import Captioned, DiffusersModel, FromExperts, LoRA, OtherExpert
 from facm.foundation.captions.manifest import read_manifest
@@ -201,6 +201,22 @@ def test_each_expert_has_its_own_guidance():
     assert guidance.active(t).tolist() == [True, True, False]
     assert guidance.strongest == 4.0
     assert TwoScales(1.0, scale_2=3.0).active(torch.tensor([0.1, 0.25])).tolist() == [False, True]
+
+    class Zeros(ZeroNull):
+        def null(self, cond):
+            return torch.zeros_like(cond)
+
+    guidance = TwoScales(4.0, scale_2=2.0, boundary=0.75)
+    v = guided_velocity(
+        lambda x, t, cond: cond[:, None].expand_as(x),
+        lambda t: {"t": t},
+        torch.zeros(3, 2),
+        torch.tensor([0.5, 0.1, 0.9]),
+        torch.tensor([1.0, 1.0, 10.0]),
+        Zeros(),
+        guidance,
+    )
+    assert v.tolist() == [[2.0, 2.0], [4.0, 4.0], [20.0, 20.0]]
 
 
 def test_sorted_times_are_the_same_times():

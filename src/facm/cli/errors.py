@@ -48,7 +48,7 @@ FLAGS = {
         "raw": "--raw",
         "lora_rank": "--lora-rank",
         "to": "--to",
-        "high_noise": "--high-noise",
+        **{"high_noise": "--high-noise", "num_steps": "--num-steps", "scheduler": "--scheduler"},
     },
     "latents": {"batch_size": "--batch-size", "out": "--out", "autoencoder": "--autoencoder"},
     "study": {"task": "--only", "name": "--at", "data": "--data", "out": "--out"},

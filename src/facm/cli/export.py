@@ -92,9 +92,7 @@ def _check(to: str, out: Path, num_steps: int, lora_rank: int | None, high_noise
     if not out.absolute().parent.is_dir():
         raise ValueError(f"--out {out}: there is no folder {out.absolute().parent}")
     if to == "comfyui" and high_noise is not None:
-        raise ValueError(
-            f"--high-noise {high_noise} with --to comfyui, which takes a file for each half; expected none"
-        )
+        raise ValueError(f"--high-noise {high_noise} with --to comfyui, which has a file for each half; expected none")
 
 
 def _student(

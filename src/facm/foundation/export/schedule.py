@@ -69,7 +69,7 @@ def _terminal_of_phases(pipeline: str, num_steps: int, bounds: Sequence[float]) 
     if num_steps != phases or not fits:
         steps = f"num_steps = {phases}, a step in each phase, or " if fits else ""
         raise ValueError(
-            f"num_steps = {num_steps} with a student of the phases {tuple(bounds)} and scheduler = 'stock': diffusers' "
+            f"num_steps = {num_steps} with scheduler = 'stock' and a student of the phases {tuple(bounds)}: diffusers' "
             f"own scheduler cannot take these steps; expected {steps}scheduler = 'facm'"
         )
     return 1 - bounds[-2] if by_scheduler else None
