@@ -53,6 +53,8 @@ REQUIRED = {
     "data": Checkerboard(),
     "objective": FlowMatching(Labels(3)),
     "model": DiffusersModel("x"),
+    "high": DiffusersModel("x"),
+    "low": DiffusersModel("x", part="transformer_2"),
     "time": Uniform(),
 }
 """A value for every field without a default."""
@@ -163,7 +165,7 @@ KINDS = {
         Run,
         {"EDM", "DDPMpp", "Foreign", "LightningDiT", "MLP", "SimpleEDM", "VariancePreserving", "DiffusersModel"},
     ),
-    "teacher": (Run, {"FromRun", "FromFile", "FromModel", "OwnBase"}),
+    "teacher": (Run, {"FromExperts", "FromRun", "FromFile", "FromModel", "OtherExpert", "OwnBase"}),
     "objective": (
         Run,
         {"ContinuousCM", "DiscreteCM", "FACM", "FlowMatching", "IMM", "MeanFlow", "SCM", "ShortcutModel"},
@@ -172,7 +174,7 @@ KINDS = {
     "ema": (Run, {"PowerEMA"}),
     "every": (Run, {"Intervals"}),
     "decay": (AdamW, {"Constant", "CosineDecay"}),
-    "time": (FACM, {"ArctanLogNormal", "LogitNormal", "Shifted", "Squeezed", "Uniform"}),
+    "time": (FACM, {"ArctanLogNormal", "LogitNormal", "Shifted", "Sorted", "Squeezed", "Uniform"}),
     "phases": (FACM, {"Phases"}),
     "task": (FACM, {"AuxiliaryTime", "ExpandedInterval"}),
     "anchor": (FACM, {"L2", "L2Cosine", "NormL2", "PseudoHuber", "Scaled"}),

@@ -97,9 +97,9 @@ MUTANTS = (
     Mutant(
         "flow/velocity.py",
         "    needs_teacher = True\n\n    @property\n    def guidance_scale(self) -> float:\n"
-        "        return self.guidance.scale\n\n    @torch.no_grad()\n",
+        "        return self.guidance.strongest\n\n    @torch.no_grad()\n",
         "    needs_teacher = True\n\n    @property\n    def guidance_scale(self) -> float:\n"
-        "        return self.guidance.scale\n\n",
+        "        return self.guidance.strongest\n\n",
         GRAPHS,
     ),
     Mutant(

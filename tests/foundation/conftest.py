@@ -7,12 +7,18 @@ import pytest
 from facm.foundation.prepare.pipeline import prepare
 from facm.foundation.prepare.sources import source_at
 from tests.foundation.prepared_parts import FAST, PICTURES, photos, prompts_file
-from tests.foundation.wan_parts import tiny_wan
+from tests.foundation.wan_parts import tiny_wan, tiny_wan22
 
 
 @pytest.fixture(scope="session")
 def wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_wan(tmp_path_factory.mktemp("models") / "wan")
+
+
+@pytest.fixture(scope="session")
+def wan22(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Wan of two experts."""
+    return tiny_wan22(tmp_path_factory.mktemp("models") / "wan22")
 
 
 @pytest.fixture(scope="session")

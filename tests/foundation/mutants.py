@@ -20,7 +20,48 @@ OWN_LAYER = (f"{EXPORT}::test_an_adapter_is_tied_to_its_own_layer",)
 COMFYUI = (f"{EXPORT}::test_diffusers_reads_the_file_for_comfyui[wan]",)
 LARGEST = (f"{EXPORT}::test_low_rank_keeps_the_largest_directions_and_says_how_much",)
 
+EXPERTS = "tests/foundation/test_experts.py"
+BOUNDARY = (f"{EXPERTS}::test_a_step_on_the_boundary_is_of_high_noise_as_in_the_pipeline",)
+MIXED = (f"{EXPERTS}::test_each_sample_is_asked_of_its_own_expert",)
+SCALES = (f"{EXPERTS}::test_each_expert_has_its_own_guidance",)
+RESIDENT = (f"{EXPERTS}::test_one_expert_is_brought_at_a_time",)
+OWN_BASE = (f"{EXPERTS}::test_the_students_own_base_is_one_of_the_experts",)
+MADE = (f"{EXPERTS}::test_the_experts_make_what_their_pipeline_makes",)
+PAIRS = "tests/foundation/test_pairs.py"
+PHASE_BY_PHASE = (f"{PAIRS}::test_a_pair_is_asked_phase_by_phase",)
+ONE_EACH = (f"{PAIRS}::test_one_step_each_is_what_the_stock_pipeline_does",)
+MORE = (f"{PAIRS}::test_more_steps_are_what_this_packages_scheduler_does",)
+STUDENTS = (f"{PAIRS}::test_students_of_two_experts",)
+
 MUTANTS = (
+    Mutant("flow/two_experts.py", ">= 1000 * boundary", "> 1000 * boundary", BOUNDARY),
+    Mutant("flow/two_experts.py", "1000 * (1 - t).abs()", "1000 * (1 - t)", BOUNDARY),
+    Mutant("flow/two_experts.py", "boundary + min(AVOIDED, (1 - boundary) / 2)", "boundary", BOUNDARY),
+    Mutant("flow/two_experts.py", "self.boundary), self.scale, w)", "self.boundary), w, self.scale)", SCALES),
+    Mutant("flow/two_experts.py", "max(self.scale, self.scale_2)", "self.scale_2", SCALES),
+    Mutant("flow/guidance.py", "guidance.at(t[which], v_u)", "guidance.at(t[:1], v_u)", SCALES),
+    Mutant(
+        "flow/times.py",
+        "self.time.sample(n, rng).sort().values",
+        "self.time.sample(n, rng)",
+        (f"{EXPERTS}::test_sorted_times_are_the_same_times",),
+    ),
+    Mutant("foundation/experts/switch.py", "[order.argsort()]", "[order]", MIXED),
+    Mutant("foundation/experts/switch.py", "item[0] != there", "item[0] == there", RESIDENT),
+    Mutant(
+        "foundation/experts/teacher.py", "(base, loaded) if network.part", "(loaded, base) if network.part", OWN_BASE
+    ),
+    Mutant("foundation/experts/teacher.py", "            self.residence.leave()", "            pass", OWN_BASE),
+    Mutant("foundation/captions/manifest.py", "1000 * sigma >= 1000 * self.boundary", "True", MADE),
+    Mutant("foundation/experts/pair.py", "just_above(1 - t_b)", "1 - t_b", PHASE_BY_PHASE),
+    Mutant("foundation/export/experts.py", "just_above(1 - student.bounds[1])", "1 - student.bounds[1]", ONE_EACH),
+    Mutant("foundation/export/schedule.py", "return 1 - bounds[-2] if", "return bounds[-2] if", ONE_EACH),
+    Mutant("foundation/export/phased_scheduler.py", "if later < end:", "if later < 1:", MORE),
+    Mutant("foundation/export/phased_scheduler.py", "x = kept * x + math", "x = x + math", MORE),
+    Mutant("foundation/experts/students.py", '"low-noise": SECOND}', '"low-noise": TRANSFORMER}', STUDENTS),
+    Mutant("foundation/experts/students.py", "Phases((0.0, t_b))", "Phases((0.0, boundary))", STUDENTS),
+    Mutant("recipes/text_to_image.py", 'second if student == "low-noise" else first', "first", STUDENTS),
+    Mutant("recipes/text_to_image.py", "Shifted(time, 1 / shift)", "Shifted(time, shift)", STUDENTS),
     Mutant("foundation/families/z_image.py", "return 1.0 + guidance_scale", "return guidance_scale", (GUIDED,)),
     Mutant("foundation/families/z_image.py", "prompt[:length]", "prompt", (STEPS, ALONE)),
     Mutant("foundation/families/z_image.py", '"guidance_scale": 0.0', '"guidance_scale": 1.0', (CALL,)),
@@ -65,7 +106,12 @@ MUTANTS = (
         EXPORTED,
     ),
     Mutant("foundation/export/scheduler.py", "generator or self.generator", "generator", SEEDED),
-    Mutant("foundation/export/schedule.py", '"stochastic_sampling": True', '"stochastic_sampling": False', EXPORTED),
+    Mutant(
+        "foundation/export/schedule.py",
+        '"stochastic_sampling": tuple(bounds) == WHOLE',
+        '"stochastic_sampling": False',
+        EXPORTED,
+    ),
     Mutant("foundation/export/schedule.py", "terminal = 1 / num_steps", "terminal = 1 / (num_steps + 1)", EXPORTED),
     Mutant("foundation/export/lora_file.py", '{f"^{name}": rank', "{name: rank", OWN_LAYER),
     Mutant("foundation/export/lora_file.py", '"lora_alpha": usual', '"lora_alpha": 2 * usual', OWN_LAYER),

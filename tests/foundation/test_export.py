@@ -99,7 +99,7 @@ def test_the_folder_opens_in_diffusers_and_samples_as_this_package_does(
 def test_the_adapter_file_makes_the_same_network_in_diffusers(kind: str, trained: Student, tmp_path: Path) -> None:
     differences = added(trained.network)
     assert len({difference.rank for difference in differences.values()}) > 1, "smoothing has a rank of its own"
-    write_lora(trained, differences, tmp_path / "lora")
+    write_lora(trained, {"transformer": differences}, tmp_path / "lora")
     pipe = opened(trained.model.path)
     pipe.load_lora_weights(tmp_path / "lora")
     error, distance = moved(Drawn(trained, pipe), trained.network)
@@ -129,7 +129,7 @@ def test_no_linear_layer_is_dropped_where_diffusers_loads_adapters(kind: str, mo
     largest = max(min(m.weight.shape) for m in base.modules() if isinstance(m, torch.nn.Linear))
     differences, kept = low_rank(full.network, base, largest)
     assert kept.linear == pytest.approx(1, abs=1e-6)
-    write_lora(full, differences, tmp_path / "lora")
+    write_lora(full, {"transformer": differences}, tmp_path / "lora")
     pipe = opened(full.model.path)
     pipe.load_lora_weights(tmp_path / "lora")
     pipe.fuse_lora()
@@ -193,7 +193,7 @@ def test_nothing_is_overwritten_and_nothing_half_written_stays(
     with pytest.raises(TakenError):
         write_folder(one, tmp_path / "out")
     with pytest.raises(TakenError):
-        write_lora(one, differences, tmp_path / "out")
+        write_lora(one, {"transformer": differences}, tmp_path / "out")
     with pytest.raises(TakenError):
         write_comfyui(one, differences, tmp_path / "out.safetensors")
     monkeypatch.setattr("facm.foundation.export.diffusers_folder.card", lambda *_: 1 / 0)

@@ -111,7 +111,7 @@ def test_each_part_of_the_model_is_in_memory_only_while_it_is_needed(
     monkeypatch.setattr(
         preparing, "load_pipeline", lambda m, parts, *a: loaded.append(tuple(parts)) or load_pipeline(m, parts, *a)
     )
-    monkeypatch.setattr(preparing, "load_transformer", lambda *a: pytest.fail("the transformer is not wanted"))
+    monkeypatch.setattr(preparing, "_network", lambda *a: pytest.fail("the transformer is not wanted"))
     source = source_at(photos(tmp_path / "photos", [(32, 32)] * 2))
     prepare(source, wan, tmp_path / "data", Options())
     assert loaded == [(), ("tokenizer", "text_encoder"), ("vae",)]

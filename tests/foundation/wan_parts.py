@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,27 @@ def tiny_wan(path: Path) -> Path:
     pipe = WanPipeline(tokenizer, encoder, vae, FlowMatchEulerDiscreteScheduler(), transformer)
     with contextlib.redirect_stderr(io.StringIO()):  # a progress bar
         pipe.save_pretrained(path)
+    return path
+
+
+BOUNDARY = 0.875
+
+
+def tiny_wan22(path: Path) -> Path:
+    """The folder of a tiny Wan of two experts, made where it is not there yet: that of low noise has other weights."""
+    if (path / "model_index.json").exists():
+        return path
+    from diffusers import WanTransformer3DModel
+
+    tiny_wan(path)
+    low = WanTransformer3DModel.from_pretrained(path / "transformer")
+    rng = torch.Generator().manual_seed(1)
+    for parameter in low.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=rng)
+    low.save_pretrained(path / "transformer_2")
+    index = json.loads((path / "model_index.json").read_text(encoding="utf-8"))
+    index |= {"transformer_2": ["diffusers", "WanTransformer3DModel"], "boundary_ratio": BOUNDARY}
+    (path / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
     return path
 
 

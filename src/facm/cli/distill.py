@@ -37,7 +37,8 @@ def finetune(model: ModelPath, data: str) -> None:
 
 
 def of_model(recipe: str) -> Callable[[list[str], str], None]:
-    """What runs ``facm RECIPE MODEL ...`` as ``facm train RECIPE --model MODEL ...``, into runs/NAME OF THE DATA."""
+    """What runs ``facm RECIPE MODEL ...`` as ``facm train RECIPE --model MODEL ...``, into runs/NAME OF THE DATA, with
+    the half of a pair in the name."""
 
     def run(words: list[str], prog: str) -> None:
         given = _with_model(words, prog)
@@ -45,7 +46,9 @@ def of_model(recipe: str) -> Callable[[list[str], str], None]:
         if data is None and not HELP & set(words):
             raise ValueError(f"expected --data FOLDER, which facm prepare wrote, as in {prog} ./Z-Image --data data/z")
         if _value(given, "--out") is None and data is not None:
-            given = [*given, "--out", str(Path("runs") / (Path(data).name or recipe))]
+            half = _value(given, "--student") or "one"
+            name = (Path(data).name or recipe) + ("" if half == "one" else f"-{half}")
+            given = [*given, "--out", str(Path("runs") / name)]
         if PROBE in given:
             _probe([recipe, *(word for word in given if word != PROBE)], prog)
         else:

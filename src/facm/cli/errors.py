@@ -21,6 +21,7 @@ _NETWORK = {
     "statistics": "--latent-stats",
     "scale": "--latent-scale",
     "autoencoder": "--autoencoder",
+    "high_noise": "--high-noise",
 }
 _RUN = {
     "batch_size": "--run.batch-size",
@@ -40,9 +41,15 @@ FLAGS = {
     "prepare": {
         **{name: f"--{name.replace('_', '-')}" for name in ("batch_size", "shard_size", "size", "steps", "seed")},
         **{"guidance_scale": "--guidance-scale", "buckets": "--buckets", "precision": "--precision", "out": "--out"},
-        "embedded_guidance": "--embedded-guidance",
+        **{"embedded_guidance": "--embedded-guidance", "guidance_scale_2": "--guidance-scale-2"},
     },
-    "export": {"sigma_rel": "--ema", "raw": "--raw", "lora_rank": "--lora-rank", "to": "--to"},
+    "export": {
+        "sigma_rel": "--ema",
+        "raw": "--raw",
+        "lora_rank": "--lora-rank",
+        "to": "--to",
+        **{"high_noise": "--high-noise", "num_steps": "--num-steps", "scheduler": "--scheduler"},
+    },
     "latents": {"batch_size": "--batch-size", "out": "--out", "autoencoder": "--autoencoder"},
     "study": {"task": "--only", "name": "--at", "data": "--data", "out": "--out"},
     "demo": {"out": "--out"},
@@ -66,7 +73,7 @@ _SOLVER = {"nfe": "--num-steps", "shift": "--shift", "times": "--times"}
 _OF_RUN = {"Run": "--run", "AdamW": "--run.optimizer", "Intervals": "--run.every", "PowerEMA": "--run.ema"}
 _OF_SAMPLING = {
     "Guidance": {"scale": "--guidance-scale", "low": "--guidance-low", "high": "--guidance-high"},
-    **dict.fromkeys(("Consistency", "DPMSolverPP", "EDMHeun", "Euler", "Heun", "Jumps"), _SOLVER),
+    **dict.fromkeys(("Consistency", "DPMSolverPP", "EDMHeun", "Euler", "Heun", "Jumps", "Phased"), _SOLVER),
 }
 """Components that options of the command make, as their own errors name them, and these options."""
 

@@ -18,6 +18,10 @@ STUDIES = ("stability", "weights", "teacher", "duration", "anchor", "strategies"
 """In the order of the paper, then our own."""
 
 
+SPELLED = {"wan22-t2i": "wan2.2-t2i"}
+"""Names of recipes that no function can have."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A function that returns a Run."""
@@ -32,7 +36,7 @@ class Recipe:
     @property
     def name(self) -> str:
         """As in ``digits-teacher``."""
-        return self.function.__name__.replace("_", "-")
+        return _spelled(self.function.__name__)
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,13 @@ def recipes() -> dict[str, tuple[str, str]]:
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
                 summary = (ast.get_docstring(node) or "").partition("\n")[0]
-                found[node.name.replace("_", "-")] = (f"facm.recipes.{file.stem}", summary)
+                found[_spelled(node.name)] = (f"facm.recipes.{file.stem}", summary)
     return found
+
+
+def _spelled(function: str) -> str:
+    name = function.replace("_", "-")
+    return SPELLED.get(name, name)
 
 
 def studies() -> dict[str, str]:
@@ -67,7 +76,7 @@ def studies() -> dict[str, str]:
 
 def is_name_of_a_recipe(word: str) -> bool:
     """Whether ``word`` is a recipe of the package, or names a Python file, as a recipe outside it does."""
-    return _file_and_function(word) is not None or word.replace("_", "-") in recipes()
+    return _file_and_function(word) is not None or _spelled(word) in recipes()
 
 
 def _file_and_function(spec: str) -> tuple[Path, str] | None:
@@ -85,13 +94,14 @@ def find_recipe(spec: str) -> Recipe:
     if (found := _file_and_function(spec)) is not None:
         return Recipe(_function_in_file("recipe", spec, *found), spec, found[0])
     known = recipes()
-    name = spec.replace("_", "-")
+    name = _spelled(spec)
     if name not in known:
         raise ValueError(
             f"unknown recipe {spec!r}: {did_you_mean(name, known)}choose one of {', '.join(known)}, or a function "
             "in a file, mine.py:run"
         )
-    return Recipe(getattr(importlib.import_module(known[name][0]), name.replace("-", "_")), name)
+    function = {spelled: plain for plain, spelled in SPELLED.items()}.get(name, name).replace("-", "_")
+    return Recipe(getattr(importlib.import_module(known[name][0]), function), name)
 
 
 def find_study(spec: str) -> FoundStudy:

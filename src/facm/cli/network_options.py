@@ -128,6 +128,8 @@ class NetworkOptions:
     """Of a run: EMA length sigma_rel; any length if the run kept snapshots; default: the run's first."""
     raw: bool = False
     """Of a run: the raw weights instead of an EMA."""
+    high_noise: Path | None = None
+    """Of the run of a low-noise half (facm distill --student low-noise): the run of the high-noise half."""
     trust_recipe: bool = False
     """Of a run: execute the recipe file that came with it, from now on, whoever wrote it."""
     family: str | None = None
@@ -155,12 +157,20 @@ class NetworkOptions:
                 raise ValueError(
                     f"--{name.replace('_', '-')} {value} with the run {path}, expected it with a file only"
                 )
-        return load_trained(path, self.ema, self.raw, trust_recipe=self.trust_recipe)
+        trained = load_trained(path, self.ema, self.raw, trust_recipe=self.trust_recipe)
+        from facm.foundation.experts.pair import check_whole, pair_of
+
+        if self.high_noise is None:
+            check_whole(trained)
+            return trained
+        return pair_of(trained, load_trained(self.high_noise, self.ema, self.raw, trust_recipe=self.trust_recipe))
 
     def _open_file(self, path: Path, sampling: SamplingOptions) -> Trained:
         from facm.latents.autoencoders import autoencoder_at
         from facm.pretrained.from_file import load_file
 
+        if self.high_noise is not None:
+            raise ValueError(f"--high-noise {self.high_noise} with the file {path}, expected it with a run only")
         if self.ema is not None or self.raw:
             raise ValueError(f"--ema or --raw with the file {path}, expected --weights to choose in a file")
         if self.trust_recipe:

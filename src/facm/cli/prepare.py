@@ -38,6 +38,10 @@ class PrepareOptions:
     """Steps of the teacher, for prompts alone."""
     guidance_scale: float | None = None
     """Guidance of the teacher, for prompts alone: the number that the model's pipeline is called with."""
+    guidance_scale_2: float | None = None
+    """The same of the expert of low noise, where the model has two (Wan 2.2: 3); default: --guidance-scale."""
+    resident: Advanced[Literal["both", "one"]] = "both"
+    """Which experts are on the device, where the model has two: one where memory is short."""
     embedded_guidance: float | None = None
     """Guidance that the transformer is told, where it takes that (FLUX.1-dev: 3.5)."""
     negative_prompt: str = ""

@@ -96,10 +96,14 @@ class Prompted:
         """The teacher of the run, its sampler and its guidance. Raises ValueError for a run without one."""
         from facm.flow.guidance import NO_GUIDANCE
         from facm.flow.velocity import TeacherVelocity
+        from facm.foundation.experts.pair import TrainedPair, teacher_of_pair
         from facm.runs.config import teacher_of
         from facm.runs.folder import open_run
         from facm.sampling.methods import Euler
 
+        if isinstance(trained, TrainedPair):
+            of_both, guidance = teacher_of_pair(trained)
+            return dataclasses.replace(source, network=of_both), Euler(steps), guidance
         _, run = open_run(trained.path)
         if run.teacher is None:
             raise ValueError(f"--beside-teacher {steps} with {trained.path}, which has no teacher; expected 0")

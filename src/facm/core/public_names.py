@@ -19,9 +19,12 @@ EXPORTS: dict[str, tuple[str, ...]] = {
     "facm.derivative": ("Chain", "FiniteDifference", "NoGraph", "OpLevel", "WholeNetwork"),
     "facm.flow": (
         *("ArctanLogNormal", "AuxiliaryTime", "Cosine", "ExpandedInterval", "L2", "L2Cosine", "LogitNormal", "NormL2"),
-        *("One", "OneMinusPower", "Phases", "PseudoHuber", "Scaled", "Shifted", "Squeezed", "Uniform"),
+        *("One", "OneMinusPower", "Phases", "PseudoHuber", "Scaled", "Shifted", "Sorted", "Squeezed", "TwoScales"),
+        "Uniform",
     ),
-    "facm.foundation": ("Captioned", "Captions", "DiffusersModel", "FromModel", "LoRA", "OwnBase"),
+    "facm.foundation": (
+        *("Captioned", "Captions", "DiffusersModel", "FromExperts", "FromModel", "LoRA", "OtherExpert", "OwnBase"),
+    ),
     "facm.latents": ("LatentSpace", "Latents", "StableDiffusionVAE", "TAEF2", "VAVAE"),
     "facm.networks": ("DDPMpp", "EDM", "Foreign", "LightningDiT", "MLP", "SimpleEDM", "VariancePreserving"),
     "facm.objectives": ("DoublingSteps", "OverStep", "ShrinkingGap", "SignalToNoise"),

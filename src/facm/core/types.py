@@ -62,11 +62,15 @@ class Network(Protocol):
     def __call__(self, x: Tensor, t: Tensor, cond: Cond = None, **times: Tensor) -> Tensor: ...
 
 
+Scale = float | Tensor
+"""Strength of guidance: of all samples, or of each, (B, 1, ..., 1)."""
+
+
 @runtime_checkable
 class GuidesItself(Protocol):
     """A network whose guided velocity is not v_u + w (v_c - v_u), as some pipelines rescale it."""
 
-    def guide_velocity(self, v_c: Tensor, v_u: Tensor, scale: float) -> Tensor:
+    def guide_velocity(self, v_c: Tensor, v_u: Tensor, scale: Scale) -> Tensor:
         """The velocity (B, ...) guided with ``scale``, of the predictions under the condition and the null."""
         ...
 

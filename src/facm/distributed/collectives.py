@@ -28,6 +28,17 @@ def any_of(world: World, flag: bool) -> bool:
     return bool(value.item())
 
 
+def any_of_default_group(flags: Sequence[bool]) -> list[bool]:
+    """Whether each flag is true on at least one rank of the default group, for networks, which know no world."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        return list(flags)
+    value = torch.tensor([int(flag) for flag in flags])
+    dist.all_reduce(value, dist.ReduceOp.MAX)
+    return [bool(flag) for flag in value.tolist()]
+
+
 def gathered(world: World, value: Any) -> list[Any]:
     """The values of all ranks in order of rank, on every rank."""
     if world.ranks == 1:

@@ -3,7 +3,8 @@
 from facm.flow.distances import L2, L2Cosine, NormL2, PseudoHuber, Scaled
 from facm.flow.phases import Phases
 from facm.flow.time_conditioning import AuxiliaryTime, ExpandedInterval
-from facm.flow.times import ArctanLogNormal, LogitNormal, Shifted, Squeezed, Uniform
+from facm.flow.times import ArctanLogNormal, LogitNormal, Shifted, Sorted, Squeezed, Uniform
+from facm.flow.two_experts import TwoScales
 from facm.flow.weighting import Cosine, One, OneMinusPower
 
 __all__ = [
@@ -21,6 +22,8 @@ __all__ = [
     "PseudoHuber",
     "Scaled",
     "Shifted",
+    "Sorted",
     "Squeezed",
+    "TwoScales",
     "Uniform",
 ]

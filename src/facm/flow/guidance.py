@@ -19,7 +19,7 @@ from facm.core.cond import Cond, joined, taken
 from facm.core.modules import has_compiled_parts, is_compiled, unwrapped
 from facm.core.objective import Condition, Times
 from facm.core.tensors import at_least_float32, expand
-from facm.core.types import GuidesItself, VelocityField
+from facm.core.types import GuidesItself, Scale, VelocityField
 
 
 @dataclass(frozen=True)
@@ -38,20 +38,29 @@ class Guidance:
         if not self.low <= self.high:
             raise refused(self, "low", f"at most high = {self.high}")
 
+    @property
+    def strongest(self) -> float:
+        """The largest w of all times; 1 is no guidance anywhere."""
+        return self.scale
+
+    def at(self, t: Tensor, like: Tensor) -> Scale:
+        """w at the times t (B,) of ``like`` (B, ...)."""
+        return self.scale
+
     def active(self, t: Tensor) -> Tensor:
         """(B,) bool: where guidance acts."""
-        return (t >= self.low) & (t <= self.high) & (self.scale > 1)
+        return (t >= self.low) & (t <= self.high) & (self.at(t, t) > 1)
 
 
 NO_GUIDANCE = Guidance(1.0)
 
 
-def extrapolate(v_c: Tensor, v_u: Tensor, scale: float) -> Tensor:
+def extrapolate(v_c: Tensor, v_u: Tensor, scale: Scale) -> Tensor:
     """v_u + w (v_c - v_u)."""
     return v_u + scale * (v_c - v_u)
 
 
-def guide(network: Any, v_c: Tensor, v_u: Tensor, scale: float) -> Tensor:
+def guide(network: Any, v_c: Tensor, v_u: Tensor, scale: Scale) -> Tensor:
     """The guided velocity by the network's own rule, or :func:`extrapolate` where it has none."""
     inner = unwrapped(network)
     rule = inner.guide_velocity if isinstance(inner, GuidesItself) else extrapolate
@@ -81,18 +90,18 @@ def guided_velocity(
 
     at: maps t (B,) to the network's time arguments.
     """
-    if guidance.scale == 1:
+    if guidance.strongest == 1:
         return at_least_float32(network(x_t, cond=cond, **at(t)))
     null, active = condition.null(cond), guidance.active(t)
     if t.is_meta or torch.compiler.is_compiling() or is_compiled(network) or has_compiled_parts(network):
         v_c, v_u = both_velocities(network, x_t, at(t), cond, null)
-        return torch.where(expand(active, v_c), guide(network, v_c, v_u, guidance.scale), v_c)
+        return torch.where(expand(active, v_c), guide(network, v_c, v_u, guidance.at(t, v_c)), v_c)
     which = active.nonzero().squeeze(1)
     times = {name: torch.cat([c, c[which]]) for name, c in at(t).items()}
     both = joined(cond, taken(null, which))
     out = at_least_float32(network(torch.cat([x_t, x_t[which]]), cond=both, **times))
     v_c, v_u = out[: len(t)], out[len(t) :]
-    return v_c.index_copy(0, which, guide(network, v_c[which], v_u, guidance.scale))
+    return v_c.index_copy(0, which, guide(network, v_c[which], v_u, guidance.at(t[which], v_u)))
 
 
 def velocity_field(

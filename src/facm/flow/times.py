@@ -31,6 +31,22 @@ def _normal(n: int, rng: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 @component
+class Sorted(TimeDistribution):
+    """The times of another distribution in increasing order.
+
+    Times and samples of a step are independent, so that the order changes no expectation. A part of a step then has
+    neighbouring times: with a teacher of two experts almost every micro-batch, and every rank, asks one of them.
+    """
+
+    time: TimeDistribution
+    """Distribution of the times."""
+
+    def sample(self, n: int, rng: torch.Generator) -> Tensor:
+        return self.time.sample(n, rng).sort().values
+
+
+@dataclass(frozen=True)
+@component
 class Uniform(TimeDistribution):
     """t ~ U[low, high]."""
 

@@ -32,7 +32,7 @@ class TeacherVelocity(VelocityTarget):
 
     @property
     def guidance_scale(self) -> float:
-        return self.guidance.scale
+        return self.guidance.strongest
 
     @torch.no_grad()
     def __call__(self, network: Any, teacher: Any | None, p: Interpolant, condition: Condition, task: Task) -> Tensor:
@@ -62,7 +62,7 @@ class DataVelocity(VelocityTarget):
 
     @property
     def guidance_scale(self) -> float:
-        return self.guidance.scale
+        return self.guidance.strongest
 
     def __post_init__(self) -> None:
         if self.both_online and self.extrapolate_outside:
@@ -70,8 +70,8 @@ class DataVelocity(VelocityTarget):
 
     @torch.no_grad()
     def __call__(self, network: Any, teacher: Any | None, p: Interpolant, condition: Condition, task: Task) -> Tensor:
-        v, w = p.v, self.guidance.scale
-        if w == 1:
+        v, w = p.v, self.guidance.at(p.t, p.v)
+        if self.guidance.strongest == 1:
             return v
         times = (task.shortcut if self.at_shortcut else task.anchor)(p.t)
         null, active = condition.null(p.cond), self.guidance.active(p.t)

@@ -2,8 +2,9 @@
 
 from facm.foundation.captions.condition import Captions
 from facm.foundation.captions.dataset import Captioned
+from facm.foundation.experts.teacher import FromExperts, OtherExpert
 from facm.foundation.lora import LoRA
 from facm.foundation.network import DiffusersModel
 from facm.foundation.teacher import FromModel, OwnBase
 
-__all__ = ["Captioned", "Captions", "DiffusersModel", "FromModel", "LoRA", "OwnBase"]
+__all__ = ["Captioned", "Captions", "DiffusersModel", "FromExperts", "FromModel", "LoRA", "OtherExpert", "OwnBase"]

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -23,8 +23,14 @@ INDEX = "model_index.json"
 LIBRARIES = ("diffusers", "transformers")
 WHAT = "a folder with model_index.json, as diffusers' save_pretrained writes it"
 OWN_SCHEDULER = ("facm.foundation.export.scheduler", "FewStepScheduler")
-"""The one class of this package that an exported model may name."""
-TRANSFORMER, VAE, SCHEDULER = "transformer", "vae", "scheduler"
+PHASED_SCHEDULER = ("facm.foundation.export.phased_scheduler", "PhasedScheduler")
+"""With the one above, the classes of this package that an exported model may name."""
+Part = Literal["transformer", "transformer_2"]
+"""Which transformer of a model."""
+TRANSFORMER: Part = "transformer"
+SECOND: Part = "transformer_2"
+"""The expert of low noise in a model of two; TRANSFORMER then is that of high noise."""
+VAE, SCHEDULER = "vae", "scheduler"
 
 
 @dataclass(frozen=True)
@@ -35,12 +41,20 @@ class ModelFolder:
     pipeline: class name of the pipeline.
     family: its family.
     parts: component -> (library, class name), of those that the model has.
+    boundary: the lowest noise level sigma at which a model of two experts asks the transformer of high noise; None for
+        a model of one.
     """
 
     path: Path
     pipeline: str
     family: Family
     parts: dict[str, tuple[str, str]]
+    boundary: float | None = None
+
+    @property
+    def transformers(self) -> tuple[Part, ...]:
+        """The transformer, or the experts of high and of low noise."""
+        return (TRANSFORMER,) if self.boundary is None else (TRANSFORMER, SECOND)
 
     @cached_property
     def encoders(self) -> tuple[str, ...]:
@@ -75,7 +89,7 @@ def open_model(path: Path) -> ModelFolder:
     """The model in ``path``; no weights are read.
 
     Raises ValueError for a folder that is none, a family that is not known, a component of another library, one whose
-    folder is missing, and one whose weights are not in safetensors.
+    folder is missing, one whose weights are not in safetensors, and two experts that do not make a pair.
     """
     index = path / INDEX
     if not index.is_file():
@@ -99,7 +113,45 @@ def open_model(path: Path) -> ModelFolder:
         _check_weights(path / name)
     if parts[TRANSFORMER][1] != family.transformer:
         raise ValueError(f"{index}: transformer = {parts[TRANSFORMER][1]}, expected {family.transformer}")
-    return ModelFolder(path, pipeline, family, parts)
+    return ModelFolder(path, pipeline, family, parts, _boundary(path, content, parts, family))
+
+
+def _boundary(path: Path, content: dict[str, Any], parts: dict[str, tuple[str, str]], family: Family) -> float | None:
+    """boundary_ratio of a model with two experts, None for one transformer. Raises ValueError for half of a pair, or
+    experts that differ in more than their weights."""
+    index, ratio = path / INDEX, content.get("boundary_ratio")
+    if SECOND not in parts:
+        if ratio is not None:
+            raise ValueError(
+                f"{index}: boundary_ratio = {ratio!r:.40} and no {SECOND}: one of the two experts is missing; expected "
+                "both, or a model of one transformer without boundary_ratio"
+            )
+        return None
+    if not family.two_experts:
+        raise ValueError(f"{index} names a {SECOND}, expected one transformer in a {family.pipelines[0]}")
+    if parts[SECOND][1] != family.transformer:
+        raise ValueError(f"{index}: {SECOND} = {parts[SECOND][1]}, expected {family.transformer}")
+    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio < 1:
+        raise ValueError(
+            f"{index}: boundary_ratio = {ratio!r:.40}, expected a number between 0 and 1, the noise level at which the "
+            "two experts meet, such as 0.875"
+        )
+    high, low = (_own_config(path / name) for name in (TRANSFORMER, SECOND))
+    for key in sorted(high.keys() | low.keys()):
+        if high.get(key) != low.get(key):
+            raise ValueError(
+                f"{path}: {SECOND} has {key} = {low.get(key)!r:.60}, {TRANSFORMER} has {high.get(key)!r:.60}; expected "
+                "two experts of one size"
+            )
+    return float(ratio)
+
+
+def _own_config(folder: Path) -> dict[str, Any]:
+    """config.json without what it says of versions and places."""
+    content = read_json(folder / "config.json")
+    if not isinstance(content, dict):
+        raise ValueError(f"{folder / 'config.json'}: {type(content).__name__}, expected settings by name")
+    return {key: value for key, value in content.items() if not key.startswith("_")}
 
 
 def _check_weights(folder: Path) -> None:
@@ -113,8 +165,8 @@ def _check_weights(folder: Path) -> None:
 
 
 def _part(index: Path, name: str, entry: list[Any]) -> tuple[str, str]:
-    if name == SCHEDULER and tuple(entry) == OWN_SCHEDULER:
-        return OWN_SCHEDULER
+    if name == SCHEDULER and tuple(entry) in (OWN_SCHEDULER, PHASED_SCHEDULER):
+        return entry[0], entry[1]
     if len(entry) != 2 or entry[0] not in LIBRARIES or not isinstance(entry[1], str):
         raise ValueError(
             f"{index}: {name} = {entry!r:.80}, expected a class of {' or '.join(LIBRARIES)}: code that comes with a "
@@ -123,13 +175,16 @@ def _part(index: Path, name: str, entry: list[Any]) -> tuple[str, str]:
     return entry[0], entry[1]
 
 
-def load_transformer(model: ModelFolder, dtype: torch.dtype = torch.float32) -> nn.Module:
+def load_transformer(model: ModelFolder, dtype: torch.dtype = torch.float32, part: Part = TRANSFORMER) -> nn.Module:
     """The transformer in eval mode; without weights where the default device is meta.
 
-    Raises ValueError where its files are none or do not fit its configuration.
+    part: which, in a model of two experts. Raises ValueError where its files are none or do not fit its configuration,
+    and for an expert that the model does not have.
     """
+    if part not in model.transformers:
+        raise ValueError(f"part = {part!r}, and {model.path} has one transformer; expected {TRANSFORMER!r}")
     kind = getattr(_diffusers(), model.family.transformer)
-    folder = model.path / TRANSFORMER
+    folder = model.path / part
     if torch.get_default_device().type == "meta":
         return _empty(kind, folder)
     return _whole(kind, folder, dtype, ("missing_keys", "unexpected_keys", "mismatched_keys"))

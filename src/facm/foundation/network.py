@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from facm.core.component import Range, Seed, component
 from facm.core.cond import Cond
-from facm.core.types import NetworkConfig
+from facm.core.types import NetworkConfig, Scale
 from facm.foundation.families.base import Family
-from facm.foundation.folder import TRANSFORMER, load_transformer, open_model
+from facm.foundation.folder import TRANSFORMER, Part, load_transformer, open_model
 from facm.foundation.lora import LoRA, add_lora, lora_off
 from facm.foundation.smoothing import Smoothing
 
@@ -47,6 +47,8 @@ class DiffusersModel(NetworkConfig):
     """Hash of the transformer's files, held against them when they are loaded; None: not held against anything."""
     seed: Seed = 0
     """Seed of the adapters' first weights."""
+    part: Part = TRANSFORMER
+    """Which transformer of a model of two experts: transformer is that of high noise, transformer_2 of low noise."""
 
     @property
     def partly_elsewhere(self) -> bool:
@@ -56,21 +58,27 @@ class DiffusersModel(NetworkConfig):
     def build(self) -> DiffusersNetwork:
         model = open_model(Path(self.path).expanduser())
         meta = torch.get_default_device().type == "meta"
+        if self.part not in model.transformers:
+            raise ValueError(
+                f"DiffusersModel: part = {self.part!r}, and {self.path!r} has one transformer; expected {TRANSFORMER!r}"
+            )
         if self.sha256 is not None and not meta:
-            found = model.identity(TRANSFORMER)[TRANSFORMER]
+            found = model.identity(self.part)[self.part]
             if found != self.sha256:
                 raise ValueError(
                     f"DiffusersModel: path = {self.path!r} holds a transformer with the hash {found}, expected the one "
                     f"with {self.sha256} that the run began with"
                 )
-        transformer = load_transformer(model, DTYPES[self.dtype])
+        transformer = load_transformer(model, DTYPES[self.dtype], self.part)
         smoothing = None
         if self.lora is not None:
             add_lora(transformer, self.lora, model.family.lora_targets, self.seed)
         if self.smooth is not None:
             with torch.device("cpu"):  # which columns there are is known without weights, too
                 smoothing = Smoothing(transformer, model.family.time_embedding(transformer), self.smooth)
-        return DiffusersNetwork(transformer, model.family, self.embedded_guidance, smoothing, self.lora is not None)
+        return DiffusersNetwork(
+            transformer, model.family, self.embedded_guidance, smoothing, self.lora is not None, self.part
+        )
 
 
 class DiffusersNetwork(nn.Module):
@@ -82,6 +90,7 @@ class DiffusersNetwork(nn.Module):
     embedded_guidance: the guidance that it is told, or None.
     smoothing: the mask on its time embedding, or None.
     has_lora: whether its trained parameters are adapters.
+    part: which transformer of its model it is.
     """
 
     auxiliary_time = False
@@ -93,6 +102,7 @@ class DiffusersNetwork(nn.Module):
         embedded_guidance: float | None = None,
         smoothing: Smoothing | None = None,
         has_lora: bool = False,
+        part: Part = TRANSFORMER,
     ) -> None:
         super().__init__()
         self.transformer = transformer
@@ -100,6 +110,7 @@ class DiffusersNetwork(nn.Module):
         self.embedded_guidance = embedded_guidance
         self.smoothing = smoothing
         self.has_lora = has_lora
+        self.part: Part = part
         # Fixed here: whoever freezes the network later still wants its weights.
         self.trained = frozenset(name for name, p in self.named_parameters(remove_duplicate=False) if p.requires_grad)
         self._register_state_dict_hook(_only_trained)
@@ -114,7 +125,7 @@ class DiffusersNetwork(nn.Module):
             raise ValueError(f"cond = {type(cond).__name__}, expected a mapping with the prompts' embeddings")
         return self.family.velocity(self.transformer, x, t, cond, self.embedded_guidance)
 
-    def guide_velocity(self, v_c: Tensor, v_u: Tensor, scale: float) -> Tensor:
+    def guide_velocity(self, v_c: Tensor, v_u: Tensor, scale: Scale) -> Tensor:
         """The guided velocity as the model's pipeline computes it."""
         return self.family.guide(v_c, v_u, scale)
 

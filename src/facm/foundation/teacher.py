@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from facm.core.component import component
 from facm.core.cond import Cond
+from facm.core.types import Scale
 from facm.foundation.network import DiffusersModel, DiffusersNetwork
 from facm.runs.config import Pretrained, WithinStudent
 
@@ -20,6 +21,7 @@ class FromModel(Pretrained):
 
     model: DiffusersModel
     """The model, without adapters."""
+    loads_on_meta = True
 
     def load(self) -> nn.Module:
         return self.model.build()
@@ -50,6 +52,6 @@ class Base:
         with self.network.as_base():
             return self.network(x, t, cond)
 
-    def guide_velocity(self, v_c: Tensor, v_u: Tensor, scale: float) -> Tensor:
+    def guide_velocity(self, v_c: Tensor, v_u: Tensor, scale: Scale) -> Tensor:
         """As :meth:`facm.foundation.network.DiffusersNetwork.guide_velocity`."""
         return self.network.guide_velocity(v_c, v_u, scale)

@@ -91,7 +91,7 @@ class ShortcutModel(Objective):
     def __post_init__(self) -> None:
         check_guidance(self, self.velocity)
         check_guidance(self, DataVelocity(self.guidance))
-        if self.guidance.scale > 1 and guidance_scale(self.velocity) > 1:
+        if self.guidance.strongest > 1 and guidance_scale(self.velocity) > 1:
             raise refused(self, "guidance", f"none with velocity = {self.velocity}: one of them guided")
         if self.denoise_timesteps & (self.denoise_timesteps - 1):
             raise refused(self, "denoise_timesteps", "a power of two")
@@ -134,11 +134,11 @@ class ShortcutModel(Objective):
         smallest = d * self.denoise_timesteps <= 1
         r = torch.where(smallest, t, t + d)
         v_c = at_least_float32(network(x, cond=cond, t=t, r=r))
-        if self.guidance.scale == 1:
+        if self.guidance.strongest == 1:
             return v_c
         v_u = at_least_float32(network(x, cond=self.condition.null(cond), t=t, r=r))
         guided = expand(smallest & self.guidance.active(t), x)
-        return torch.where(guided, extrapolate(v_c, v_u, self.guidance.scale), v_c)
+        return torch.where(guided, extrapolate(v_c, v_u, self.guidance.at(t, x)), v_c)
 
     def steps_from(self, u: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         """u, w (n,) uniform in [0, 1) -> the single step d and its time t, a multiple of 2d."""

@@ -10,16 +10,24 @@ from dataclasses import replace
 from pathlib import Path
 
 from facm.flow.guidance import NO_GUIDANCE, Guidance
+from facm.flow.phases import Phases
+from facm.flow.times import ArctanLogNormal, Shifted, Sorted, TimeDistribution
+from facm.flow.two_experts import TwoScales
 from facm.flow.velocity import TeacherVelocity
-from facm.foundation import Captioned, Captions, DiffusersModel, FromModel, LoRA, OwnBase
+from facm.foundation import Captioned, Captions, DiffusersModel, FromExperts, FromModel, LoRA, OtherExpert, OwnBase
 from facm.foundation.captions.origin import check_origin
-from facm.foundation.folder import TRANSFORMER, ModelFolder, open_model
+from facm.foundation.experts.students import PARTS, check_student, phases_of
+from facm.foundation.folder import SECOND, TRANSFORMER, ModelFolder, Part, open_model
+from facm.foundation.prepare.guidance import check_second
 from facm.objectives.facm import FACM
 from facm.objectives.flow_matching import FlowMatching
 from facm.pretrained.trained import FromRun
-from facm.runs.config import Intervals, Run
+from facm.runs.config import Intervals, Pretrained, Run, WithinStudent
 from facm.runs.ema import PowerEMA
 from facm.runs.optim import AdamW
+
+BOUNDARY = 0.875
+"""Of Wan 2.2 T2V-A14B, where there is no folder yet that says it."""
 
 
 def distill(
@@ -34,6 +42,10 @@ def distill(
     embedded_guidance: float = -1.0,
     base: str = "fp32",
     teacher: str = "",
+    student: str = "one",
+    guidance_scale_2: float = 0.0,
+    shift: float = 1.0,
+    resident: str = "both",
     seed: int = 0,
 ) -> Run:
     """Distil a text-to-image model of diffusers into a student of 1 to 8 steps.
@@ -51,27 +63,42 @@ def distill(
         embedded_guidance: Guidance that the transformer is told, where its family has that (FLUX.1-dev: 3.5).
         base: Type of the base's weights under adapters: fp32, or bf16, which takes half of the memory.
         teacher: Run of facm finetune to distil in place of the model itself; without adapters only.
+        student: Of a model of two experts: one for all times, or half of a pair, high-noise or low-noise.
+        guidance_scale_2: Of a model of two experts: guidance of that of low noise; 0: guidance_scale.
+        shift: Shift of the training times as the pipeline's scheduler counts it; above 1 trains more at high noise.
+        resident: Of a model of two experts: which are on the device, both, or one where memory is short.
         seed: Seed of all random numbers of the run.
     """
-    network = _network(model, data, lora_rank, smooth, embedded_guidance, base, seed)
+    opened = _opened(model)
+    boundary = _boundary(opened, model, student, guidance_scale_2, resident)
+    part = TRANSFORMER if boundary is None else PARTS[student]
+    network = _network(model, data, lora_rank, smooth, embedded_guidance, base, seed, part)
+    if teacher and boundary is not None:
+        raise ValueError(f"teacher = {teacher!r} with a model of two experts, expected none: they teach together")
     if teacher and lora_rank:
         raise ValueError(
             f"teacher = {teacher!r} with lora_rank = {lora_rank}: adapters are added to the model itself, expected "
             "lora_rank = 0 with a run as the teacher"
         )
-    opened = _opened(model)
-    scale = guidance_scale if opened is None else opened.family.scale(guidance_scale)
-    guidance = Guidance(scale, low=0.0) if scale > 1 else NO_GUIDANCE
+    if shift <= 0:
+        raise ValueError(f"shift = {shift}, expected a number above 0; 1 is none")
     source = FromRun(teacher) if teacher else None
     return Run(
         network=network,
         data=Captioned(data, model),
-        objective=FACM(Captions(data), TeacherVelocity(guidance, at_anchor=bool(teacher))),
+        objective=FACM(
+            Captions(data),
+            TeacherVelocity(
+                _guidance(opened, boundary, student, guidance_scale, guidance_scale_2), at_anchor=bool(teacher)
+            ),
+            time=_time(shift, several_experts=boundary is not None and student == "one"),
+            phases=Phases() if boundary is None else phases_of(student, boundary),
+        ),
         images=images,
         batch_size=batch_size,
         optimizer=AdamW(lr=lr, warmup_images=min(10 * batch_size, images)),
         ema=PowerEMA((0.05, 0.2)),
-        teacher=source or (OwnBase() if lora_rank else FromModel(replace(network, smooth=None))),
+        teacher=source or _teacher(network, opened, None if student != "one" else boundary, resident),
         initial=source,
         every=Intervals(log=10 * batch_size, checkpoint=100 * batch_size, ema_snapshots=0),
         seed=seed,
@@ -107,8 +134,14 @@ def finetune(
         base: Type of the base's weights under adapters: fp32, or bf16, which takes half of the memory.
         seed: Seed of all random numbers of the run.
     """
+    opened = _opened(model)
+    if opened is not None and opened.boundary is not None:
+        raise ValueError(
+            f"model = {model!r} has two experts, which teach as they are: expected facm distill --student one, "
+            "high-noise or low-noise"
+        )
     return Run(
-        network=_network(model, data, lora_rank, smooth, embedded_guidance, base, seed),
+        network=_network(model, data, lora_rank, smooth, embedded_guidance, base, seed, TRANSFORMER),
         data=Captioned(data, model),
         objective=FlowMatching(Captions(data), label_dropout=caption_dropout),
         images=images,
@@ -121,7 +154,7 @@ def finetune(
 
 
 def _network(
-    model: str, data: str, lora_rank: int, smooth: float, embedded_guidance: float, base: str, seed: int
+    model: str, data: str, lora_rank: int, smooth: float, embedded_guidance: float, base: str, seed: int, part: Part
 ) -> DiffusersModel:
     if base == "bf16" and not lora_rank:
         raise ValueError(
@@ -137,9 +170,66 @@ def _network(
         smooth or None,
         None if embedded_guidance < 0 else embedded_guidance,
         base,  # type: ignore[arg-type]  # checked there
-        None if opened is None else opened.identity(TRANSFORMER)[TRANSFORMER],
+        _hash(opened, part),
         seed,
+        part,
     )
+
+
+def _hash(opened: ModelFolder | None, part: Part) -> str | None:
+    return None if opened is None else opened.identity(part)[part]
+
+
+def _boundary(
+    opened: ModelFolder | None, model: str, student: str, guidance_scale_2: float, resident: str
+) -> float | None:
+    """Where the model's experts meet; None for one transformer. Raises ValueError for options of two experts then."""
+    check_student(student)
+    two = student != "one" or guidance_scale_2 != 0 or resident != "both"
+    if opened is None:
+        return BOUNDARY if two else None
+    if two and opened.boundary is None:
+        raise ValueError(
+            f"student = {student!r}, guidance_scale_2 = {guidance_scale_2:g}, resident = {resident!r}, and {model} has "
+            "one transformer: expected 'one', 0 and 'both', or a model of two experts"
+        )
+    return opened.boundary
+
+
+def _guidance(
+    opened: ModelFolder | None, boundary: float | None, student: str, guidance_scale: float, guidance_scale_2: float
+) -> Guidance:
+    """The teacher's guidance, of the expert that this student learns from, or of both."""
+    first, second = guidance_scale, guidance_scale_2 or guidance_scale
+    if opened is not None:
+        if boundary is not None:
+            second = check_second(first, second, opened) or first
+        first, second = opened.family.scale(first), opened.family.scale(second)
+    if boundary is not None and student == "one" and max(first, second) > 1:
+        return TwoScales(max(first, 1.0), scale_2=max(second, 1.0), boundary=boundary)
+    scale = second if student == "low-noise" else first
+    return Guidance(scale, low=0.0) if scale > 1 else NO_GUIDANCE
+
+
+def _time(shift: float, several_experts: bool) -> TimeDistribution:
+    time: TimeDistribution = ArctanLogNormal(-0.8, 1.6)
+    if shift != 1:
+        time = Shifted(time, 1 / shift)
+    return Sorted(time) if several_experts else time
+
+
+def _teacher(
+    network: DiffusersModel, opened: ModelFolder | None, boundary: float | None, resident: str
+) -> Pretrained | WithinStudent:
+    """Adapters learn from their own base. boundary: where a second expert teaches the later times; None: there is
+    none, or the student does not reach its times."""
+    plain = replace(network, lora=None, smooth=None)
+    if boundary is None:
+        return OwnBase() if network.lora is not None else FromModel(replace(network, smooth=None))
+    high = replace(plain, part=TRANSFORMER, sha256=_hash(opened, TRANSFORMER))
+    if network.lora is not None:
+        return OtherExpert(high, resident)  # type: ignore[arg-type]  # checked there
+    return FromExperts(high, replace(plain, part=SECOND, sha256=_hash(opened, SECOND)), resident)  # type: ignore[arg-type]
 
 
 def _opened(model: str) -> ModelFolder | None:

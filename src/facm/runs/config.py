@@ -31,6 +31,15 @@ class WithinStudent(Protocol):
         ...
 
 
+@runtime_checkable
+class BesideStudent(Pretrained, Protocol):
+    """A teacher that is in part the student itself in another state, and in part another network, which is loaded."""
+
+    def beside(self, network: torch.nn.Module, loaded: Any) -> Any:
+        """The teacher F(x, t, cond) of the student ``network`` and of what ``load`` gave, frozen and in its place."""
+        ...
+
+
 Interval = Annotated[int, Range("[1, 999999999999]")]
 """A number of images, at least 1; see :data:`facm.core.component.Images`."""
 
@@ -88,8 +97,15 @@ class Run:
 
 def teacher_of(run: Run, network: torch.nn.Module, device: torch.device | None = None) -> Any | None:
     """The teacher F(x, t, cond) of ``run`` on ``device``: loaded, or inside the student ``network``; or None."""
-    if run.teacher is None:
-        return None
+    if run.teacher is None or isinstance(run.teacher, WithinStudent):
+        return asked_teacher(run, network, None)
+    return asked_teacher(run, network, run.teacher.load().to(device).eval().requires_grad_(False))
+
+
+def asked_teacher(run: Run, network: torch.nn.Module, loaded: Any | None) -> Any | None:
+    """What the objective asks: F(x, t, cond). loaded: what the teacher's ``load`` gave, frozen, where it has one."""
     if isinstance(run.teacher, WithinStudent):
         return run.teacher.within(network)
-    return run.teacher.load().to(device).eval().requires_grad_(False)
+    if isinstance(run.teacher, BesideStudent):
+        return run.teacher.beside(network, loaded)
+    return loaded

@@ -17,7 +17,7 @@ from facm.distributed.gradients import check_parameters
 from facm.distributed.process_group import World
 from facm.distributed.wrap import shard, spread, without_parameters
 from facm.networks.adapters.base import adapters_of, unlike
-from facm.runs.config import Run, WithinStudent
+from facm.runs.config import Run, WithinStudent, asked_teacher
 from facm.runs.ema import EMA
 from facm.runs.folder import RunFolder
 from facm.training.checks import CheckedRun
@@ -97,5 +97,7 @@ def _teacher(
     record = {"identity": repr(run.teacher), "sha256": digest(teacher.state_dict())}
     check_same(world, "the teacher", record)
     if engine.kind(world.ranks) == "fsdp":
-        return shard(teacher, engine, world, device, resolved_precision(run, device) == "bf16"), record
-    return teacher.to(device), record
+        placed = shard(teacher, engine, world, device, resolved_precision(run, device) == "bf16")
+    else:
+        placed = teacher.to(device)
+    return asked_teacher(run, network, placed), record

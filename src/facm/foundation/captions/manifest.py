@@ -84,6 +84,16 @@ class TeacherSettings:
     """fp32 or bf16, of the transformer."""
     sigmas: tuple[float, ...] = ()
     """Noise levels from the first to the last, as the pipeline's scheduler has them for its size and shift."""
+    guidance_scale_2: float | None = None
+    """guidance_scale of the expert of low noise; None: there is one transformer."""
+    boundary: float | None = None
+    """Lowest noise level of the expert of high noise; None: there is one transformer."""
+
+    def guidance_at(self, sigma: float) -> float:
+        """The pipeline's argument at this noise level."""
+        if self.boundary is None or self.guidance_scale_2 is None or 1000 * sigma >= 1000 * self.boundary:
+            return self.guidance_scale
+        return self.guidance_scale_2
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
+from facm.foundation.export.experts import is_phased, opening, other_numbers
 from facm.foundation.export.schedule import Kind, call_arguments, levels_by, stock_settings
 from facm.foundation.export.student import Student
 
@@ -44,12 +45,7 @@ def _few_steps(student: Student, form: Form, num_steps: int, kind: Kind, name: s
         arguments |= {"height": student.size[0], "width": student.size[1]}
     code = _opening(student, form, name)
     if form == "lora":
-        settings = _spelled(stock_settings(pipeline, num_steps))
-        code = [
-            "from diffusers import FlowMatchEulerDiscreteScheduler",
-            *code,
-            f"pipe.scheduler = FlowMatchEulerDiscreteScheduler({settings})",
-        ]
+        code = _with_scheduler(code, student, num_steps, kind)
     code += [
         "torch.manual_seed(0)  # the noise between steps is drawn from the global generator",
         f'image = pipe("a red fox in snow", {_spelled(arguments)}).{_output(student)}',
@@ -62,11 +58,27 @@ def _few_steps(student: Student, form: Form, num_steps: int, kind: Kind, name: s
         "## Guidance",
         _guidance(student),
         "## Other numbers of steps",
-        _other_numbers(pipeline, num_steps, kind),
+        other_numbers(student) if is_phased(student) else _other_numbers(pipeline, num_steps, kind),
         "## Seeds",
         "Fresh noise is drawn between steps. Most pipelines do not hand their `generator` to the scheduler: "
         "`torch.manual_seed` makes a picture repeatable, `generator` alone does not. `FewStepScheduler` has a "
         "`generator` of its own.",
+    ]
+
+
+def _with_scheduler(code: list[str], student: Student, num_steps: int, kind: Kind) -> list[str]:
+    """Lines that open a pipeline, and give it the scheduler that an exported folder would have."""
+    if kind == "facm" and is_phased(student):
+        return [
+            "from facm.foundation.export.phased_scheduler import PhasedScheduler",
+            *code,
+            f"pipe.scheduler = PhasedScheduler(bounds={list(student.bounds)})",
+        ]
+    settings = _spelled(stock_settings(student.model.pipeline, num_steps, student.bounds))
+    return [
+        "from diffusers import FlowMatchEulerDiscreteScheduler",
+        *code,
+        f"pipe.scheduler = FlowMatchEulerDiscreteScheduler({settings})",
     ]
 
 
@@ -131,6 +143,8 @@ def _opening(student: Student, form: Form, name: str) -> list[str]:
     if form == "lora":
         code.append("# the folder of the model that the adapters are for, or its name on the hub")
     code.append(f'pipe = DiffusionPipeline.from_pretrained("{folder}", torch_dtype=torch.bfloat16).to("cuda")')
+    if form == "lora" and student.model.boundary is not None:
+        return [*code[:-1], *opening(student, name)]
     return [*code, f'pipe.load_lora_weights("{name}")'] if form == "lora" else code
 
 
@@ -142,15 +156,17 @@ def _origin(student: Student) -> str:
     names = {
         "base": "model",
         "base_transformer": "hash of its transformer's files",
-        "run": "run",
+        "run": "run" + " of the low-noise half" * (student.high is not None),
+        "run_high_noise": "run of the high-noise half",
         "weights": "weights",
         "images_seen": "images seen",
         "checkpoint_sha256": "sha256 of the checkpoint",
+        "checkpoint_sha256_high_noise": "sha256 of the high-noise half's checkpoint",
         "lora_rank": "rank of its adapters",
         "smooth": "highest frequency of its time embedding, in radians per unit of t",
         "facm": "version of facm",
     }
-    rows = [f"| {said} | {student.origin[key]} |" for key, said in names.items() if student.origin[key] is not None]
+    rows = [f"| {said} | {student.origin[key]} |" for key, said in names.items() if student.origin.get(key) is not None]
     return "\n".join(["| | |", "|---|---|", *rows])
 
 

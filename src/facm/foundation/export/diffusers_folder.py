@@ -12,11 +12,13 @@ import torch
 
 from facm.core.files import folder_atomically
 from facm.core.untrusted.door import open_regular, read_json
+from facm.flow.phases import WHOLE
 from facm.foundation.export.card import card
+from facm.foundation.export.experts import index_entries
 from facm.foundation.export.lowrank import exported
 from facm.foundation.export.schedule import STOCK, Kind, new_scheduler
 from facm.foundation.export.student import Student
-from facm.foundation.folder import INDEX, OWN_SCHEDULER, SCHEDULER, TRANSFORMER, ModelFolder
+from facm.foundation.folder import INDEX, OWN_SCHEDULER, PHASED_SCHEDULER, SCHEDULER, SECOND, TRANSFORMER, ModelFolder
 
 ORIGIN = "facm_export.json"
 """The file that says where an export comes from."""
@@ -36,10 +38,11 @@ def write_folder(
     Raises TakenError where there is something at ``out``.
     """
     with folder_atomically(out) as partial:
-        exported(student.network, dtype).save_pretrained(  # type: ignore[operator]
-            partial / TRANSFORMER, safe_serialization=True, max_shard_size=SHARD
-        )
-        own = {TRANSFORMER, *([SCHEDULER] if student.few_step else [])}
+        for part, network in student.networks.items():
+            exported(network, dtype).save_pretrained(  # type: ignore[operator]
+                partial / part, safe_serialization=True, max_shard_size=SHARD
+            )
+        own = {TRANSFORMER, SECOND, *([SCHEDULER] if student.few_step else [])}
         for name in student.model.parts.keys() - own:
             copy_part(student.model.path / name, partial / name)
         for pattern in LICENCES:
@@ -47,7 +50,8 @@ def write_folder(
                 _copy(file, partial / file.name)
         if student.few_step:
             steps = _train_timesteps(student.model)
-            new_scheduler(student.model.pipeline, num_steps, kind, steps).save_pretrained(partial / SCHEDULER)
+            scheduler = new_scheduler(student.model.pipeline, num_steps, kind, steps, student.bounds)
+            scheduler.save_pretrained(partial / SCHEDULER)
         write_json(partial / INDEX, _index(student, kind))
         write_json(partial / ORIGIN, student.origin)
         (partial / "README.md").write_text(card(student, "diffusers", num_steps, kind, out.name), encoding="utf-8")
@@ -80,8 +84,10 @@ def _index(student: Student, kind: Kind) -> dict[str, Any]:
     """model_index.json: the model's own, with another scheduler."""
     index = dict(read_json(student.model.path / INDEX))
     index.pop("_name_or_path", None)
+    index |= index_entries(student)
     if student.few_step:
-        index[SCHEDULER] = list(STOCK if kind == "stock" else OWN_SCHEDULER)
+        own = OWN_SCHEDULER if student.bounds == WHOLE else PHASED_SCHEDULER
+        index[SCHEDULER] = list(STOCK if kind == "stock" else own)
         if "is_distilled" in index:  # a pipeline with this setting does not guide a model that has it
             index["is_distilled"] = True
     return index

@@ -13,33 +13,40 @@ from torch import Tensor
 from facm.core.files import folder_atomically
 from facm.foundation.export.card import card
 from facm.foundation.export.diffusers_folder import ORIGIN, write_json
+from facm.foundation.export.experts import HALVES
 from facm.foundation.export.lowrank import LowRank
+from facm.foundation.export.schedule import Kind
 from facm.foundation.export.student import Student
+from facm.foundation.folder import Part
 
 
 def write_lora(
     student: Student,
-    differences: Mapping[str, LowRank],
+    differences: Mapping[Part, Mapping[str, LowRank]],
     out: Path,
     num_steps: int = 2,
     dtype: torch.dtype = torch.float32,
     said: str = "",
+    kind: Kind = "stock",
 ) -> None:
-    """Write the folder ``out`` with pytorch_lora_weights.safetensors, completely or not at all.
+    """Write the folder ``out`` with pytorch_lora_weights.safetensors, completely or not at all; of a pair two folders
+    in it, high_noise and low_noise.
 
-    differences: layer of the transformer -> its adapter. num_steps: what the model card shows. said: a sentence about
-    the adapters for the card. Raises TakenError where there is something at ``out``.
+    differences: transformer of the exported pipeline -> its layer -> the adapter. num_steps: what the model card shows.
+    said: a sentence about the adapters for the card. kind: of the scheduler that it shows. Raises TakenError where
+    there is something at ``out``.
     """
     import diffusers
 
     with folder_atomically(out) as partial:
-        getattr(diffusers, student.model.pipeline).save_lora_weights(
-            partial,
-            transformer_lora_layers=state_dict(differences, dtype),
-            transformer_lora_adapter_metadata=metadata(differences),
-        )
+        for part, layers in differences.items():
+            getattr(diffusers, student.model.pipeline).save_lora_weights(
+                partial if student.high is None else partial / HALVES[part],
+                transformer_lora_layers=state_dict(layers, dtype),
+                transformer_lora_adapter_metadata=metadata(layers),
+            )
         write_json(partial / ORIGIN, student.origin)
-        (partial / "README.md").write_text(card(student, "lora", num_steps, "stock", out.name, said), encoding="utf-8")
+        (partial / "README.md").write_text(card(student, "lora", num_steps, kind, out.name, said), encoding="utf-8")
 
 
 def state_dict(differences: Mapping[str, LowRank], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:

@@ -53,6 +53,13 @@ class FewStepScheduler(FlowMatchEulerDiscreteScheduler):
         self._exact_sigmas = [*map(float, sigmas), 0.0]
         self._step_index = self._begin_index = self._kept = None
 
+    def _exact(self, sample: Tensor) -> Tensor:
+        """``sample`` as the last step left it, in float64; what the pipeline changed since then counts."""
+        kept = self._kept
+        if kept is not None and kept.shape == sample.shape and torch.equal(kept.to(sample.dtype), sample):
+            return kept
+        return sample.to(torch.float32 if sample.device.type == "mps" else torch.float64)  # which MPS does not have
+
     def step(
         self: Any,
         model_output: Tensor,
@@ -67,15 +74,13 @@ class FewStepScheduler(FlowMatchEulerDiscreteScheduler):
         if self.step_index is None:
             self._init_step_index(timestep)
         sigma, lower = self._exact_sigmas[self._step_index : self._step_index + 2]
-        kept = self._kept
-        unchanged = kept is not None and kept.shape == sample.shape and torch.equal(kept.to(sample.dtype), sample)
-        exact = torch.float32 if sample.device.type == "mps" else torch.float64  # which MPS does not have
-        x_1 = (kept if kept is not None and unchanged else sample.to(exact)) - sigma * model_output.to(exact)
+        x = self._exact(sample)
+        x_1 = x - sigma * model_output.to(x.dtype)
         if lower > 0:
             noise = randn_tensor(
                 sample.shape, generator=generator or self.generator, device=sample.device, dtype=torch.float32
             )
-            self._kept = (1 - lower) * x_1 + lower * noise.to(exact)
+            self._kept = (1 - lower) * x_1 + lower * noise.to(x.dtype)
         else:
             self._kept = x_1
         self._step_index += 1

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from facm import __version__
+from facm.flow.phases import WHOLE
 from facm.foundation.captions.dataset import CaptionedShards
-from facm.foundation.folder import TRANSFORMER, ModelFolder, open_model
+from facm.foundation.folder import SECOND, TRANSFORMER, ModelFolder, Part, open_model
 from facm.foundation.network import DiffusersModel, DiffusersNetwork
 from facm.pretrained.trained import Trained
 
@@ -22,6 +23,8 @@ class Student:
     few_step: whether it learned the shortcut to the data; a model that was only fine-tuned did not.
     origin: for the records: the run, the checkpoint and the model, with their hashes.
     size: height and width in pixels of most pictures that it was trained on; None where its data do not say so.
+    bounds: times where its phases begin and end.
+    high: of a pair of students the high-noise half, beside ``network``; else None.
     """
 
     network: DiffusersNetwork
@@ -29,6 +32,13 @@ class Student:
     few_step: bool
     origin: dict[str, Any]
     size: tuple[int, int] | None = None
+    bounds: tuple[float, ...] = WHOLE
+    high: DiffusersNetwork | None = None
+
+    @property
+    def networks(self) -> dict[Part, DiffusersNetwork]:
+        """The transformers of the exported pipeline by name."""
+        return {TRANSFORMER: self.network} if self.high is None else {TRANSFORMER: self.high, SECOND: self.network}
 
     @property
     def unguided(self) -> dict[str, Any]:
@@ -54,12 +64,13 @@ def student_of(trained: Trained) -> Student:
         "checkpoint_sha256": trained.checkpoint_sha256,
         "base": model.path.resolve().name,
         "base_pipeline": model.pipeline,
-        "base_transformer": model.identity(TRANSFORMER)[TRANSFORMER],
+        "base_transformer": model.identity(config.part)[config.part],
         "lora_rank": None if config.lora is None else config.lora.rank,
         "smooth": config.smooth,
         "embedded_guidance": config.embedded_guidance,
     }
-    return Student(network, model, trained.interface.learns_shortcut is True, origin, _size(trained))
+    few_step, bounds = trained.interface.learns_shortcut is True, trained.interface.bounds
+    return Student(network, model, few_step, origin, _size(trained), bounds=bounds)
 
 
 def _size(trained: Trained) -> tuple[int, int] | None:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from facm.core.types import Scale
 from facm.flow.guidance import extrapolate
 from facm.foundation.families.precision import as_weights
 
@@ -47,6 +48,8 @@ class Family(ABC):
     """Those of them that a model may lack."""
     entry: ClassVar[str]
     """Name of the transformer's layer that latents enter by, whose weights' type they are given in."""
+    two_experts: ClassVar[bool] = False
+    """Whether its models may have two transformers that share the noise levels."""
     lora_targets: ClassVar[tuple[str, ...]]
     """Ends of the names of the linear layers that LoRA adapts unless told otherwise: attention, feed-forward, and the
     time embedding's later layers, without which the anchor is learned worse."""
@@ -65,7 +68,7 @@ class Family(ABC):
         """``value`` in the type of the transformer's weights, unless autocast finds the type of each product itself."""
         return as_weights(transformer, self.entry, value)
 
-    def guide(self, v_c: Tensor, v_u: Tensor, scale: float) -> Tensor:
+    def guide(self, v_c: Tensor, v_u: Tensor, scale: Scale) -> Tensor:
         """The guided velocity as the pipeline computes it; plain classifier-free guidance unless overridden."""
         return extrapolate(v_c, v_u, scale)
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from facm.core.types import Scale
 from facm.foundation.families.autoencoders import images_of_scaled, scaled_latents
 from facm.foundation.families.base import Family, TimeEmbedding
 from facm.foundation.families.prompts import default_of, without_padding
@@ -50,7 +51,7 @@ class Lumina2(Family):
             )[0]
         return velocity
 
-    def guide(self, v_c: Tensor, v_u: Tensor, scale: float) -> Tensor:
+    def guide(self, v_c: Tensor, v_u: Tensor, scale: Scale) -> Tensor:
         guided = super().guide(v_c, v_u, scale)
         norms = [torch.linalg.vector_norm(v, dim=-1, keepdim=True) for v in (v_c, guided)]
         return guided * (norms[0] / norms[1])

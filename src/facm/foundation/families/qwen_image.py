@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from facm.core.types import Scale
 from facm.foundation.families.autoencoders import images_of_standardised, standardised_latents
 from facm.foundation.families.base import Family, TimeEmbedding
 from facm.foundation.families.packing import packed_squares, unpacked_squares
@@ -46,7 +47,7 @@ class QwenImage(Family):
             )[0]
         return -unpacked_squares(noise_minus_data, x.shape[1:])
 
-    def guide(self, v_c: Tensor, v_u: Tensor, scale: float) -> Tensor:
+    def guide(self, v_c: Tensor, v_u: Tensor, scale: Scale) -> Tensor:
         tokens, guided = packed_squares(v_c), packed_squares(super().guide(v_c, v_u, scale))
         norms = [torch.linalg.vector_norm(v, dim=-1, keepdim=True) for v in (tokens, guided)]
         return unpacked_squares(guided * (norms[0] / norms[1]), v_c.shape[1:])

@@ -1,4 +1,4 @@
-"""Wan 2.1 of Alibaba, text to video; one frame is a picture."""
+"""Wan 2.1 and 2.2 of Alibaba, text to video; one frame is a picture."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class Wan(Family):
 
     pipelines = ("WanPipeline",)
     transformer = "WanTransformer3DModel"
+    two_experts = True
     entry = "patch_embedding"
     lora_targets = (
         *("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"),

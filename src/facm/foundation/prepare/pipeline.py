@@ -31,8 +31,11 @@ from facm.distributed.out_of_memory import OutOfMemory
 from facm.distributed.process_group import ALONE, World
 from facm.foundation.captions.manifest import MANIFEST, Bucket, Manifest, Part, ShardRecord, TeacherSettings
 from facm.foundation.captions.shards import NULL, PROMPTS, SAMPLES
-from facm.foundation.folder import TRANSFORMER, VAE, ModelFolder, load_pipeline, load_transformer, open_model, quiet
-from facm.foundation.network import DTYPES
+from facm.foundation.experts.switch import Resident
+from facm.foundation.experts.teacher import FromExperts
+from facm.foundation.folder import SECOND, VAE, ModelFolder, load_pipeline, open_model, quiet
+from facm.foundation.network import DTYPES, DiffusersModel
+from facm.foundation.prepare.guidance import check_second
 from facm.foundation.prepare.samples import from_pictures, from_teacher, write_samples
 from facm.foundation.prepare.schedule import default_size, sigmas_of
 from facm.foundation.prepare.settings import Settings, begin, finished, held
@@ -42,8 +45,6 @@ from facm.foundation.prepare.text import Cut, encode_null, encode_prompts, lengt
 
 Report = Callable[[str], Callable[[int, int], None]]
 """What is counted -> a callback (done, n)."""
-SECOND = "transformer_2"
-"""What a model of two experts calls that of low noise."""
 MOST_SHOWN = 100
 """Cut prompts that are told of one by one."""
 
@@ -61,6 +62,10 @@ class Options:
     """Steps of the teacher, where it makes the data."""
     guidance_scale: float | None = None
     """Guidance of the teacher, the pipeline's argument; 1 is none."""
+    guidance_scale_2: float | None = None
+    """Guidance of the expert of low noise, where the model has two; None: guidance_scale, as in its pipeline."""
+    resident: Resident = "both"
+    """Which experts are on the device, where the model has two: both, or the one that is asked."""
     embedded_guidance: float | None = None
     """Guidance that the transformer is told, where it takes that (FLUX.1-dev: 3.5)."""
     negative_prompt: str = ""
@@ -113,6 +118,7 @@ class Work:
     settings: what determines the bytes.
     shapes: of one latent of each bucket.
     batch_size: prompts or pictures at once.
+    resident: which experts are on the device.
     """
 
     model: ModelFolder
@@ -121,6 +127,7 @@ class Work:
     settings: Settings
     shapes: tuple[tuple[int, ...], ...]
     batch_size: int
+    resident: Resident = "both"
 
 
 def prepare(
@@ -170,7 +177,7 @@ def opened(source: Source, path: Path, out: Path, options: Options, world: World
     pipe = load_pipeline(model, ())  # nothing but its configuration
     plan = by_first(world, lambda: _plan(source, pipe, model, options))
     teacher = _teacher(source, options, model, pipe)
-    names = (*model.encoders, VAE, *((TRANSFORMER,) if teacher else ()))
+    names = (*model.encoders, VAE, *(model.transformers if teacher else ()))
     settings = Settings(
         n=len(source.prompts),
         source=source.fingerprint,
@@ -186,7 +193,7 @@ def opened(source: Source, path: Path, out: Path, options: Options, world: World
         teacher=teacher,
     )
     shapes = tuple(tuple(model.family.shape(pipe, height, width)) for height, width in plan.sizes)
-    return Work(model, source, plan, settings, shapes, options.batch_size)
+    return Work(model, source, plan, settings, shapes, options.batch_size, options.resident)
 
 
 def _teacher(source: Source, options: Options, model: ModelFolder, pipe: Any) -> TeacherSettings | None:
@@ -199,17 +206,19 @@ def _teacher(source: Source, options: Options, model: ModelFolder, pipe: Any) ->
         )
     if not (math.isfinite(options.guidance_scale) and options.guidance_scale > 0):
         raise ValueError(f"guidance_scale = {options.guidance_scale}, expected a number above 0")
-    if SECOND in model.parts:
-        raise ValueError(
-            f"{model.path} has two transformers that share the time, of which only one would make the data; expected "
-            "pictures with captions, or a model with one"
-        )
+    second = check_second(options.guidance_scale, options.guidance_scale_2, model)
     if options.embedded_guidance is None and pipe.transformer.config.get("guidance_embeds", False):
         raise ValueError(
             "embedded_guidance = None: this transformer is told its guidance, expected a number, such as 3.5"
         )
     return TeacherSettings(
-        options.steps, options.guidance_scale, options.embedded_guidance, options.seed, options.precision
+        options.steps,
+        options.guidance_scale,
+        options.embedded_guidance,
+        options.seed,
+        options.precision,
+        guidance_scale_2=second,
+        boundary=model.boundary,
     )
 
 
@@ -291,10 +300,8 @@ def _samples(work: Work, out: Path, parts: Sequence[Part], world: World, report:
     else:
         assert teacher is not None
         teacher = dataclasses.replace(teacher, sigmas=tuple(by_first(world, lambda: read_json(_schedule(out)))))
-        transformer = load_transformer(work.model, DTYPES[settings.precision]).to(device)
-        makes = from_teacher(
-            family, transformer, out, settings, teacher, parts, work.shapes[0], work.plan.order, device
-        )
+        network = _network(work, teacher).to(device)
+        makes = from_teacher(family, network, out, settings, teacher, parts, work.shapes[0], work.plan.order, device)
     names = pictures.files if pictures is not None else work.source.prompts
 
     def name_at(place: int) -> str:
@@ -303,6 +310,16 @@ def _samples(work: Work, out: Path, parts: Sequence[Part], world: World, report:
     making = write_samples(out, settings, mine, work.batch_size, makes, name_at)
     done, _ = _in_step(world, ((n, []) for n in making), work, todo, mine, report and report("pictures"))
     return done
+
+
+def _network(work: Work, teacher: TeacherSettings) -> nn.Module:
+    """The model as the teacher that makes the data."""
+    high = DiffusersModel(
+        str(work.model.path), embedded_guidance=teacher.embedded_guidance, dtype=work.settings.precision
+    )
+    if work.model.boundary is None:
+        return high.build()
+    return FromExperts(high, dataclasses.replace(high, part=SECOND), work.resident).load()
 
 
 def _in_step(

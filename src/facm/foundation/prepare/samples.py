@@ -77,7 +77,7 @@ def from_pictures(
 
 def from_teacher(
     family: Family,
-    transformer: nn.Module,
+    network: nn.Module,
     out: Path,
     settings: Settings,
     teacher: TeacherSettings,
@@ -88,7 +88,7 @@ def from_teacher(
 ) -> Makes:
     """Latents by the teacher, as its pipeline samples with Euler's method: noise of (seed, the source's sample).
 
-    teacher: with sigmas. parts: the condition in the data set. shape: of one latent.
+    network: F(x, t, cond). teacher: with sigmas. parts: the condition in the data set. shape: of one latent.
     """
     null = on_device(condition([read_shard(out / NULL, PROMPTS)], [(0, 0)], parts), device)
     shards = [read_shard(out / settings.file(PROMPTS, k), PROMPTS) for k in range(len(settings.spans))]
@@ -97,7 +97,7 @@ def from_teacher(
     def made(places: range) -> Tensor:
         x_0 = noise(teacher.seed, [order[place] for place in places], 0, shape).to(device)
         cond = on_device(condition(shards, [where[place] for place in places], parts), device)
-        return euler(family, transformer, x_0, cond, null, teacher).cpu()
+        return euler(family, network, x_0, cond, null, teacher).cpu()
 
     return made
 
@@ -118,7 +118,7 @@ def on_device(cond: Cond, device: torch.device) -> dict[str, Tensor]:
 @torch.no_grad()
 def euler(
     family: Family,
-    transformer: nn.Module,
+    network: nn.Module,
     x_0: Tensor,
     cond: dict[str, Tensor],
     null: dict[str, Tensor],
@@ -128,18 +128,14 @@ def euler(
 
     null: of one sample (1, ...).
     """
-    w = family.scale(teacher.guidance_scale)
     unconditional = repeated(null, len(x_0))
     assert isinstance(unconditional, dict)
-
-    def velocity(x: Tensor, t: Tensor, of: dict[str, Tensor]) -> Tensor:
-        return family.velocity(transformer, x, t, of, teacher.embedded_guidance).float()
 
     x = x_0
     for sigma, after in pairwise(teacher.sigmas):
         t = torch.full((len(x),), 1 - sigma, dtype=torch.float32, device=x.device)
-        v = velocity(x, t, cond)
+        v, w = network(x, t, cond).float(), family.scale(teacher.guidance_at(sigma))
         if w != 1:
-            v = family.guide(v, velocity(x, t, unconditional), w)
+            v = family.guide(v, network(x, t, unconditional).float(), w)
         x = x + (sigma - after) * v
     return x

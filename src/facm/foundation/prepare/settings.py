@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from facm.core import preparation
 from facm.foundation.captions.manifest import MANIFEST, ShardRecord, TeacherSettings
@@ -42,7 +42,7 @@ class Settings:
     shard_size: int
     latents: str
     embeddings: str
-    precision: str
+    precision: Literal["fp32", "bf16"]
     teacher: TeacherSettings | None
 
     @property
@@ -77,12 +77,21 @@ def held(out: Path) -> AbstractContextManager[None]:
 
 def begin(out: Path, settings: Settings) -> None:
     """Write the settings, or hold them against those that are there; see :func:`facm.core.preparation.begin`."""
-    preparation.begin(out, dataclasses.asdict(settings), *_files(out, settings))
+    preparation.begin(out, _recorded(settings), *_files(out, settings))
 
 
 def begun(out: Path, settings: Settings) -> bool:
     """Whether ``out`` holds a preparation with these settings. Writes nothing. Raises as :func:`begin` does."""
-    return preparation.begun(out, dataclasses.asdict(settings), *_files(out, settings))
+    return preparation.begun(out, _recorded(settings), *_files(out, settings))
+
+
+def _recorded(settings: Settings) -> dict[str, Any]:
+    """As JSON; what is said of two experts alone where there are two, as before there were any."""
+    content = dataclasses.asdict(settings)
+    if settings.teacher is not None and settings.teacher.boundary is None:
+        for name in ("guidance_scale_2", "boundary"):
+            del content["teacher"][name]
+    return content
 
 
 def _files(out: Path, settings: Settings) -> tuple[set[str], set[str]]:

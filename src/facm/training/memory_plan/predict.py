@@ -202,6 +202,9 @@ def _teacher(run: Run) -> nn.Module | None:
     """The teacher's network without its weights; where its run is not there yet, one like the student."""
     if run.teacher is None or isinstance(run.teacher, WithinStudent):
         return None
+    if getattr(run.teacher, "loads_on_meta", False):
+        with torch.device("meta"):
+            return run.teacher.load().requires_grad_(False).eval()
     config: Any = run.network
     if isinstance(run.teacher, FromRun) and (Path(run.teacher.path) / "run.json").exists():
         config = open_run(Path(run.teacher.path))[1].network

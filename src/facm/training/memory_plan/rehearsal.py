@@ -20,7 +20,7 @@ from facm.core.types import Batch, Loss
 from facm.derivative import OpLevel, Pair
 from facm.distributed.block_transforms import prepare
 from facm.distributed.engine import Engine
-from facm.runs.config import Run, WithinStudent
+from facm.runs.config import Run, asked_teacher
 from facm.training.memory_plan.counters import LiveBytes
 
 AUTOCAST = frozenset(
@@ -71,7 +71,7 @@ def _peak(
     """The most that the parts of the loss hold, and the weights that autocast keeps."""
     objective = as_objective(objective)
     network = built(run.network)
-    asked: Any = run.teacher.within(network) if isinstance(run.teacher, WithinStudent) else teacher
+    asked: Any = asked_teacher(run, network, teacher)
     prepare(list(blocks_of(network, engine.blocks).values()), engine.checkpointing, compiled=False)
     gradients = sum(p.nbytes for p in network.parameters() if p.requires_grad)
     peak = cast = 0

@@ -1,0 +1,118 @@
+"""Teachers of two experts: both loaded, or one of them inside a student with adapters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from facm.core.component import component, refused
+from facm.foundation.experts.residence import Residence
+from facm.foundation.experts.switch import Resident, TwoExperts
+from facm.foundation.folder import SECOND, TRANSFORMER, open_model
+from facm.foundation.network import DiffusersModel, DiffusersNetwork
+from facm.foundation.teacher import OwnBase
+from facm.runs.config import BesideStudent, Pretrained
+
+
+@dataclass(frozen=True)
+@component
+class FromExperts(Pretrained):
+    """The two experts of a model, each asked for the times that its pipeline asks it for.
+
+    ``load`` raises ValueError for a model of one transformer.
+    """
+
+    high: DiffusersModel
+    """The expert of high noise, without adapters."""
+    low: DiffusersModel
+    """The expert of low noise, of the same model, without adapters."""
+    resident: Resident = "both"
+    """Which of them are on the device: both, or one, and the other in host memory until it is asked."""
+    loads_on_meta = True
+
+    def __post_init__(self) -> None:
+        for name, part in (("high", TRANSFORMER), ("low", SECOND)):
+            config = getattr(self, name)
+            if config.part != part or config.lora is not None or config.smooth is not None:
+                raise refused(self, name, f"part = {part!r} without lora and smooth")
+        if self.low.path != self.high.path:
+            raise refused(self, "low", f"the other expert of path = {self.high.path!r}")
+
+    def load(self) -> nn.Module:
+        high, low = self.high.build(), self.low.build()
+        residence = Residence({"high": high, "low": low}) if self.resident == "one" else None
+        return TwoExperts(high, low, boundary_of(self.high.path), residence)
+
+
+@dataclass(frozen=True)
+@component
+class OtherExpert(BesideStudent):
+    """The student's own base, its adapters off, as one expert, and the other expert of its model beside it: for a
+    student that began as one of them and learns all times. The base is in memory once."""
+
+    model: DiffusersModel
+    """The expert that the student is not, without adapters."""
+    resident: Resident = "both"
+    """both: it stays on the device; one: it is in host memory but while it is asked."""
+    loads_on_meta = True
+
+    def __post_init__(self) -> None:
+        if self.model.lora is not None or self.model.smooth is not None:
+            raise refused(self, "model", "a model without lora and smooth")
+
+    def load(self) -> nn.Module:
+        network = self.model.build()
+        return Visiting(network) if self.resident == "one" else network
+
+    def beside(self, network: nn.Module, loaded: Any) -> TwoExperts:
+        base = OwnBase().within(network)
+        assert isinstance(network, DiffusersNetwork)  # or it would have no base
+        if network.part == self.model.part:
+            raise ValueError(
+                f"teacher = OtherExpert(part = {self.model.part!r}) of a student of the same part, expected the other "
+                "expert"
+            )
+        high, low = (base, loaded) if network.part == TRANSFORMER else (loaded, base)
+        return TwoExperts(high, low, boundary_of(self.model.path))
+
+
+class Visiting(nn.Module):
+    """A frozen network that is in host memory, but while it is called.
+
+    network: F(x, t, cond).
+    """
+
+    auxiliary_time = False
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.residence = Residence({"network": network})
+
+    def forward(self, x: Any, t: Any, cond: Any = None) -> Any:
+        """As the network; on x's device."""
+        if x.is_meta:
+            return self.network(x, t, cond)
+        self.residence.bring("network", x.device)
+        try:
+            return self.network(x, t, cond)
+        finally:
+            self.residence.leave()
+
+    def guide_velocity(self, v_c: Any, v_u: Any, scale: Any) -> Any:
+        """As the network."""
+        return self.network.guide_velocity(v_c, v_u, scale)  # type: ignore[operator]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        return self
+
+
+def boundary_of(path: str) -> float:
+    """The noise level where the experts of a model meet. Raises ValueError for a model of one transformer."""
+    boundary = open_model(Path(path).expanduser()).boundary
+    if boundary is None:
+        raise ValueError(f"{path} has one transformer, expected a model of two experts, such as Wan 2.2 A14B")
+    return boundary
