@@ -15,7 +15,7 @@ from torch import nn
 from facm.core.cond import Cond, mapped
 from facm.core.modules import blocks_of
 from facm.core.objective import as_objective
-from facm.core.types import Batch
+from facm.core.types import Batch, InFiles
 from facm.data.checked import first_indices
 from facm.distributed.engine import Engine
 from facm.flow.conditions import Labels
@@ -202,7 +202,7 @@ def _teacher(run: Run) -> nn.Module | None:
     """The teacher's network without its weights; where its run is not there yet, one like the student."""
     if run.teacher is None or isinstance(run.teacher, WithinStudent):
         return None
-    if getattr(run.teacher, "loads_on_meta", False):
+    if isinstance(run.teacher, InFiles):
         with torch.device("meta"):
             return run.teacher.load().requires_grad_(False).eval()
     config: Any = run.network
