@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,7 +24,9 @@ def read_parts(folder: Path, targets: Mapping[str, Tensor]) -> None:
     try:
         found = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
         _check(folder, targets, {name: tuple(entry.size) for name, entry in found.items()})  # type: ignore[union-attr]
-        load(dict(targets), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that this is a single process, which each rank is here
+            load(dict(targets), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
     except ValueError:
         raise
     except Exception as error:  # safetensors has errors of its own, and DCP wraps what a file did

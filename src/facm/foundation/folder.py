@@ -187,12 +187,23 @@ def load_transformer(model: ModelFolder, dtype: torch.dtype = torch.float32, par
     kind = getattr(_diffusers(), model.family.transformer)
     folder = model.path / part
     if torch.get_default_device().type == "meta":
-        return _empty(kind, folder)
+        return _typed(_empty(kind, folder), dtype)
     if parameters_are_left_out():
         with _readable(folder):
             module: nn.Module = kind.from_config(kind.load_config(folder, local_files_only=True))
-            return module.to(dtype).eval()
+            return _typed(module.eval(), dtype)
     return _whole(kind, folder, dtype, ("missing_keys", "unexpected_keys", "mismatched_keys"))
+
+
+def _typed(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """``module`` with the types that from_pretrained would give it: some layers of some classes stay in float32."""
+    kept = getattr(type(module), "_keep_in_fp32_modules", None)
+    if not kept:
+        return module.to(dtype)
+    for name, parameter in module.named_parameters():
+        if not any(part in kept for part in name.split(".")):
+            parameter.data = parameter.data.to(dtype)
+    return module
 
 
 def _whole(kind: Any, folder: Path, dtype: torch.dtype, faults: Sequence[str]) -> nn.Module:
