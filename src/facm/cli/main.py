@@ -16,6 +16,7 @@ from facm.cli.export import export_to
 from facm.cli.latents import encode, verify
 from facm.cli.lookup import did_you_mean
 from facm.cli.malloc import keep_freed_memory
+from facm.cli.outline import outline
 from facm.cli.parsing import call, renamed
 from facm.cli.prepare import prepare
 from facm.cli.sample import sample
@@ -53,6 +54,7 @@ COMMANDS = {
     "distill": Command("distil a text-to-image model of diffusers", distill, of_model("distill")),
     "finetune": Command("fine-tune one by flow matching, so that it can teach", finetune, of_model("finetune")),
     "plan": Command("predict the memory that a recipe takes on each GPU", plan, run_plan, only_prints=True),
+    "outline": Command("a published model's configuration without weights, to plan with", outline),
     "sample": Command("draw samples from a run or a published file", sample, old=SAMPLING),
     "evaluate": Command("measure a run or a published file", evaluate, old=SAMPLING),
     "statistics": Command("statistics of a folder of real images, to measure against", statistics),

@@ -65,6 +65,8 @@ class PlanOptions:
     """Shape of one sample, as in --shape 32 16 16; default: that of the recipe's data."""
     on: Literal["cuda", "cpu"] = "cuda"
     """cpu: what a CPU would take, without bf16, fused kernels and what CUDA itself needs."""
+    hours: bool = False
+    """Also count the floating-point operations of a step, and the hours that the run takes on H100s from that."""
 
 
 TRAIN, PLAN, ENGINE = TrainOptions(), PlanOptions(), Engine()
@@ -129,6 +131,7 @@ def _train(recipe: Recipe, options: TrainOptions, run: Run, engine: Engine) -> N
 def run_plan(words: list[str], prog: str) -> None:
     recipe, options, run, engine = recipe_options.parse_recipe(plan, words, prog, PLAN)
     from facm.training.memory_plan import plan as predict
+    from facm.training.memory_plan import work
 
     memory, shape = 1e9 * options.gpu_memory, options.shape or None
     if not memory > 0:
@@ -137,6 +140,14 @@ def run_plan(words: list[str], prog: str) -> None:
     where = f"{options.gpus} x {options.gpu_memory:g} GB, {engine.kind(options.gpus)}"
     say(f"{recipe.spec} on {where}, {found.batch} images at once")
     say(*in_flags(str(found), "plan").replace(", --", " --").splitlines())
+    if options.hours:
+        from facm.training.memory_plan.work import H100, UTILISATION
+
+        counted = work(run, engine, shape)
+        say(
+            f"{counted.flops / 1e15:.3g} PFLOP a step, {counted.steps} steps: {counted.hours(options.gpus):.3g} hours "
+            f"on {options.gpus} H100 at {UTILISATION:.0%} of {H100 / 1e12:.0f} TFLOP/s; counted, not measured"
+        )
 
 
 def resume(

@@ -84,6 +84,30 @@ class PartlyElsewhere(Protocol):
 
 
 @runtime_checkable
+class FillsItself(Protocol):
+    """A network, or a part of one, that reads its weights from files into parameters that have no values yet: where it
+    is sharded, each rank reads its own part of them, and nothing is whole in one place."""
+
+    def fill(self) -> None:
+        """Read all weights. Raises ValueError naming files that are not those of this network."""
+        ...
+
+
+@runtime_checkable
+class InFiles(Protocol):
+    """A configuration of a network, or a teacher, whose weights are in files that :class:`FillsItself` networks read,
+    so that it can be built without them."""
+
+    def files_sha256(self) -> str:
+        """A hash of these files."""
+        ...
+
+    def check_files(self) -> None:
+        """Raise ValueError where they are not the files that the run began with."""
+        ...
+
+
+@runtime_checkable
 class NetworkConfig(Protocol):
     """A network's configuration: frozen, and built into an ``nn.Module`` satisfying :class:`Network`."""
 

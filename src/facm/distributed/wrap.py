@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -135,6 +136,14 @@ def _materialised(tensor: Tensor, device: torch.device) -> Tensor:
     return torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.to(device)
 
 
+_LEFT_OUT: ContextVar[bool] = ContextVar("parameters_are_left_out", default=False)
+
+
+def parameters_are_left_out() -> bool:
+    """Whether networks are being built without memory for their parameters: reading weights would be in vain."""
+    return _LEFT_OUT.get()
+
+
 @contextlib.contextmanager
 def without_parameters() -> Iterator[None]:
     """Networks that are built inside have ordinary buffers and parameters on the meta device, without memory."""
@@ -145,9 +154,11 @@ def without_parameters() -> Iterator[None]:
         return nn.Parameter(parameter.to("meta"), parameter.requires_grad)
 
     hook = register_module_parameter_registration_hook(on_meta)  # type: ignore[arg-type]
+    token = _LEFT_OUT.set(True)
     try:
         yield
     finally:
+        _LEFT_OUT.reset(token)
         hook.remove()
 
 

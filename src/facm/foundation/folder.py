@@ -16,6 +16,7 @@ from torch import nn
 
 from facm.core.hashing import file_sha256
 from facm.core.untrusted.door import read_json
+from facm.distributed.wrap import parameters_are_left_out
 from facm.foundation.families.base import Family
 from facm.foundation.families.table import family_of
 
@@ -176,7 +177,7 @@ def _part(index: Path, name: str, entry: list[Any]) -> tuple[str, str]:
 
 
 def load_transformer(model: ModelFolder, dtype: torch.dtype = torch.float32, part: Part = TRANSFORMER) -> nn.Module:
-    """The transformer in eval mode; without weights where the default device is meta.
+    """The transformer in eval mode; without weights where the default device is meta, or parameters are left out.
 
     part: which, in a model of two experts. Raises ValueError where its files are none or do not fit its configuration,
     and for an expert that the model does not have.
@@ -186,8 +187,23 @@ def load_transformer(model: ModelFolder, dtype: torch.dtype = torch.float32, par
     kind = getattr(_diffusers(), model.family.transformer)
     folder = model.path / part
     if torch.get_default_device().type == "meta":
-        return _empty(kind, folder)
+        return _typed(_empty(kind, folder), dtype)
+    if parameters_are_left_out():
+        with _readable(folder):
+            module: nn.Module = kind.from_config(kind.load_config(folder, local_files_only=True))
+            return _typed(module.eval(), dtype)
     return _whole(kind, folder, dtype, ("missing_keys", "unexpected_keys", "mismatched_keys"))
+
+
+def _typed(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """``module`` with the types that from_pretrained would give it: some layers of some classes stay in float32."""
+    kept = getattr(type(module), "_keep_in_fp32_modules", None)
+    if not kept:
+        return module.to(dtype)
+    for name, parameter in module.named_parameters():
+        if not any(part in kept for part in name.split(".")):
+            parameter.data = parameter.data.to(dtype)
+    return module
 
 
 def _whole(kind: Any, folder: Path, dtype: torch.dtype, faults: Sequence[str]) -> nn.Module:

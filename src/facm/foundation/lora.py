@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from facm.core.component import Count, component
+from facm.core.rng import derive
 from facm.core.torch_private import switch_adapters
+from facm.distributed.wrap import fill
 
 ADAPTER = "default"
 """peft's name of the adapter, which diffusers' own loaders use too."""
@@ -60,6 +63,22 @@ def add_lora(transformer: Any, lora: LoRA, targets: tuple[str, ...], seed: int =
         )
     for _, parameter in lora_parameters(transformer):
         parameter.data = parameter.data.float()
+    begin_lora(transformer, seed)
+
+
+@torch.no_grad()
+def begin_lora(transformer: nn.Module, seed: int) -> None:
+    """The adapters' first weights: A as peft draws it, a function of (seed, name of its layer) whatever it is drawn on
+    and however it is sharded; B = 0. Parameters without memory are left so."""
+    for name, layer in lora_layers(transformer).items():
+        down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+        if down.is_meta:
+            continue
+        rng = torch.Generator().manual_seed(derive(seed, *name.encode()))
+        drawn = torch.empty(down.shape)
+        nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=rng)
+        fill(down, drawn)
+        up.zero_()
 
 
 def lora_layers(transformer: nn.Module) -> dict[str, Any]:

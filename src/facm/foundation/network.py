@@ -14,12 +14,16 @@ from torch import Tensor, nn
 from facm.core.component import Range, Seed, component
 from facm.core.cond import Cond
 from facm.core.types import NetworkConfig, Scale
+from facm.distributed.parts_of_files import read_parts
+from facm.distributed.wrap import parameters_are_left_out
 from facm.foundation.families.base import Family
-from facm.foundation.folder import TRANSFORMER, Part, load_transformer, open_model
-from facm.foundation.lora import LoRA, add_lora, lora_off
+from facm.foundation.folder import TRANSFORMER, ModelFolder, Part, load_transformer, open_model
+from facm.foundation.lora import LoRA, add_lora, begin_lora, lora_off, lora_parameters
 from facm.foundation.smoothing import Smoothing
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+INSIDE_PEFT = ".base_layer"
+"""What peft puts into the name of a layer's own weight."""
 Cutoff = Annotated[float, Range("[1e-3, 1e6]")]
 """Radians per unit of t."""
 
@@ -56,19 +60,13 @@ class DiffusersModel(NetworkConfig):
         return self.lora is not None or self.smooth is not None
 
     def build(self) -> DiffusersNetwork:
-        model = open_model(Path(self.path).expanduser())
-        meta = torch.get_default_device().type == "meta"
+        model = self._model()
+        if torch.get_default_device().type != "meta" and not parameters_are_left_out():
+            self.check_files()
         if self.part not in model.transformers:
             raise ValueError(
                 f"DiffusersModel: part = {self.part!r}, and {self.path!r} has one transformer; expected {TRANSFORMER!r}"
             )
-        if self.sha256 is not None and not meta:
-            found = model.identity(self.part)[self.part]
-            if found != self.sha256:
-                raise ValueError(
-                    f"DiffusersModel: path = {self.path!r} holds a transformer with the hash {found}, expected the one "
-                    f"with {self.sha256} that the run began with"
-                )
         transformer = load_transformer(model, DTYPES[self.dtype], self.part)
         smoothing = None
         if self.lora is not None:
@@ -77,8 +75,30 @@ class DiffusersModel(NetworkConfig):
             with torch.device("cpu"):  # which columns there are is known without weights, too
                 smoothing = Smoothing(transformer, model.family.time_embedding(transformer), self.smooth)
         return DiffusersNetwork(
-            transformer, model.family, self.embedded_guidance, smoothing, self.lora is not None, self.part
+            transformer,
+            model.family,
+            self.embedded_guidance,
+            smoothing,
+            self.lora is not None,
+            self.part,
+            model.path / self.part,
+            self.seed,
         )
+
+    def files_sha256(self) -> str:
+        """A hash of the transformer's files."""
+        return self._model().identity(self.part)[self.part]
+
+    def check_files(self) -> None:
+        """Raise ValueError where the transformer's files are not those that ``sha256`` names."""
+        if self.sha256 is not None and (found := self.files_sha256()) != self.sha256:
+            raise ValueError(
+                f"DiffusersModel: path = {self.path!r} holds a transformer with the hash {found}, expected the one "
+                f"with {self.sha256} that the run began with"
+            )
+
+    def _model(self) -> ModelFolder:
+        return open_model(Path(self.path).expanduser())
 
 
 class DiffusersNetwork(nn.Module):
@@ -91,6 +111,8 @@ class DiffusersNetwork(nn.Module):
     smoothing: the mask on its time embedding, or None.
     has_lora: whether its trained parameters are adapters.
     part: which transformer of its model it is.
+    folder: where its weights are; None where it is not filled from there.
+    seed: of the adapters' first weights.
     """
 
     auxiliary_time = False
@@ -103,6 +125,8 @@ class DiffusersNetwork(nn.Module):
         smoothing: Smoothing | None = None,
         has_lora: bool = False,
         part: Part = TRANSFORMER,
+        folder: Path | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.transformer = transformer
@@ -111,6 +135,8 @@ class DiffusersNetwork(nn.Module):
         self.smoothing = smoothing
         self.has_lora = has_lora
         self.part: Part = part
+        self.folder = folder
+        self.seed = seed
         # Fixed here: whoever freezes the network later still wants its weights.
         self.trained = frozenset(name for name, p in self.named_parameters(remove_duplicate=False) if p.requires_grad)
         self._register_state_dict_hook(_only_trained)
@@ -124,6 +150,17 @@ class DiffusersNetwork(nn.Module):
         if not isinstance(cond, Mapping):
             raise ValueError(f"cond = {type(cond).__name__}, expected a mapping with the prompts' embeddings")
         return self.family.velocity(self.transformer, x, t, cond, self.embedded_guidance)
+
+    def fill(self) -> None:
+        """Read the weights of a network that was built without them, and begin its adapters."""
+        if self.folder is None:
+            raise ValueError("folder = None, expected the files that the network is filled from")
+        state = self.transformer.state_dict(keep_vars=True)
+        adapters = {name for name, _ in lora_parameters(self.transformer)}
+        own = {name.replace(INSIDE_PEFT, ""): value.detach() for name, value in state.items() if name not in adapters}
+        read_parts(self.folder, own)
+        if self.has_lora:
+            begin_lora(self.transformer, self.seed)
 
     def guide_velocity(self, v_c: Tensor, v_u: Tensor, scale: Scale) -> Tensor:
         """The guided velocity as the model's pipeline computes it."""

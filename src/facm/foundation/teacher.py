@@ -21,10 +21,17 @@ class FromModel(Pretrained):
 
     model: DiffusersModel
     """The model, without adapters."""
-    loads_on_meta = True
 
     def load(self) -> nn.Module:
         return self.model.build()
+
+    def files_sha256(self) -> str:
+        """A hash of the model's files."""
+        return self.model.files_sha256()
+
+    def check_files(self) -> None:
+        """As of the model."""
+        self.model.check_files()
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -9,15 +10,15 @@ import torch
 from facm.core.hashing import digest
 from facm.core.serialize import fingerprint
 from facm.core.state_dict import check_finite, load_strictly
-from facm.core.types import PartlyElsewhere
+from facm.core.types import FillsItself, InFiles, PartlyElsewhere
 from facm.data.stream import Stream
-from facm.distributed.collectives import check_same
+from facm.distributed.collectives import by_first, check_same
 from facm.distributed.engine import Engine
 from facm.distributed.gradients import check_parameters
 from facm.distributed.process_group import World
-from facm.distributed.wrap import shard, spread, without_parameters
+from facm.distributed.wrap import local, shard, spread, without_parameters
 from facm.networks.adapters.base import adapters_of, unlike
-from facm.runs.config import Run, WithinStudent, asked_teacher
+from facm.runs.config import Pretrained, Run, WithinStudent, asked_teacher
 from facm.runs.ema import EMA
 from facm.runs.folder import RunFolder
 from facm.training.checks import CheckedRun
@@ -35,8 +36,10 @@ def build(checked: CheckedRun, folder: RunFolder, engine: Engine, world: World, 
     check_same(world, "the run's fingerprint", fingerprint(run))
     stream = Stream(checked.dataset, run.seed, run.batch_size, world.rank, world.ranks)
     network = _network(run, folder, engine, world)
+    empty = any(p.is_meta for p in network.parameters())
     teacher, teacher_record = _teacher(run, engine, world, device, network)
     wrapped = spread(network.train(), engine, world, device, resolved_precision(run, device) == "bf16")
+    _fill(network, empty)
     state = TrainState(
         network,
         run.optimizer.build(network),
@@ -54,12 +57,18 @@ def build(checked: CheckedRun, folder: RunFolder, engine: Engine, world: World, 
 def _network(run: Run, folder: RunFolder, engine: Engine, world: World) -> torch.nn.Module:
     """Build and initialise the network (identical on all ranks).
 
-    When resuming FSDP, leave parameters on meta; each rank loads its shard.
+    Under FSDP parameters are left on meta where they come from files, or from a checkpoint: each rank reads its shards
+    when it holds them, and nothing is whole in one place.
     """
     elsewhere = isinstance(run.network, PartlyElsewhere) and run.network.partly_elsewhere
-    if engine.kind(world.ranks) == "fsdp" and folder.checkpoints() and not elsewhere:
-        with without_parameters():
-            return run.network.build()
+    if engine.kind(world.ranks) == "fsdp":
+        if isinstance(run.network, InFiles) and run.initial is None:
+            by_first(world, run.network.check_files)
+            with without_parameters():
+                return run.network.build()
+        if folder.checkpoints() and not elsewhere:
+            with without_parameters():
+                return run.network.build()
     network = run.network.build()
     if run.initial is not None:
         _initialise(network, run)
@@ -92,12 +101,38 @@ def _teacher(
         return None, None
     if isinstance(run.teacher, WithinStudent):
         return run.teacher.within(network), {"identity": repr(run.teacher)}
-    teacher = run.teacher.load().eval().requires_grad_(False)
-    check_finite(teacher, teacher.state_dict(), f"teacher = {run.teacher}")
-    record = {"identity": repr(run.teacher), "sha256": digest(teacher.state_dict())}
+    teacher, sha256 = _loaded(run.teacher, engine, world)
+    record = {"identity": repr(run.teacher), "sha256": sha256}
     check_same(world, "the teacher", record)
     if engine.kind(world.ranks) == "fsdp":
+        empty = any(p.is_meta for p in teacher.parameters())
         placed = shard(teacher, engine, world, device, resolved_precision(run, device) == "bf16")
+        _fill(placed, empty)
     else:
         placed = teacher.to(device)
+    check_finite(teacher, _local(teacher), f"teacher = {run.teacher}")
     return asked_teacher(run, network, placed), record
+
+
+def _loaded(config: Pretrained, engine: Engine, world: World) -> tuple[torch.nn.Module, str]:
+    """The frozen network, under FSDP without values where each rank can read its part of them, and the hash of its
+    weights, or of the files that they are in."""
+    if not isinstance(config, InFiles):
+        teacher = config.load().eval().requires_grad_(False)
+        return teacher, digest(teacher.state_dict())
+    by_first(world, config.check_files)
+    sha256 = by_first(world, config.files_sha256)
+    with without_parameters() if engine.kind(world.ranks) == "fsdp" else nullcontext():
+        return config.load().eval().requires_grad_(False), sha256
+
+
+def _fill(network: torch.nn.Module, empty: bool) -> None:
+    """Let the parts of ``network`` that were built without values read them, where they are in files."""
+    for module in network.modules() if empty else ():
+        if isinstance(module, FillsItself):
+            module.fill()
+
+
+def _local(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """This rank's parts of all weights."""
+    return {name: local(value) for name, value in network.state_dict(keep_vars=True).items()}

@@ -31,7 +31,6 @@ class FromExperts(Pretrained):
     """The expert of low noise, of the same model, without adapters."""
     resident: Resident = "both"
     """Which of them are on the device: both, or one, and the other in host memory until it is asked."""
-    loads_on_meta = True
 
     def __post_init__(self) -> None:
         for name, part in (("high", TRANSFORMER), ("low", SECOND)):
@@ -46,6 +45,15 @@ class FromExperts(Pretrained):
         residence = Residence({"high": high, "low": low}) if self.resident == "one" else None
         return TwoExperts(high, low, boundary_of(self.high.path), residence)
 
+    def files_sha256(self) -> str:
+        """A hash of both experts' files."""
+        return f"{self.high.files_sha256()} {self.low.files_sha256()}"
+
+    def check_files(self) -> None:
+        """As of the models."""
+        self.high.check_files()
+        self.low.check_files()
+
 
 @dataclass(frozen=True)
 @component
@@ -57,7 +65,6 @@ class OtherExpert(BesideStudent):
     """The expert that the student is not, without adapters."""
     resident: Resident = "both"
     """both: it stays on the device; one: it is in host memory but while it is asked."""
-    loads_on_meta = True
 
     def __post_init__(self) -> None:
         if self.model.lora is not None or self.model.smooth is not None:
@@ -66,6 +73,14 @@ class OtherExpert(BesideStudent):
     def load(self) -> nn.Module:
         network = self.model.build()
         return Visiting(network) if self.resident == "one" else network
+
+    def files_sha256(self) -> str:
+        """A hash of the expert's files."""
+        return self.model.files_sha256()
+
+    def check_files(self) -> None:
+        """As of the model."""
+        self.model.check_files()
 
     def beside(self, network: nn.Module, loaded: Any) -> TwoExperts:
         base = OwnBase().within(network)

@@ -15,7 +15,7 @@ from torch import nn
 from facm.core.cond import Cond, mapped
 from facm.core.modules import blocks_of
 from facm.core.objective import as_objective
-from facm.core.types import Batch
+from facm.core.types import Batch, InFiles
 from facm.data.checked import first_indices
 from facm.distributed.engine import Engine
 from facm.flow.conditions import Labels
@@ -96,11 +96,13 @@ def plan(
     shape: tuple[int, ...] | None = None,
     device: str = "cuda",
     advise: bool = True,
+    rehearsal: Rehearsal | None = None,
 ) -> Plan:
     """What ``run`` would take on each of ``gpus`` devices with ``gpu_memory`` bytes.
 
     shape: of one x_1, where the run's data are not here. device: "cuda" (bf16 if the run's precision says so or "auto",
     fused attention) or "cpu" (what a CPU would take; no overhead is added). advise: if it does not fit, try what would.
+    rehearsal: of a micro-batch of this size, where one was made before; it does not depend on the number of GPUs.
     Raises ValueError for sizes that do not divide, and where the data are needed and missing.
     """
     engine = engine or Engine()
@@ -112,9 +114,10 @@ def plan(
         raise ValueError(f"shape = {shape}, expected sides of 1 to 65536 and at most 2147483648 numbers")
     engine.check(run.batch_size, gpus)
     local = run.batch_size // (gpus * engine.accumulate)
-    network, teacher = built(run.network), _teacher(run)
+    network, teacher = built(run.network), teacher_without_weights(run)
     bf16 = device == "cuda" and run.precision != "fp32"
-    rehearsal = rehearse(run, _batch(run, local, shape), engine, teacher, bf16, device == "cuda")
+    if rehearsal is None:
+        rehearsal = rehearse(run, batch_of(run, local, shape), engine, teacher, bf16, device == "cuda")
     found = _add_up(run, gpus, gpu_memory, engine, network, teacher, rehearsal, bf16, device)
     if found.fits or not advise:
         return found
@@ -198,11 +201,11 @@ def _bytes(module: nn.Module) -> int:
     return sum(x.nbytes for x in (*module.parameters(), *module.buffers()))
 
 
-def _teacher(run: Run) -> nn.Module | None:
+def teacher_without_weights(run: Run) -> nn.Module | None:
     """The teacher's network without its weights; where its run is not there yet, one like the student."""
     if run.teacher is None or isinstance(run.teacher, WithinStudent):
         return None
-    if getattr(run.teacher, "loads_on_meta", False):
+    if isinstance(run.teacher, InFiles):
         with torch.device("meta"):
             return run.teacher.load().requires_grad_(False).eval()
     config: Any = run.network
@@ -211,7 +214,8 @@ def _teacher(run: Run) -> nn.Module | None:
     return built(config).requires_grad_(False).eval()
 
 
-def _batch(run: Run, size: int, shape: tuple[int, ...] | None) -> Batch:
+def batch_of(run: Run, size: int, shape: tuple[int, ...] | None) -> Batch:
+    """``size`` samples on the meta device. shape: of one x_1, where the run's data are not here."""
     cond: Cond = None
     if shape is None:
         try:

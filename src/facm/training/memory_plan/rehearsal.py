@@ -80,7 +80,7 @@ def _peak(
         p.grad = torch.empty_like(p) if made and p.requires_grad else None
     pending: list[Callable[[], Loss]] | None = None
     while pending is None or pending:
-        with LiveBytes() as memory, _AsOnDevice(bf16) as device:
+        with LiveBytes() as memory, AsOnDevice(bf16) as device:
             if pending is None:
                 pending = list(objective.loss_terms(network, batch, torch.Generator(), asked))
             term = pending.pop(0)
@@ -116,12 +116,13 @@ class _FusedAttention(torch.autograd.Function):
         return tuple(torch.empty_like(x) for x in ctx.saved_tensors[:3])
 
 
-class _AsOnDevice(TorchFunctionMode):
-    """Draws on the meta device, which has no generator; attention by a fused kernel; bf16 as autocast does it."""
+class AsOnDevice(TorchFunctionMode):
+    """Draws on the meta device, which has no generator; attention by a fused kernel, or as its products; bf16 as
+    autocast does it."""
 
-    def __init__(self, bf16: bool) -> None:
+    def __init__(self, bf16: bool, fused: bool = True) -> None:
         super().__init__()
-        self.bf16, self.weights = bf16, {}  # type: ignore[var-annotated]
+        self.bf16, self.fused, self.weights = bf16, fused, {}  # type: ignore[var-annotated]
 
     @property
     def cast_bytes(self) -> int:
@@ -134,7 +135,7 @@ class _AsOnDevice(TorchFunctionMode):
         attends = func is nnf.scaled_dot_product_attention
         if self.bf16 and (func in AUTOCAST or attends):
             args, kwargs = tree_map(self._halved, (args, kwargs))
-        if attends:
+        if attends and self.fused:
             q, k, v = args[:3] if len(args) >= 3 else (kwargs[n] for n in ("query", "key", "value"))
             if not any(_moves(x) for x in (q, k, v)):  # with tangents there is only the plain formula
                 return _FusedAttention.apply(q, k, v)
