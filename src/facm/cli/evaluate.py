@@ -33,6 +33,8 @@ class EvaluateOptions:
     """Network evaluations for each sample, one row for each number."""
     num_samples: int = 10_000
     """Samples in each row; published FIDs have 50000."""
+    frames_per_clip: int | None = None
+    """Of a network that makes clips: measure so many frames of each, as images; default: all of them."""
     batch_size: int = 256
     """Samples made at once."""
     quiet: bool = False
@@ -45,6 +47,8 @@ class EvaluateOptions:
         check_number(self.num_samples)
         if self.batch_size < 1:
             raise ValueError(f"--batch-size {self.batch_size}, expected at least 1")
+        if self.frames_per_clip is not None and self.frames_per_clip < 1:
+            raise ValueError(f"--frames-per-clip {self.frames_per_clip}, expected at least 1")
         if not self.num_steps:
             raise ValueError("--num-steps is empty, expected at least one number of evaluations")
 
@@ -89,7 +93,9 @@ def evaluate(
         trained = in_precision(trained, how.precision, world.device)
         n, batch_size = options.num_samples, options.batch_size
         for method in methods:
-            sampling = Sampling(method, n, how.seed, guidance, batch_size, metrics.labels, decoder)
+            sampling = Sampling(
+                method, n, how.seed, guidance, batch_size, metrics.labels, decoder, options.frames_per_clip
+            )
             rows.append(measure(trained, sampling, evaluator))
             append_row(trained, rows[-1], world)
     if world.first and not options.quiet:
@@ -97,7 +103,7 @@ def evaluate(
 
         evaluation_table([row.to_json() for row in rows])
         if isinstance(evaluator, Evaluator):
-            _warn(n, evaluator.reference.n, evaluator.extractor.num_features)
+            _warn(rows[0].measurement.n, evaluator.reference.n, evaluator.extractor.num_features)
 
 
 def _warn(n: int, n_reference: int | None, num_features: int) -> None:

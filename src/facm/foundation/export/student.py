@@ -8,6 +8,7 @@ from typing import Any
 
 from facm import __version__
 from facm.foundation.captions.dataset import CaptionedShards
+from facm.foundation.captions.manifest import Bucket
 from facm.foundation.folder import TRANSFORMER, ModelFolder, open_model
 from facm.foundation.network import DiffusersModel, DiffusersNetwork
 from facm.pretrained.trained import Trained
@@ -22,6 +23,7 @@ class Student:
     few_step: whether it learned the shortcut to the data; a model that was only fine-tuned did not.
     origin: for the records: the run, the checkpoint and the model, with their hashes.
     size: height and width in pixels of most pictures that it was trained on; None where its data do not say so.
+    frames: number of frames of most clips that it was trained on; 1 for pictures.
     """
 
     network: DiffusersNetwork
@@ -29,6 +31,7 @@ class Student:
     few_step: bool
     origin: dict[str, Any]
     size: tuple[int, int] | None = None
+    frames: int = 1
 
     @property
     def unguided(self) -> dict[str, Any]:
@@ -59,15 +62,17 @@ def student_of(trained: Trained) -> Student:
         "smooth": config.smooth,
         "embedded_guidance": config.embedded_guidance,
     }
-    return Student(network, model, trained.interface.learns_shortcut is True, origin, _size(trained))
+    most = _most(trained)
+    size, frames = (None, 1) if most is None else ((most.height, most.width), most.frames)
+    return Student(network, model, trained.interface.learns_shortcut is True, origin, size, frames)
 
 
-def _size(trained: Trained) -> tuple[int, int] | None:
+def _most(trained: Trained) -> Bucket | None:
+    """The size of most of its data."""
     try:
         dataset = trained.dataset
     except ValueError:  # a run is exported without its data, too
         return None
     if not isinstance(dataset, CaptionedShards):
         return None
-    most = max(dataset.manifest.buckets, key=lambda bucket: bucket.n)
-    return most.height, most.width
+    return max(dataset.manifest.buckets, key=lambda bucket: bucket.n)
