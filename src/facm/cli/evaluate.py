@@ -89,7 +89,7 @@ def evaluate(
                 say("their features are of a classifier of the data, trained now if it was not before: up to minutes")
         decoder = which.decoder(trained, world.device)
         progress = None if options.quiet else counting("samples")
-        evaluator = metrics.judge(trained, decoder, world, progress)
+        evaluator = metrics.judge(trained, decoder, world, progress, options.frames_per_clip)
         trained = in_precision(trained, how.precision, world.device)
         n, batch_size = options.num_samples, options.batch_size
         for method in methods:
@@ -115,7 +115,7 @@ def _warn(n: int, n_reference: int | None, num_features: int) -> None:
 
 def statistics(
     images: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")],
-    size: int,
+    size: tuple[int, ...],
     out: Path,
     device: str = "auto",
     features: Group[FeatureOptions] = FEATURES,
@@ -124,7 +124,7 @@ def statistics(
 
     Args:
         images: folder of images, which may be in sub-folders.
-        size: side that they are cropped and resized to, which is that of the samples.
+        size: side, or height and width, that they are cropped and resized to, which are those of the samples.
         out: npz to write. An existing file is not overwritten.
         device: where to compute: auto (a GPU if there is one), cpu, cuda, or a GPU's number as in cuda:1.
     """
@@ -133,8 +133,10 @@ def statistics(
 
     if out.exists():
         raise ValueError(f"--out {out} exists and is not overwritten; choose another name")
+    if not 1 <= len(size) <= 2:
+        raise ValueError(f"--size {' '.join(map(str, size))}, expected a side, or height and width")
     world = placed(ALONE, device)
-    dataset = folder_of_images(images, size)
+    dataset = folder_of_images(images, size[0], size[-1])
     extractor = (features.chosen() or Inception("")).build(dataset, world.device)
     save_reference(build_reference(dataset, extractor), out)
     say(f"{len(dataset)} images in {extractor.identity}: {out}")

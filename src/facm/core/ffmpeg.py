@@ -46,7 +46,7 @@ def write_mp4(path: Path, frames: np.ndarray, fps: float) -> None:
     said = ""
     for codec in CODECS:
         out = ("-an", *how, "-c:v", *codec, *exact, "-f", "mp4", "-y", f"file:{path}")
-        said = _run([ffmpeg, *quietly(), *raw, *out], frames.tobytes())
+        said = _run([ffmpeg, *quietly(), *raw, *out], memoryview(np.ascontiguousarray(frames)).cast("B"))
         if not said:
             return
     raise ValueError(f"{path}: ffmpeg could not write it: {said}")
@@ -57,7 +57,7 @@ def quietly() -> Sequence[str]:
     return ("-hide_banner", "-loglevel", "error")
 
 
-def _run(command: Sequence[str], given: bytes) -> str:
+def _run(command: Sequence[str], given: memoryview) -> str:
     """The end of what it says where it fails, which is never empty; else nothing."""
     try:
         done = subprocess.run(command, input=given, capture_output=True, timeout=MOST_SECONDS, check=False)

@@ -53,6 +53,11 @@ class Frames:
         return spaced(self.clips.shape[1], self.most)
 
     @property
+    def per_clip(self) -> int:
+        """Number of frames of each clip."""
+        return len(self._chosen)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         channels, _, height, width = self.clips.shape
         return channels, height, width
@@ -66,7 +71,7 @@ class Frames:
         return self.clips.flip
 
     def __len__(self) -> int:
-        return len(self.clips) * len(self._chosen)
+        return len(self.clips) * self.per_clip
 
     def read(self, indices: np.ndarray) -> Batch:
         """Frames ``indices`` (B,): x_1 (B, C, H, W); each clip is read once."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from facm.core.cond import Cond
 from facm.core.types import Dataset, HasPrompts
 from facm.data.checked import first_indices
-from facm.data.frames import as_images
+from facm.data.frames import Frames, as_images
 from facm.distributed.collectives import by_first, in_order
 from facm.evaluation.evaluator import CLIPEvaluator, Evaluator
 from facm.evaluation.metrics import Measure, Measurement
@@ -35,7 +35,7 @@ def evaluate(trained: Trained, sampling: Sampling, evaluator: Evaluator | CLIPEv
     there are.
 
     Raises ValueError for fewer samples than a named metric needs, for samples that are not finite, and for a CLIP score
-    of samples without prompts, or that are no images.
+    of samples without prompts, or that are no images; and for other frames of clips than of the real ones.
     """
     began = time.monotonic()
     source = trained.source(evaluator.device)
@@ -44,6 +44,7 @@ def evaluate(trained: Trained, sampling: Sampling, evaluator: Evaluator | CLIPEv
         raise ValueError(f"clip = {clip.identity} with {trained.path}, whose data have no prompts; expected none")
     frames = sampling.frames(source.shape)
     n = sampling.n * (frames or 1)
+    _check_frames(evaluator, frames)
     measure = _measure(evaluator, n, source)
     scores: list[Tensor] = []
 
@@ -88,6 +89,17 @@ def _measure(evaluator: Evaluator | CLIPEvaluator, n: int, source: Source) -> Me
         return None
     labelled = isinstance(source.condition, Labels) and evaluator.classes_are_the_data_sets
     return evaluator.measure(n, accuracy=None if labelled else False)
+
+
+def _check_frames(evaluator: Evaluator | CLIPEvaluator, frames: int | None) -> None:
+    """Raise ValueError where other frames are measured than the real clips were: the first and the last ones may well
+    look otherwise than those between them."""
+    data = None if isinstance(evaluator, CLIPEvaluator) else evaluator.data
+    if isinstance(data, Frames) and frames is not None and data.per_clip != frames:
+        raise ValueError(
+            f"frames_per_clip: {frames} frames of each sample, and the evaluator has {data.per_clip} of each real one; "
+            "expected build_evaluator with the same frames_per_clip"
+        )
 
 
 def _places(dataset: Dataset, indices: range) -> np.ndarray:

@@ -12,8 +12,10 @@ from torch import Tensor
 from facm.core.ffmpeg import program, write_mp4
 from facm.core.files import atomically
 from facm.data.frames import as_images, is_clip
-from facm.sampling.images import GAP, to_uint8
+from facm.sampling.images import GAP, shrunk, to_uint8
 
+MOST_WIDTH = 2048
+"""Pixels of several clips that play beside each other."""
 FPS = 8.0
 """Frames a second of clips that do not say it."""
 LEAST_SIDE = 128
@@ -31,9 +33,11 @@ def clip_to_uint8(x: Tensor) -> np.ndarray:
 
 def side_by_side(rows: Sequence[Tensor]) -> np.ndarray:
     """Clips that play at once, (frames, H', W', 3) uint8: the rows (B, C, frames, H, W) one above the other, or the
-    clips of a single row in a square."""
-    clips = [clip for row in rows for clip in clip_to_uint8(row)]
-    columns = len(rows[0]) if len(rows) > 1 else math.ceil(math.sqrt(len(clips)))
+    clips of a single row in a square. A single clip keeps its size; many large ones are shrunk."""
+    n = len(rows[0])
+    columns = n if len(rows) > 1 else math.ceil(math.sqrt(n))
+    factor = 1 if len(rows) * n == 1 else -(-columns * rows[0].shape[4] // MOST_WIDTH)
+    clips = [clip for row in rows for clip in clip_to_uint8(shrunk(row, factor))]
     frames, height, width, _ = clips[0].shape
     scale = max(1, -(-LEAST_SIDE // height)) if height < LEAST_SIDE else 1
     height, width, gap = height * scale, width * scale, GAP * scale

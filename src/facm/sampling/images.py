@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from facm.core.files import atomically
@@ -17,6 +18,8 @@ MOST_SHOWN = 8
 """Frames of a clip that are drawn beside each other."""
 GAP = 1
 """Pixels between pictures."""
+MOST_WIDTH = 4096
+"""Pixels of a clip's frames beside each other; larger ones are shrunk."""
 
 
 def is_image(shape: tuple[int, ...]) -> bool:
@@ -26,13 +29,22 @@ def is_image(shape: tuple[int, ...]) -> bool:
 
 def as_strips(x: Tensor, most: int = MOST_SHOWN) -> Tensor:
     """Clips (B, C, frames, H, W) -> pictures (B, C, H, W') of at most ``most`` frames each, evenly spaced, beside each
-    other on white; anything else as it is."""
+    other on white; anything else as it is. Frames are shrunk to a half, a third, ... where they have no room."""
     if not is_clip(tuple(x.shape[1:])):
         return x
     shown = spaced(x.shape[2], most)
-    gap = x.new_ones(*x.shape[:2], x.shape[3], GAP)
-    parts = [part for k in shown for part in (x[:, :, k], gap)]
+    frames = [shrunk(x[:, :, k], -(-len(shown) * x.shape[4] // MOST_WIDTH)) for k in shown]
+    gap = x.new_ones(*x.shape[:2], frames[0].shape[2], GAP)
+    parts = [part for frame in frames for part in (frame, gap)]
     return torch.cat(parts[:-1], dim=3)
+
+
+def shrunk(x: Tensor, factor: int) -> Tensor:
+    """x (..., H, W) at 1/factor of its height and width, by averages; what is left over at the end is cut."""
+    if factor <= 1:
+        return x
+    pooled = F.avg_pool2d(x.detach().float().flatten(0, -4), factor)
+    return pooled.reshape(*x.shape[:-2], *pooled.shape[-2:])
 
 
 def to_uint8(x: Tensor) -> np.ndarray:

@@ -131,7 +131,8 @@ def _as_before(student: Student, form: Form, name: str) -> list[str]:
 
 
 def _opening(student: Student, form: Form, name: str) -> list[str]:
-    code = ["import torch", "from diffusers import DiffusionPipeline", ""]
+    code = ["import torch", "from diffusers import DiffusionPipeline"]
+    code += ["from diffusers.utils import export_to_video", ""] if student.frames > 1 else [""]
     folder = student.origin["base"] if form == "lora" else name
     if form == "lora":
         code.append("# the folder of the model that the adapters are for, or its name on the hub")
@@ -144,8 +145,6 @@ def _call(student: Student, arguments: str = "") -> list[str]:
     if student.frames == 1:
         return [f'image = pipe("a red fox in snow"{arguments}).{_output(student)}']
     return [
-        "from diffusers.utils import export_to_video",
-        "",
         f'frames = pipe("a red fox in snow"{arguments}).frames[0]',
         f'export_to_video(frames, "fox.mp4", fps={student.model.family.fps})',
     ]
