@@ -1,4 +1,4 @@
-"""Clips as pictures and as mp4: strips of frames, sheets of clips that play at once, and what happens without ffmpeg."""
+"""Clips as pictures and as mp4: strips of frames, sheets of clips that play at once, and no ffmpeg."""
 
 import io
 
