@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from facm.core.types import Batch
-from facm.data.frames import Frames, as_images, is_clip, of_each, spaced
+from facm.data.frames import Frames, as_images, is_clip, spaced
 from facm.data.in_memory import InMemory
 
 
@@ -35,11 +35,6 @@ def test_frames_of_a_clip_follow_each_other(channels):
     assert images.shape == (15, channels, 2, 4)
     assert images[:, 0, 0, 0].tolist() == [10 * i + k for i in range(3) for k in range(5)]
     assert as_images(clips(), 2)[:, 0, 0, 0].tolist() == [0, 4, 10, 14, 20, 24]
-
-
-def test_every_frame_has_the_condition_of_its_clip():
-    assert of_each(torch.tensor([4, 7]), 2, 3).tolist() == [4, 4, 4, 7, 7, 7]
-    assert of_each(None, 2, 3) is None
 
 
 @pytest.mark.parametrize("most", [None, 2])

@@ -120,7 +120,7 @@ def test_models_make_so_many_frames_and_no_others() -> None:
         ValueError, match=r"frames = 6, expected 1 \+ a multiple of 4 for a WanPipeline, such as 5 or 9"
     ):
         check_frames(6, 4, "WanPipeline")
-    with pytest.raises(ValueError, match="for a LTXPipeline, such as 9$"):
+    with pytest.raises(ValueError, match=r"for a LTXPipeline, such as 9$"):
         check_frames(2, 8, "LTXPipeline")
     with pytest.raises(ValueError, match=r"frames = 5 with a FluxPipeline, which makes pictures; expected 1"):
         check_frames(5, 0, "FluxPipeline")

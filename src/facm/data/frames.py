@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from facm.core.cond import Cond, taken
+from facm.core.cond import taken
 from facm.core.types import Batch, Dataset
 
 
@@ -31,11 +31,6 @@ def as_images(x: Tensor, most: int | None = None) -> Tensor:
     """
     chosen = x[:, :, spaced(x.shape[2], most)]
     return chosen.transpose(1, 2).flatten(0, 1)
-
-
-def of_each(cond: Cond, samples: int, frames: int) -> Cond:
-    """The conditions (samples, ...) of clips for each of their frames, (samples * frames, ...)."""
-    return taken(cond, torch.arange(samples).repeat_interleave(frames))
 
 
 @dataclass(frozen=True, eq=False)
