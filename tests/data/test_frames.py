@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from facm.core.types import Batch
+from facm.data.checked import read_checked
 from facm.data.frames import Frames, as_images, is_clip, spaced
 from facm.data.in_memory import InMemory
 
@@ -51,3 +52,8 @@ def test_a_data_set_of_clips_as_one_of_images(most):
     assert isinstance(batch, Batch)
     assert torch.equal(batch.x_1, everything.x_1[some])
     assert batch.cond.tolist() == everything.cond[some].tolist()
+
+
+def test_clips_of_another_scale_are_named():
+    with pytest.raises(ValueError, match=r"is of another scale: x_1 runs over \[0, 24\]"):
+        read_checked(InMemory(clips().numpy()), np.arange(3))

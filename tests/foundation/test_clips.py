@@ -14,9 +14,12 @@ pytest.importorskip("diffusers")
 from facm.core import ffmpeg
 from facm.data.crop import centre_crop
 from facm.data.in_memory import from_bytes
+from facm.derivative import OpLevel
+from facm.derivative.base import Prediction
 from facm.foundation import Captioned
 from facm.foundation.captions.manifest import read_manifest
 from facm.foundation.folder import load_pipeline, open_model
+from facm.foundation.network import DiffusersNetwork
 from facm.foundation.prepare import sources
 from facm.foundation.prepare.clips import Clips, frames_in
 from facm.foundation.prepare.pipeline import Options, opened, prepare
@@ -25,7 +28,7 @@ from facm.foundation.prepare.sources import source_at
 from facm.foundation.prepare.verify import verify
 from facm.foundation.prompting import shape_of
 from facm.sampling.generate import noise
-from tests.foundation.conformance_parts import CASES
+from tests.foundation.conformance_parts import CASES, relative
 from tests.foundation.prepared_parts import FAST, photos, prompts_file
 from tests.foundation.tiny_pipelines_parts import saved
 
@@ -84,6 +87,15 @@ def test_clips_and_captions_that_do_not_fit_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(b"")
     with pytest.raises(ValueError, match="is a tar file"):
         source_at(tmp_path / "a.tar", clips=True)
+
+
+def test_clips_are_not_taken_for_pictures(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"b/cat.txt is the caption of a clip; expected a number of frames above 1"):
+        source_at(folders(tmp_path / "frames"))
+    (tmp_path / "fox.mp4").write_bytes(b"")
+    (tmp_path / "fox.txt").write_text("a fox")
+    with pytest.raises(ValueError, match=r"fox.txt is the caption of a clip"):
+        source_at(tmp_path)
 
 
 def test_video_files_without_ffmpeg_are_refused_before_anything_is_read(
@@ -198,6 +210,24 @@ def test_the_teacher_makes_the_clips_that_its_pipeline_makes(kind: str, tmp_path
     assert clip.shape == (2, 3, frames, side, side)
     torch.testing.assert_close(clip.transpose(1, 2) / 2 + 0.5, called("pt"), rtol=0, atol=1e-5)
     assert decoder(x_1[:, :, :1]).shape == (2, 3, side, side)  # one frame is a picture
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", FRAMES)
+def test_the_derivative_over_clips_is_that_of_plain_forward_mode(kind: str, tmp_path: Path) -> None:
+    model = open_model(saved(kind, tmp_path / kind))
+    pipe, family = load_pipeline(model, list(model.parts)), model.family
+    side = 2 * family.multiple(pipe)
+    rng = torch.Generator().manual_seed(0)
+    x, v = (torch.randn(2, *family.shape(pipe, side, side, FRAMES[kind]), generator=rng) for _ in range(2))
+    cond = {name: value.detach() for name, value in family.encode(pipe, TEXTS).items()}
+    function = Prediction(DiffusersNetwork(pipe.transformer, family), lambda time: {"t": time}, cond)
+    at, along = (x, torch.tensor([0.2, 0.9])), (v, torch.ones(2))
+    value, tangent = OpLevel()(function, at, along)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        want, want_tangent = torch.func.jvp(function, at, along)
+    assert relative(value, want) < 2e-6
+    assert relative(tangent, want_tangent) < 5e-6
 
 
 @torch.no_grad()

@@ -142,6 +142,10 @@ def _folder(path: Path) -> Source:
             elif suffix.lower() == ".txt":
                 captions.add(stem + suffix)
     texts = {os.path.splitext(file)[0]: file for file in sorted(captions)}
+    if clips := [name for name in texts.keys() - pictures.keys() if _is_clip(path / name)]:
+        raise ValueError(
+            f"{path}: {texts[min(clips)]} is the caption of a clip; expected a number of frames above 1, or no clips"
+        )
     stems = _paired(str(path), pictures, texts)
     files = tuple(pictures[stem] for stem in stems)
     prompts = [_caption(read_bytes(path / texts[stem], MOST_CAPTION), f"{path / texts[stem]}") for stem in stems]
@@ -168,6 +172,11 @@ def _clip_folder(path: Path) -> Source:
     prompts = [_caption(read_bytes(path / texts[stem], MOST_CAPTION), f"{path / texts[stem]}") for stem in stems]
     _check_said(str(path), prompts, [texts[stem] for stem in stems])
     return Source(tuple(prompts), _clips(path, [clips[stem] for stem in stems], str(path)), f"{path}")
+
+
+def _is_clip(path: Path) -> bool:
+    """Whether ``path`` is a folder, or a video file but for its suffix."""
+    return path.is_dir() or any(path.with_name(path.name + suffix).is_file() for suffix in CONTAINERS)
 
 
 def _clips(root: Path, files: Sequence[str], name: str) -> Clips:
