@@ -46,7 +46,7 @@ def write_mp4(path: Path, frames: np.ndarray, fps: float) -> None:
     said = ""
     for codec in CODECS:
         out = ("-an", *how, "-c:v", *codec, *exact, "-f", "mp4", "-y", f"file:{path}")
-        said = _run([ffmpeg, *quietly(), *raw, *out], memoryview(np.ascontiguousarray(frames)).cast("B"))
+        said = _run([ffmpeg, *quietly(), *raw, *out], np.ascontiguousarray(frames).data.cast("B"))
         if not said:
             return
     raise ValueError(f"{path}: ffmpeg could not write it: {said}")
