@@ -110,8 +110,9 @@ def test_the_page_of_the_package_index_needs_no_repository():
     assert re.findall(r"!\[|<img", text) == []
     assert [to for to in re.findall(r"\]\(([^)]*)\)", text) if not to.startswith("https://")] == []
     assert re.findall(r"facm\[(\w+)\]", text) == ["demo"]
-    assert set(re.findall(r"^Extras: `(\w+)`|[,;] `(\w+)` \(", text, re.M)) == {("demo", ""), ("", "eval"), ("", "hf")}
-    assert {"demo", "eval", "hf"} <= PROJECT["optional-dependencies"].keys()
+    extras = {("demo", ""), ("", "eval"), ("", "hf"), ("", "video")}
+    assert set(re.findall(r"^Extras: `(\w+)`|[,;] `(\w+)` \(", text, re.M)) == extras
+    assert {"demo", "eval", "hf", "video"} <= PROJECT["optional-dependencies"].keys()
 
 
 def needed(requirements, found):

@@ -4,6 +4,8 @@ from tests.mutants import Mutant
 
 METRICS = "tests/evaluation/test_metrics.py"
 
+CLIPS = "tests/evaluation/test_clips.py"
+
 MUTANTS = (
     Mutant(
         "evaluation/features.py",
@@ -22,5 +24,29 @@ MUTANTS = (
         "n >= SPLITS",
         "n > SPLITS",
         (f"{METRICS}::test_the_inception_score_needs_a_sample_for_each_of_its_ten_parts",),
+    ),
+    Mutant(
+        "evaluation/evaluate.py",
+        "labels.repeat_interleave(frames)",
+        "labels.repeat(frames)",
+        (f"{CLIPS}::test_frames_have_the_label_of_their_clip",),
+    ),
+    Mutant(
+        "evaluation/evaluate.py",
+        "n = sampling.n * (frames or 1)",
+        "n = sampling.n",
+        (f"{CLIPS}::test_frames_have_the_prompt_of_their_clip_and_decoded_ones_are_counted",),
+    ),
+    Mutant(
+        "evaluation/evaluate.py",
+        "as_images(x, frames)",
+        "as_images(x[:, :, :frames])",
+        (f"{CLIPS}::test_every_frame_is_a_sample_against_every_real_frame",),
+    ),
+    Mutant(
+        "evaluation/evaluator.py",
+        "Frames(dataset, frames_per_clip)",
+        "Frames(dataset)",
+        (f"{CLIPS}::test_every_frame_is_a_sample_against_every_real_frame",),
     ),
 )

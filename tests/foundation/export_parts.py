@@ -71,7 +71,7 @@ class Drawn:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.student.model.family.shape(self.pipe, self.size, self.size)
+        return self.student.model.family.shape(self.pipe, self.size, self.size, self.student.frames)
 
     def noise(self) -> Tensor:
         return torch.randn(len(PROMPTS), *self.shape, generator=torch.Generator().manual_seed(5))
@@ -87,7 +87,7 @@ class Drawn:
 
     def by_pipeline(self, n: int, kind: Kind = "stock", **changes: Any) -> Tensor:
         family = self.student.model.family
-        arguments = self.student.unguided | family.call_arguments()
+        arguments = self.student.unguided | family.call_arguments(self.student.frames)
         arguments |= call_arguments(self.student.model.pipeline, n, kind) | changes
         torch.manual_seed(0)
         drawn = self.pipe(

@@ -32,6 +32,7 @@ PHASE_BY_PHASE = (f"{PAIRS}::test_a_pair_is_asked_phase_by_phase",)
 ONE_EACH = (f"{PAIRS}::test_one_step_each_is_what_the_stock_pipeline_does",)
 MORE = (f"{PAIRS}::test_more_steps_are_what_this_packages_scheduler_does",)
 STUDENTS = (f"{PAIRS}::test_students_of_two_experts",)
+OF_CLIPS = "tests/foundation/test_clips.py"
 
 MUTANTS = (
     Mutant("flow/two_experts.py", ">= 1000 * boundary", "> 1000 * boundary", BOUNDARY),
@@ -119,4 +120,34 @@ MUTANTS = (
     Mutant("foundation/export/comfyui.py", 'r"blocks.\\1.cross_attn."', 'r"blocks.\\1.self_attn."', COMFYUI),
     Mutant("foundation/export/svd.py", "kept[layer] = square - _square(", "kept[layer] = _square(", LARGEST),
     Mutant("foundation/export/svd.py", "differences[layer], kept[layer] = exact[layer], norms[layer]", "pass", LARGEST),
+    Mutant(
+        "foundation/prepare/sizes.py",
+        "(frames - 1) % multiple",
+        "frames % multiple",
+        (f"{OF_CLIPS}::test_models_make_so_many_frames_and_no_others",),
+    ),
+    Mutant(
+        "foundation/prepare/samples.py",
+        "crops.transpose(3, 0, 1, 2)",
+        "crops[::-1].transpose(3, 0, 1, 2)",
+        (f"{OF_CLIPS}::test_clips_are_what_the_vae_makes_of_their_first_frames",),
+    ),
+    Mutant(
+        "foundation/prepare/clips.py",
+        "key=_by_numbers",
+        "key=str",
+        (f"{OF_CLIPS}::test_folders_of_frames_are_clips_with_the_text_of_their_name",),
+    ),
+    Mutant(
+        "foundation/prepare/settings.py",
+        "self.frames > 1 or name not in",
+        "name not in",
+        (f"{OF_CLIPS}::test_pictures_are_recorded_as_before_there_were_clips",),
+    ),
+    Mutant(
+        "foundation/prompting.py",
+        "1 + (frames - 1) // family",
+        "frames // family",
+        (f"{OF_CLIPS}::test_shapes_of_what_is_sampled",),
+    ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -94,6 +95,17 @@ def test_the_folder_opens_in_diffusers_and_samples_as_this_package_does(
         pipe.scheduler = FewStepScheduler.from_config(stock.config)
         error = relative(drawn.by_pipeline(n, "facm"), want)
         assert error < FLOAT32 if kind in ROUNDED else error == 0, f"this package's scheduler, {n} steps"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "frames"), [("wan", 5), ("ltx", 9)])
+def test_clips_are_those_of_this_package(family: str, frames: int, models: Path, tmp_path: Path) -> None:
+    clips = dataclasses.replace(student(saved(family, models / family)), frames=frames)
+    write_folder(clips, tmp_path / "out", num_steps=2)
+    drawn = Drawn(clips, opened(tmp_path / "out"))
+    assert drawn.shape[1] == 2
+    assert relative(drawn.by_pipeline(2), drawn.by_sampler(2)) < FLOAT32
+    assert f"num_frames={frames}, " in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_the_adapter_file_makes_the_same_network_in_diffusers(kind: str, trained: Student, tmp_path: Path) -> None:

@@ -33,6 +33,8 @@ class EvaluateOptions:
     """Network evaluations for each sample, one row for each number."""
     num_samples: int = 10_000
     """Samples in each row; published FIDs have 50000."""
+    frames_per_clip: int | None = None
+    """Of a network that makes clips: measure so many frames of each, as images; default: all of them."""
     batch_size: int = 256
     """Samples made at once."""
     quiet: bool = False
@@ -45,6 +47,8 @@ class EvaluateOptions:
         check_number(self.num_samples)
         if self.batch_size < 1:
             raise ValueError(f"--batch-size {self.batch_size}, expected at least 1")
+        if self.frames_per_clip is not None and self.frames_per_clip < 1:
+            raise ValueError(f"--frames-per-clip {self.frames_per_clip}, expected at least 1")
         if not self.num_steps:
             raise ValueError("--num-steps is empty, expected at least one number of evaluations")
 
@@ -85,11 +89,13 @@ def evaluate(
                 say("their features are of a classifier of the data, trained now if it was not before: up to minutes")
         decoder = which.decoder(trained, world.device)
         progress = None if options.quiet else counting("samples")
-        evaluator = metrics.judge(trained, decoder, world, progress)
+        evaluator = metrics.judge(trained, decoder, world, progress, options.frames_per_clip)
         trained = in_precision(trained, how.precision, world.device)
         n, batch_size = options.num_samples, options.batch_size
         for method in methods:
-            sampling = Sampling(method, n, how.seed, guidance, batch_size, metrics.labels, decoder)
+            sampling = Sampling(
+                method, n, how.seed, guidance, batch_size, metrics.labels, decoder, options.frames_per_clip
+            )
             rows.append(measure(trained, sampling, evaluator))
             append_row(trained, rows[-1], world)
     if world.first and not options.quiet:
@@ -97,7 +103,7 @@ def evaluate(
 
         evaluation_table([row.to_json() for row in rows])
         if isinstance(evaluator, Evaluator):
-            _warn(n, evaluator.reference.n, evaluator.extractor.num_features)
+            _warn(rows[0].measurement.n, evaluator.reference.n, evaluator.extractor.num_features)
 
 
 def _warn(n: int, n_reference: int | None, num_features: int) -> None:
@@ -109,7 +115,7 @@ def _warn(n: int, n_reference: int | None, num_features: int) -> None:
 
 def statistics(
     images: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")],
-    size: int,
+    size: tuple[int, ...],
     out: Path,
     device: str = "auto",
     features: Group[FeatureOptions] = FEATURES,
@@ -118,7 +124,7 @@ def statistics(
 
     Args:
         images: folder of images, which may be in sub-folders.
-        size: side that they are cropped and resized to, which is that of the samples.
+        size: side, or height and width, that they are cropped and resized to, which are those of the samples.
         out: npz to write. An existing file is not overwritten.
         device: where to compute: auto (a GPU if there is one), cpu, cuda, or a GPU's number as in cuda:1.
     """
@@ -127,8 +133,10 @@ def statistics(
 
     if out.exists():
         raise ValueError(f"--out {out} exists and is not overwritten; choose another name")
+    if not 1 <= len(size) <= 2:
+        raise ValueError(f"--size {' '.join(map(str, size))}, expected a side, or height and width")
     world = placed(ALONE, device)
-    dataset = folder_of_images(images, size)
+    dataset = folder_of_images(images, size[0], size[-1])
     extractor = (features.chosen() or Inception("")).build(dataset, world.device)
     save_reference(build_reference(dataset, extractor), out)
     say(f"{len(dataset)} images in {extractor.identity}: {out}")

@@ -69,6 +69,7 @@ class MetricOptions(FeatureOptions):
         decoder: ImageDecoder | None,
         world: World,
         progress: Callable[[int, int], None] | None = None,
+        frames_per_clip: int | None = None,
     ) -> Evaluator | CLIPEvaluator:
         """All that the samples are measured with.
 
@@ -84,14 +85,16 @@ class MetricOptions(FeatureOptions):
             if self.fid_stats is None and self.real is None and self.chosen() is None:
                 return CLIPEvaluator(clip, world.device, world, self.quantise, progress)
         return dataclasses.replace(
-            self.evaluator(trained, decoder, world),
+            self.evaluator(trained, decoder, world, frames_per_clip),
             quantise=self.quantise,
             small_n=self.small_n,
             progress=progress,
             clip=clip,
         )
 
-    def evaluator(self, trained: Trained, decoder: ImageDecoder | None, world: World) -> Evaluator:
+    def evaluator(
+        self, trained: Trained, decoder: ImageDecoder | None, world: World, frames_per_clip: int | None = None
+    ) -> Evaluator:
         """Statistics of the real data in the chosen features."""
         from facm.evaluation import Inception
         from facm.evaluation.evaluator import build_evaluator, evaluator_from_statistics
@@ -103,21 +106,23 @@ class MetricOptions(FeatureOptions):
             return evaluator_from_statistics(self.fid_stats, features or Inception(""), world.device, world=world)
         dataset = trained.data.open()
         if self.real is not None:
-            size = dataset.shape[-1] * (1 if decoder is None else decoder.factor)
-            return build_evaluator(folder_of_images(self.real, size), world.device, features or Inception(""), world)
+            factor = 1 if decoder is None else decoder.factor
+            sides = [side * factor for side in dataset.shape[-2:]]
+            images = folder_of_images(self.real, sides[0], sides[-1])
+            return build_evaluator(images, world.device, features or Inception(""), world)
         if decoder is not None or not len(dataset):
             what = "latents" if decoder is not None else "no data of its own"
             raise ValueError(
                 f"{trained.path} has {what} to be measured against: expected --fid-stats FILE.npz or --real FOLDER"
             )
-        return build_evaluator(dataset, world.device, features, world)
+        return build_evaluator(dataset, world.device, features, world, frames_per_clip)
 
 
-def folder_of_images(path: Path, size: int) -> Any:
-    """All images below ``path``, (3, size, size), without classes, cropped as facm latents encode does."""
+def folder_of_images(path: Path, height: int, width: int) -> Any:
+    """All images below ``path``, (3, height, width), without classes, cropped as facm latents encode does."""
     from facm.data.pictures import CroppedPictures
 
-    return CroppedPictures(str(path), size).open()
+    return CroppedPictures(str(path), height, None if width == height else width).open()
 
 
 def _own(spec: str, *arguments: str) -> Any:

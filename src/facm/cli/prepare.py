@@ -32,6 +32,10 @@ class PrepareOptions:
     size: tuple[int, ...] = ()
     """Side, or height and width, in pixels of the pictures; with --buckets the root of their area. Default: the size
     that all pictures have, or for prompts alone the pipeline's."""
+    frames: int = 1
+    """Frames of each clip, for a model of videos; 1: pictures."""
+    fps: float | None = None
+    """Frames a second that video files are read at; default: as they are."""
     buckets: bool = False
     """Crop pictures of several sizes to several aspect ratios of about one area."""
     steps: int = 40
@@ -81,9 +85,10 @@ def prepare(
 
     Args:
         source: folder or tar file of pictures, each with a .txt of its name beside it; or JSON lines with prompt and
-            image, a path.
+            image, a path. With --frames a folder of clips, which are video files or folders of frames, each with a .txt
+            of its name beside it; or JSON lines with prompt and video.
         prompts: in place of it, a text file with one prompt a line, or JSON lines without images: the model itself
-            makes the pictures.
+            makes the pictures or clips.
         model: folder of a model in diffusers' layout.
         out: folder to write.
     """
@@ -94,7 +99,7 @@ def prepare(
     given = [path for path in (source, prompts) if path is not None]
     if len(given) != 1:
         raise ValueError("expected either a folder of pictures or --prompts FILE, and one of them")
-    found = source_at(given[0])
+    found = source_at(given[0], clips=prompts is None and options.frames > 1)
     if prompts is not None and found.pictures is not None:
         raise ValueError(f"--prompts {prompts} has pictures; expected it without --prompts")
     with opened(Engine()) as ranks:
@@ -147,7 +152,9 @@ def cut_line(cut: Cut) -> str:
 
 
 def _said(manifest: Manifest) -> list[str]:
+    frames = manifest.buckets[0].frames
     sizes = ", ".join(f"{b.height} x {b.width} ({b.n})" for b in manifest.buckets)
+    sizes += f", {frames} frames each" * (frames > 1)
     parts = ", ".join(f"{part.name} {part.shape}" for part in manifest.parts)
     by = "pictures" if manifest.teacher is None else f"made by the teacher in {manifest.teacher.steps} steps"
     return [f"{manifest.n} samples for {manifest.pipeline}, {by}: {sizes}; condition: {parts}"]
@@ -156,6 +163,7 @@ def _said(manifest: Manifest) -> list[str]:
 def _planned(work: Work) -> str:
     settings = work.settings
     sizes = ", ".join(f"{h} x {w} ({n})" for (h, w), n in zip(settings.sizes, settings.counts, strict=True))
+    sizes += f", {settings.frames} frames each" * (settings.frames > 1)
     by = "pictures" if settings.teacher is None else f"to be made by the teacher in {settings.teacher.steps} steps"
     return f"{settings.n} samples for {settings.pipeline}, {by}: {sizes}; latents {', '.join(map(str, work.shapes))}"
 

@@ -37,6 +37,8 @@ class PromptOptions:
     """Height of the pictures in pixels; 0: as in the data."""
     width: int = 0
     """Width of the pictures in pixels; 0: as in the data."""
+    frames: int = 0
+    """Frames of each clip of a text-to-video model; 0: as in the data."""
 
     def check(self) -> None:
         """Raise ValueError for values that cannot be, and prompts from two places."""
@@ -44,7 +46,7 @@ class PromptOptions:
             raise ValueError(f"--prompt with --prompts {self.prompts}, expected one of them")
         if any(not text.strip() for text in self.prompt):
             raise ValueError("--prompt '' is empty, expected words; the null prompt is drawn by guidance alone")
-        for name in ("beside_teacher", "height", "width"):
+        for name in ("beside_teacher", "height", "width", "frames"):
             if (value := getattr(self, name)) < 0:
                 raise ValueError(f"--{name.replace('_', '-')} {value}, expected 0 or more")
         if bool(self.height) != bool(self.width):
@@ -67,7 +69,9 @@ class PromptOptions:
 
         if not isinstance(trained.config, DiffusersModel):
             if self != PROMPTS:
-                raise ValueError(f"--prompt with {trained.path}, which takes no prompts; expected a model that does")
+                given = next(field.name for field in dataclasses.fields(self) if getattr(self, field.name))
+                option = f"--{given.replace('_', '-')}"
+                raise ValueError(f"{option} with {trained.path}, which takes no prompts; expected a model that does")
             return None
         return _encoded(self, trained, trained.config, n, world)
 
@@ -82,11 +86,13 @@ class Prompted:
     texts: the prompts, one a picture.
     cond: their embeddings.
     shape: of one sample.
+    fps: frames a second of clips.
     """
 
     texts: list[str]
     cond: Cond
     shape: tuple[int, ...]
+    fps: float
 
     def source(self, trained: Trained, device: torch.device) -> Source:
         """What is sampled."""
@@ -120,19 +126,21 @@ def _encoded(options: PromptOptions, trained: Trained, config: DiffusersModel, n
     from facm.core.cond import taken
     from facm.core.types import HasPrompts
     from facm.data.checked import first_indices
+    from facm.foundation.folder import open_model
     from facm.foundation.prompting import cut_prompts, encode_prompts, shape_of
 
     model, dataset = Path(config.path).expanduser(), trained.dataset
     shape = tuple(dataset.shape)
-    if options.height:
-        shape = shape_of(model, options.height, options.width)
+    if options.height or options.frames:
+        shape = shape_of(model, shape, options.height, options.width, options.frames)
+    fps = open_model(model).family.fps
     texts = options.texts()
     if not texts:
         if not isinstance(dataset, HasPrompts):
             raise ValueError(f"{trained.path} was trained on data without prompts: expected --prompt")
         first = first_indices(dataset, len(dataset))
         which = first[np.arange(n or min(MOST_SHOWN, len(first))) % len(first)]
-        return Prompted(dataset.prompts(which), dataset.read(which).cond, shape)
+        return Prompted(dataset.prompts(which), dataset.read(which).cond, shape, fps)
     if world.first:
         for cut in cut_prompts(model, texts):
             warn(f"a prompt is longer than the text encoder takes, and is cut: {cut_line(cut)}")
@@ -140,4 +148,4 @@ def _encoded(options: PromptOptions, trained: Trained, config: DiffusersModel, n
     import torch
 
     places = torch.arange(n or len(texts)) % len(texts)
-    return Prompted([texts[i] for i in places.tolist()], taken(cond, places), shape)
+    return Prompted([texts[i] for i in places.tolist()], taken(cond, places), shape, fps)

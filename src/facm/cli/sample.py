@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,11 @@ if TYPE_CHECKING:
     from facm.sampling.source import Source
 
 
+BESIDE = (".npz", ".mp4")
+"""Suffixes of what may be written beside a picture."""
+MOST_FPS = 1000
+
+
 @dataclasses.dataclass(frozen=True)
 class SampleOptions:
     """How many samples, of what, and where they go."""
@@ -53,7 +58,10 @@ class SampleOptions:
     prompts: Group[PromptOptions] = PROMPTS
     """Of a text-to-image model."""
     out: Path | None = None
-    """PNG to write; default: a new file in RUN/samples/, or next to FILE. An existing file is not overwritten."""
+    """PNG to write; default: a new file in RUN/samples/, or next to FILE. An existing file is not overwritten. Of clips
+    it shows frames; where ffmpeg is at hand, they are in an mp4 of the same name, too."""
+    fps: float | None = None
+    """Frames a second of that mp4; default: the model's, or 8."""
     npz: bool = False
     """Also write the images (uint8) and labels as NumPy arrays next to the PNG."""
 
@@ -66,7 +74,9 @@ class SampleOptions:
             raise ValueError(f"--batch-size {self.batch_size}, expected at least 1")
         if self.out is not None and self.out.suffix.lower() != ".png":
             raise ValueError(f"--out {self.out}, expected a name that ends in .png")
-        files = () if self.out is None else (self.out, self.out.with_suffix(".npz"))
+        if self.fps is not None and not 0 < self.fps <= MOST_FPS:
+            raise ValueError(f"--fps {self.fps}, expected a number above 0, up to {MOST_FPS}")
+        files = () if self.out is None else (self.out, *(self.out.with_suffix(suffix) for suffix in BESIDE))
         if taken := [file for file in files if file.exists()]:
             raise ValueError(f"--out {self.out}: {taken[0]} exists and is not overwritten; choose another name")
         self.labels()
@@ -101,7 +111,8 @@ def sample(
 
     from facm.distributed.process_group import opened
     from facm.sampling.captioned import save_captioned
-    from facm.sampling.images import save_grid, to_uint8
+    from facm.sampling.clips import FPS, clip_to_uint8
+    from facm.sampling.images import save_grid
 
     options.check()
     with opened(Engine()) as ranks:
@@ -143,14 +154,16 @@ def sample(
         if options.out is not None:
             save(options.out)
         target = options.out or _saved(save, folder, name)
-        say(f"{len(x)} samples, {type(method).__name__} with {options.num_steps} evaluations: {target}")
+        fps = options.fps or (FPS if prompted is None else prompted.fps)
+        clips = _save_clips(target.with_suffix(".mp4"), [row for row in rows if row is not None], fps)
+        say(f"{len(x)} samples, {type(method).__name__} with {options.num_steps} evaluations: {target}{clips}")
         say(f"{trained.which} of {trained.path}{'' if decoder is None else f', decoded by {decoder.identity}'}")
         if options.npz:
             import numpy as np
 
             labels = cond.numpy() if isinstance(cond, torch.Tensor) else np.zeros(0, np.int64)
             with atomically(target.with_suffix(".npz"), new=True) as partial, partial.open("wb") as file:
-                np.savez_compressed(file, images=to_uint8(x), labels=labels)
+                np.savez_compressed(file, images=clip_to_uint8(x), labels=labels)
 
 
 def _drawn(
@@ -206,13 +219,27 @@ def _labels(trained: Trained, options: SampleOptions, n: int) -> torch.Tensor | 
     return torch.tensor([classes[i % len(classes)] for i in range(n)])
 
 
+def _save_clips(path: Path, rows: Sequence[torch.Tensor], fps: float) -> str:
+    """Write an mp4 of clips where ffmpeg is at hand; what was done with them, in words, and nothing for images."""
+    from facm.core.ffmpeg import HOW
+    from facm.data.frames import is_clip
+    from facm.sampling.clips import save_mp4
+
+    if not is_clip(tuple(rows[0].shape[1:])):
+        return ""
+    frames = f"{rows[0].shape[2]} frames each"
+    if save_mp4(path, rows, fps, new=True):
+        return f" and {path.name}, {frames} at {fps:g} a second"
+    return f", {frames} (without ffmpeg there is no mp4: {HOW})"
+
+
 def _saved(save: Callable[[Path], None], folder: Path, name: str) -> Path:
     """A new picture in ``folder``, numbered where the name is taken, also by a command that draws at the same time."""
     k = 1
     while True:
         path = folder / f"{name if k == 1 else f'{name}-{k}'}.png"
         with contextlib.suppress(TakenError):
-            if not path.with_suffix(".npz").exists():
+            if not any(path.with_suffix(suffix).exists() for suffix in BESIDE):
                 save(path)
                 return path
         k += 1

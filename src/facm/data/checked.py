@@ -12,6 +12,7 @@ from torch import Tensor
 from facm.core.cond import Cond, parts
 from facm.core.tensors import unusual
 from facm.core.types import Batch, Dataset
+from facm.data.frames import is_clip
 
 HIGHEST = 10.0
 """The largest number in an image that can be of the scale of noise N(0, 1)."""
@@ -115,8 +116,9 @@ def _check_finite(x: Tensor, what: str, dataset: Dataset, indices: np.ndarray) -
 
 
 def _check_scale(x_1: Tensor, dataset: Dataset, indices: np.ndarray) -> None:
-    """Images are in [-1, 1]; standardised ones, and noise itself, stay below ten standard deviations."""
-    if len(dataset.shape) != 3 or dataset.shape[0] not in (1, 3) or not x_1.numel():
+    """Images and clips are in [-1, 1]; standardised ones, and noise itself, stay below ten standard deviations."""
+    shape = tuple(dataset.shape)
+    if not (is_clip(shape) or (len(shape) == 3 and shape[0] in (1, 3))) or not x_1.numel():
         return
     x = x_1.numpy()
     low, high = float(x.min()), float(x.max())

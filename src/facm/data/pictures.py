@@ -102,10 +102,12 @@ class CroppedPictures(Data):
     """Folder that contains the images."""
     size: Pixels
     """Height and width of the crops in pixels, at least 1."""
+    width: Pixels | None = None
+    """Width where it is another than the height, which ``size`` then is."""
 
     def open(self) -> Crops:
         files = ImageFolder(self.path, self.size, classes_from_folders=False).open()
-        return Crops(files.root, files.files, (3, self.size, self.size), f"CroppedPictures({self.path})")
+        return Crops(files.root, files.files, (3, self.size, self.width or self.size), f"CroppedPictures({self.path})")
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +116,7 @@ class Crops:
 
     root: The folder.
     files: Paths of the images relative to ``root``.
-    shape: (3, size, size).
+    shape: (3, height, width).
     name: The data set's name in error messages.
     num_classes: None: there are no classes.
     flip: False: samples are not mirrored.
@@ -131,14 +133,16 @@ class Crops:
         return len(self.files)
 
     def read(self, indices: np.ndarray) -> Batch:
-        """Images ``indices`` (B,): x_1 (B, 3, size, size) float32 in [-1, 1]."""
+        """Images ``indices`` (B,): x_1 (B, 3, height, width) float32 in [-1, 1]."""
         with ThreadPoolExecutor(THREADS) as pool:
             crops = np.array(list(pool.map(self._crop, indices)), np.uint8).reshape(len(indices), *self.shape)
         return Batch(torch.from_numpy(from_bytes(crops)))
 
     def _crop(self, index: int) -> np.ndarray:
-        path, size = os.path.join(self.root, self.files[index]), self.shape[1]
+        path = os.path.join(self.root, self.files[index])
+        _, height, width = self.shape
         image = picture(path, path)
-        if min(image.size) < size:
+        if image.height < height or image.width < width:
+            size = f"{width} x {height}" if width != height else f"{height}"
             raise ValueError(f"{path} is {image.width} x {image.height}, smaller than {size}")
-        return centre_crop(image, size).transpose(2, 0, 1)
+        return centre_crop(image, height, width).transpose(2, 0, 1)

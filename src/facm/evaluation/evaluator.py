@@ -11,6 +11,7 @@ import torch
 
 from facm.core.component import check_fulfils
 from facm.core.types import Dataset
+from facm.data.frames import Frames, is_clip
 from facm.distributed.collectives import by_first, check_same, meet
 from facm.distributed.process_group import ALONE, World
 from facm.evaluation.classifier import SmallClassifier
@@ -106,14 +107,22 @@ def build_clip(path: Path, world: World = ALONE, device: torch.device | None = N
 
 
 def build_evaluator(
-    dataset: Dataset, device: torch.device, features: Features | None = None, world: World = ALONE
+    dataset: Dataset,
+    device: torch.device,
+    features: Features | None = None,
+    world: World = ALONE,
+    frames_per_clip: int | None = None,
 ) -> Evaluator:
-    """Measure against all samples of ``dataset``. Other settings: ``dataclasses.replace(evaluator, ...)``.
+    """Measure against all samples of ``dataset``, of clips against all their frames. Other settings:
+    ``dataclasses.replace(evaluator, ...)``.
 
+    frames_per_clip: against so many of each, as :class:`~facm.evaluation.samples.Sampling` draws them.
     features: the feature network; None: a small classifier trained on the data where it has labelled images, else the
     samples themselves. The first rank makes it; the others find the classifier in the cache.
 
     Raises ValueError where the ranks end up with different features."""
+    if is_clip(dataset.shape):
+        dataset = Frames(dataset, frames_per_clip)
     if features is None:
         classifies = dataset.num_classes is not None and len(dataset.shape) == 3
         features = SmallClassifier() if classifies else Identity()

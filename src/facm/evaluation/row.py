@@ -7,7 +7,6 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from facm.core.objective import Condition
 from facm.core.serialize import to_json
 from facm.distributed.collectives import by_first
 from facm.distributed.process_group import ALONE, World
@@ -20,6 +19,7 @@ from facm.pretrained.trained import Trained
 from facm.runs import log as logs
 from facm.runs.environment import environment
 from facm.sampling.methods import Method
+from facm.sampling.source import Source
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Row:
     checkpoint: sha256 of the file with its weights.
     seed: of the samples.
     labels: "balanced", "random" or "none".
+    frames_per_clip: of each sample so many frames were measured, which ``n`` counts; None where samples are no clips.
     quantised: how the samples got their 8 bits, in words; "no" where they are no images.
     autoencoder: identity of what decoded them, or None.
     reference_file: the file of statistics that they were measured against, or None.
@@ -57,6 +58,7 @@ class Row:
     checkpoint: str
     seed: int
     labels: str
+    frames_per_clip: int | None
     quantised: str
     autoencoder: str | None
     reference_file: str | None
@@ -85,6 +87,7 @@ class Row:
             "checkpoint": self.checkpoint,
             "seed": self.seed,
             "labels": self.labels,
+            "frames_per_clip": self.frames_per_clip,
             "quantised": self.quantised,
             "autoencoder": self.autoencoder,
             "reference_file": self.reference_file,
@@ -108,7 +111,7 @@ def row_of(
     trained: Trained,
     sampling: Sampling,
     evaluator: Evaluator | CLIPEvaluator,
-    condition: Condition,
+    source: Source,
     measurement: Measurement,
     seconds: float,
 ) -> Row:
@@ -123,7 +126,8 @@ def row_of(
         images=trained.images_seen,
         checkpoint=trained.checkpoint_sha256,
         seed=sampling.seed,
-        labels=sampling.labels if isinstance(condition, Labels) else "none",
+        labels=sampling.labels if isinstance(source.condition, Labels) else "none",
+        frames_per_clip=sampling.frames(source.shape),
         quantised=_quantised(evaluator),
         autoencoder=None if sampling.decoder is None else sampling.decoder.identity,
         reference_file=None if evaluator.reference is None else evaluator.reference.file,

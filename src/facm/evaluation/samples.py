@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from facm.core.cond import Cond
 from facm.core.objective import Condition
+from facm.data.frames import is_clip, spaced
 from facm.flow.guidance import NO_GUIDANCE, Guidance
 from facm.sampling.generate import balanced_labels, random_labels, sample
 from facm.sampling.methods import Method
@@ -40,6 +42,8 @@ class Sampling:
     batch_size: samples drawn at once, which does not change them.
     labels: "balanced": sample i has label i mod classes; "random": a function of (seed, i), as many papers draw them.
     decoder: what makes images of them; None where they are measured as they are.
+    frames_per_clip: at most so many frames of each clip are measured, evenly spaced, the first and the last among them;
+        None: all of them.
     """
 
     method: Method
@@ -49,12 +53,15 @@ class Sampling:
     batch_size: int = 256
     labels: LabelDraw = "balanced"
     decoder: SampleDecoder | None = None
+    frames_per_clip: int | None = None
 
     def __post_init__(self) -> None:
         if self.n < 2:
             raise ValueError(f"n = {self.n}, expected at least 2 samples to measure")
         if self.batch_size < 1:
             raise ValueError(f"batch_size = {self.batch_size}, expected at least 1")
+        if self.frames_per_clip is not None and self.frames_per_clip < 1:
+            raise ValueError(f"frames_per_clip = {self.frames_per_clip}, expected at least 1")
         if self.labels not in ("balanced", "random"):
             raise ValueError(f"labels = {self.labels!r}, expected 'balanced' or 'random'")
 
@@ -71,3 +78,12 @@ class Sampling:
             return x
         with torch.no_grad():
             return self.decoder(x)
+
+    def frames(self, shape: tuple[int, ...]) -> int | None:
+        """Number of frames that are measured of each sample of ``shape``; None where samples are no clips."""
+        if self.decoder is None:
+            made = shape[1] if is_clip(shape) else None
+        else:
+            frames: Callable[[tuple[int, ...]], int] | None = getattr(self.decoder, "frames", None)
+            made = None if frames is None or frames(shape) == 1 else frames(shape)
+        return None if made is None else len(spaced(made, self.frames_per_clip))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from facm.core.cond import Cond, joined, mapped
 from facm.foundation.folder import load_pipeline, open_model
+from facm.foundation.prepare.sizes import check_frames
 from facm.foundation.prepare.text import Cut, cut_of
 
 BLOCK = 16
@@ -50,12 +51,24 @@ def cut_prompts(model: Path, prompts: Sequence[str]) -> list[Cut]:
     return [cut for cut in cuts if cut is not None]
 
 
-def shape_of(model: Path, height: int, width: int) -> tuple[int, ...]:
-    """Shape of a sample for pictures of this size in pixels. Raises ValueError for a size that cannot be."""
+def shape_of(model: Path, like: tuple[int, ...], height: int = 0, width: int = 0, frames: int = 0) -> tuple[int, ...]:
+    """Shape of a sample for pictures of this size in pixels, or clips of so many frames.
+
+    like: the shape that holds where height and width, or frames, are 0.
+    Raises ValueError for a size or a number of frames that cannot be.
+    """
     opened = open_model(model)
     pipe = load_pipeline(opened, ())
-    multiple = opened.family.multiple(pipe)
-    for name, value in (("height", height), ("width", width)):
-        if value < 1 or value % multiple:
-            raise ValueError(f"{name} = {value}, expected a multiple of {multiple}")
-    return opened.family.shape(pipe, height, width)
+    family, shape = opened.family, like
+    if height or width:
+        multiple = family.multiple(pipe)
+        for name, value in (("height", height), ("width", width)):
+            if value < 1 or value % multiple:
+                raise ValueError(f"{name} = {value}, expected a multiple of {multiple}")
+        shape = family.shape(pipe, height, width)
+    if frames:
+        check_frames(frames, family.frame_multiple(pipe), opened.pipeline)
+    if len(shape) == 4:
+        latents = 1 + (frames - 1) // family.frame_multiple(pipe) if frames else like[1]
+        shape = (shape[0], latents, *shape[2:])
+    return shape

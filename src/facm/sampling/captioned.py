@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from facm.core.files import atomically
-from facm.sampling.images import to_uint8
+from facm.sampling.images import as_strips, to_uint8
 
 LEAST_WIDTH = 128
 """Pixels of a picture's width in the grid: smaller pictures are enlarged, so that there is room for words."""
@@ -26,7 +26,8 @@ def captioned_png(
     rows: Sequence[Tensor], prompts: Sequence[str], titles: Sequence[str] = (), columns: int = 8
 ) -> bytes:
     """A PNG with a row for each of ``rows`` (n, C, H, W) in [-1, 1]. The pictures one above the other share a prompt,
-    written below them; ``titles``, one a row, stand above the rows; ``columns`` prompts beside each other.
+    written below them; ``titles``, one a row, stand above the rows; ``columns`` prompts beside each other. Of clips
+    (n, C, frames, H, W) the frames are beside each other, and the prompts below each other.
 
     Raises ValueError where there are not as many prompts as pictures in a row, or titles as rows.
     """
@@ -35,7 +36,9 @@ def captioned_png(
     n = len(rows[0])
     if len(prompts) != n or (titles and len(titles) != len(rows)):
         raise ValueError(f"{len(prompts)} prompts and {len(titles)} titles for {len(rows)} rows of {n} pictures")
-    pixels = [to_uint8(row) for row in rows]
+    if any(row.ndim == 5 for row in rows):
+        columns = 1
+    pixels = [to_uint8(as_strips(row)) for row in rows]
     parts = [
         _sheet([row[k : k + columns] for row in pixels], prompts[k : k + columns], titles) for k in range(0, n, columns)
     ]

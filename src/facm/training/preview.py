@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from facm.core.types import HasPrompts
 from facm.data.checked import first_indices
+from facm.data.frames import is_clip
 from facm.distributed.collectives import any_of, by_first
 from facm.distributed.wrap import is_sharded
 from facm.flow.conditions import Labels, Unconditional
@@ -19,6 +22,7 @@ from facm.flow.velocity import TeacherVelocity
 from facm.latents.decode import ImageDecoder
 from facm.runs.ema import Weights
 from facm.sampling.captioned import save_captioned
+from facm.sampling.clips import save_mp4
 from facm.sampling.generate import sample, sample_balanced
 from facm.sampling.images import is_image, save_grid
 from facm.sampling.methods import Euler, default_method
@@ -41,7 +45,7 @@ def draw_preview(trainer: Trainer, path: Path, decode: ImageDecoder | None = Non
     for conditions that are neither labels nor prompts.
     """
     state, interface, shape = trainer.state, trainer.objective.interface, trainer.dataset.shape
-    drawable = any_of(state.world, decode is not None) or is_image(shape)
+    drawable = any_of(state.world, decode is not None) or is_image(shape) or is_clip(shape)
     there = by_first(state.world, path.exists)
     known = isinstance(interface.condition, Labels | Unconditional) or isinstance(trainer.dataset, HasPrompts)
     whole = (interface.bounds[0], interface.bounds[-1]) == (0.0, 1.0)
@@ -61,7 +65,9 @@ def draw_preview(trainer: Trainer, path: Path, decode: ImageDecoder | None = Non
             source, default_method(interface, len(interface.bounds) - 1 if one_step else TEACHER_NFE), PREVIEW
         )
     if state.world.first:
-        save_grid(path, x if decode is None else decode(x))
+        x = x if decode is None else decode(x)
+        save_grid(path, x)
+        _save_clips(path, [x])
 
 
 def _steps(source: Source) -> list[int]:
@@ -91,6 +97,17 @@ def _draw_prompts(
     if trainer.state.world.first:
         images = [x if decode is None else decode(x) for x in drawn]
         save_captioned(path, images, dataset.prompts(which), list(rows))
+        _save_clips(path, images)
+
+
+def _save_clips(path: Path, rows: Sequence[Tensor]) -> None:
+    """An mp4 of clips beside their picture, where ffmpeg is at hand."""
+    if not is_clip(tuple(rows[0].shape[1:])):
+        return
+    try:
+        save_mp4(path.with_suffix(".mp4"), rows)
+    except ValueError as error:  # what is only looked at ends no run
+        warnings.warn(str(error), RuntimeWarning, stacklevel=2)
 
 
 @contextlib.contextmanager

@@ -50,6 +50,8 @@ class Bucket:
     """Number of samples."""
     shape: tuple[int, ...]
     """Shape of one latent."""
+    frames: int = 1
+    """Of each clip; 1 for pictures."""
 
 
 @dataclass(frozen=True)

@@ -33,14 +33,18 @@ def card(student: Student, form: Form, num_steps: int, kind: Kind, name: str, sa
 
 
 def _front(student: Student, form: Form) -> str:
-    tags = ["facm", "text-to-image", *(["lora"] if form == "lora" else [])]
+    tags = ["facm", "text-to-video" if student.frames > 1 else "text-to-image", *(["lora"] if form == "lora" else [])]
     lines = ["---", f"base_model: {json.dumps(student.origin['base'])}", "library_name: diffusers", "tags:"]
     return "\n".join([*lines, *(f"- {tag}" for tag in tags), "---"])
 
 
 def _few_steps(student: Student, form: Form, num_steps: int, kind: Kind, name: str) -> list[str]:
     pipeline = student.model.pipeline
-    arguments = student.unguided | student.model.family.call_arguments() | call_arguments(pipeline, num_steps, kind)
+    arguments = (
+        student.unguided
+        | student.model.family.call_arguments(student.frames)
+        | call_arguments(pipeline, num_steps, kind)
+    )
     if student.size is not None:
         arguments |= {"height": student.size[0], "width": student.size[1]}
     code = _opening(student, form, name)
@@ -48,13 +52,14 @@ def _few_steps(student: Student, form: Form, num_steps: int, kind: Kind, name: s
         code = _with_scheduler(code, student, num_steps, kind)
     code += [
         "torch.manual_seed(0)  # the noise between steps is drawn from the global generator",
-        f'image = pipe("a red fox in snow", {_spelled(arguments)}).{_output(student)}',
+        *_call(student, f", {_spelled(arguments)}"),
     ]
     return [
         f"## {num_steps} step{'s' * (num_steps > 1)}",
         _code(code),
-        "Pictures of the sizes that it was trained on are best"
-        + (": `height` and `width` say which." if student.size is None else f", mostly {_times(student.size)} pixels."),
+        f"{'Clips' if student.frames > 1 else 'Pictures'} of the sizes that it was trained on are best"
+        + (": `height` and `width` say which." if student.size is None else f", mostly {_times(student.size)} pixels")
+        + (f", {student.frames} frames." if student.frames > 1 else "." * (student.size is not None)),
         "## Guidance",
         _guidance(student),
         "## Other numbers of steps",
@@ -133,12 +138,13 @@ def _other_numbers(pipeline: str, num_steps: int, kind: Kind) -> str:
 
 
 def _as_before(student: Student, form: Form, name: str) -> list[str]:
-    code = [*_opening(student, form, name), f'image = pipe("a red fox in snow").{_output(student)}']
+    code = [*_opening(student, form, name), *_call(student)]
     return ["## Use", "It is called as its model is: it has not been distilled into few steps.", _code(code)]
 
 
 def _opening(student: Student, form: Form, name: str) -> list[str]:
-    code = ["import torch", "from diffusers import DiffusionPipeline", ""]
+    code = ["import torch", "from diffusers import DiffusionPipeline"]
+    code += ["from diffusers.utils import export_to_video", ""] if student.frames > 1 else [""]
     folder = student.origin["base"] if form == "lora" else name
     if form == "lora":
         code.append("# the folder of the model that the adapters are for, or its name on the hub")
@@ -146,6 +152,16 @@ def _opening(student: Student, form: Form, name: str) -> list[str]:
     if form == "lora" and student.model.boundary is not None:
         return [*code[:-1], *opening(student, name)]
     return [*code, f'pipe.load_lora_weights("{name}")'] if form == "lora" else code
+
+
+def _call(student: Student, arguments: str = "") -> list[str]:
+    """Lines that make a picture, or a clip and its file."""
+    if student.frames == 1:
+        return [f'image = pipe("a red fox in snow"{arguments}).{_output(student)}']
+    return [
+        f'frames = pipe("a red fox in snow"{arguments}).frames[0]',
+        f'export_to_video(frames, "fox.mp4", fps={student.model.family.fps})',
+    ]
 
 
 def _output(student: Student) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from facm import __version__
 from facm.flow.phases import WHOLE
 from facm.foundation.captions.dataset import CaptionedShards
+from facm.foundation.captions.manifest import Bucket
 from facm.foundation.folder import SECOND, TRANSFORMER, ModelFolder, Part, open_model
 from facm.foundation.network import DiffusersModel, DiffusersNetwork
 from facm.pretrained.trained import Trained
@@ -25,6 +26,7 @@ class Student:
     size: height and width in pixels of most pictures that it was trained on; None where its data do not say so.
     bounds: times where its phases begin and end.
     high: of a pair of students the high-noise half, beside ``network``; else None.
+    frames: number of frames of most clips that it was trained on; 1 for pictures.
     """
 
     network: DiffusersNetwork
@@ -32,6 +34,7 @@ class Student:
     few_step: bool
     origin: dict[str, Any]
     size: tuple[int, int] | None = None
+    frames: int = 1
     bounds: tuple[float, ...] = WHOLE
     high: DiffusersNetwork | None = None
 
@@ -70,15 +73,17 @@ def student_of(trained: Trained) -> Student:
         "embedded_guidance": config.embedded_guidance,
     }
     few_step, bounds = trained.interface.learns_shortcut is True, trained.interface.bounds
-    return Student(network, model, few_step, origin, _size(trained), bounds=bounds)
+    most = _most(trained)
+    size, frames = (None, 1) if most is None else ((most.height, most.width), most.frames)
+    return Student(network, model, few_step, origin, size, frames, bounds)
 
 
-def _size(trained: Trained) -> tuple[int, int] | None:
+def _most(trained: Trained) -> Bucket | None:
+    """The size of most of its data."""
     try:
         dataset = trained.dataset
     except ValueError:  # a run is exported without its data, too
         return None
     if not isinstance(dataset, CaptionedShards):
         return None
-    most = max(dataset.manifest.buckets, key=lambda bucket: bucket.n)
-    return most.height, most.width
+    return max(dataset.manifest.buckets, key=lambda bucket: bucket.n)

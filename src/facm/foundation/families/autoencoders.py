@@ -20,17 +20,29 @@ def images_of_scaled(vae: Any, x_1: Tensor) -> Tensor:
     return vae.decode(latents.to(vae.dtype), return_dict=False)[0].to(x_1.dtype)
 
 
+def as_clips(images: Tensor) -> Tensor:
+    """Images (B, 3, H, W) as clips of one frame (B, 3, 1, H, W); clips as they are."""
+    return images if images.ndim == 5 else images.unsqueeze(2)
+
+
 def standardised_latents(vae: Any, images: Tensor) -> Tensor:
-    """(B, C, 1, h, w) of images (B, 3, H, W) by a VAE of videos: the posterior's mode, each channel standardised."""
-    mode = vae.encode(images.unsqueeze(2).to(vae.dtype)).latent_dist.mode().to(images.dtype)
+    """(B, C, n, h, w) of images (B, 3, H, W) or clips (B, 3, frames, H, W) by a VAE of videos: the posterior's mode,
+    each channel standardised; n is 1 for images."""
+    mode = vae.encode(as_clips(images).to(vae.dtype)).latent_dist.mode().to(images.dtype)
     mean, std = _moments(vae, images)
     return (mode - mean) / std
 
 
 def images_of_standardised(vae: Any, x_1: Tensor) -> Tensor:
-    """The first frame (B, 3, H, W) of latents (B, C, frames, h, w)."""
+    """The first frame (B, 3, H, W) of latents (B, C, n, h, w)."""
+    return clips_of_standardised(vae, x_1)[:, :, 0]
+
+
+def clips_of_standardised(vae: Any, x_1: Tensor) -> Tensor:
+    """The inverse of :func:`standardised_latents`: all frames (B, 3, frames, H, W)."""
     mean, std = _moments(vae, x_1)
-    return vae.decode((x_1 * std + mean).to(vae.dtype), return_dict=False)[0][:, :, 0].to(x_1.dtype)
+    decoded: Tensor = vae.decode((x_1 * std + mean).to(vae.dtype), return_dict=False)[0]
+    return decoded.to(x_1.dtype)
 
 
 def _moments(vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:

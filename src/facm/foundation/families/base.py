@@ -53,6 +53,8 @@ class Family(ABC):
     lora_targets: ClassVar[tuple[str, ...]]
     """Ends of the names of the linear layers that LoRA adapts unless told otherwise: attention, feed-forward, and the
     time embedding's later layers, without which the anchor is learned worse."""
+    fps: ClassVar[float] = 16
+    """Frames a second of a video, where the family makes them."""
 
     @abstractmethod
     def velocity(
@@ -101,13 +103,22 @@ class Family(ABC):
     def multiple(self, pipe: Any) -> int:
         """Height and width of pictures are multiples of this number of pixels."""
 
+    def frame_multiple(self, pipe: Any) -> int:
+        """Clips have 1 + a multiple of this number of frames; 0 where the family makes pictures alone."""
+        return 0
+
     @abstractmethod
     def to_latents(self, vae: Any, images: Tensor) -> Tensor:
-        """x_1 of images (B, 3, H, W) in [-1, 1]: the mode of the VAE's posterior, scaled for the transformer."""
+        """x_1 of images (B, 3, H, W) in [-1, 1]: the mode of the VAE's posterior, scaled for the transformer; in a
+        family of videos of clips (B, 3, frames, H, W), too."""
 
     @abstractmethod
     def to_images(self, vae: Any, x_1: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] of x_1; of video the first frame."""
+
+    def to_clips(self, vae: Any, x_1: Tensor) -> Tensor:
+        """All frames (B, 3, frames, H, W) in [-1, 1] of x_1; a picture is a clip of one."""
+        return self.to_images(vae, x_1).unsqueeze(2)
 
     def packed(self, x: Tensor) -> Tensor:
         """x as the pipeline's ``latents`` argument takes it."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from facm.foundation.families.autoencoders import as_clips
 from facm.foundation.families.base import Family, TimeEmbedding
 from facm.foundation.families.prompts import default_of, without_padding
 from facm.foundation.families.sinusoids import columns_of, cosines_then_sines
@@ -22,6 +23,7 @@ class LTX(Family):
     pipelines = ("LTXPipeline",)
     transformer = "LTXVideoTransformer3DModel"
     entry = "proj_in"
+    fps = 25
     lora_targets = (
         *("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"),
         *("timestep_embedder.linear_2", "time_embed.linear"),
@@ -64,16 +66,23 @@ class LTX(Family):
     def multiple(self, pipe: Any) -> int:
         return int(pipe.vae_spatial_compression_ratio)
 
+    def frame_multiple(self, pipe: Any) -> int:
+        return int(pipe.vae_temporal_compression_ratio)
+
     def to_latents(self, vae: Any, images: Tensor) -> Tensor:
-        mode = vae.encode(images.unsqueeze(2).to(vae.dtype)).latent_dist.mode().to(images.dtype)
+        mode = vae.encode(as_clips(images).to(vae.dtype)).latent_dist.mode().to(images.dtype)
         mean, std = _moments(vae, images)
         return (mode - mean) * vae.config.scaling_factor / std
 
     def to_images(self, vae: Any, x_1: Tensor) -> Tensor:
+        return self.to_clips(vae, x_1)[:, :, 0]
+
+    def to_clips(self, vae: Any, x_1: Tensor) -> Tensor:
         mean, std = _moments(vae, x_1)
         latents = (x_1 * std / vae.config.scaling_factor + mean).to(vae.dtype)
         time = torch.zeros(len(x_1)).to(latents) if vae.config.timestep_conditioning else None
-        return vae.decode(latents, time, return_dict=False)[0][:, :, 0].to(x_1.dtype)
+        decoded: Tensor = vae.decode(latents, time, return_dict=False)[0]
+        return decoded.to(x_1.dtype)
 
     def packed(self, x: Tensor) -> Tensor:
         return x.flatten(2).transpose(1, 2).contiguous()
@@ -89,7 +98,7 @@ class LTX(Family):
         return {"guidance_scale": 1.0}
 
     def call_arguments(self, frames: int = 1) -> dict[str, Any]:
-        return {"num_frames": frames, "frame_rate": 25}
+        return {"num_frames": frames, "frame_rate": self.fps}
 
 
 def _moments(vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:

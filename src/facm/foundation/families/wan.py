@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from facm.foundation.families.autoencoders import images_of_standardised, standardised_latents
+from facm.foundation.families.autoencoders import clips_of_standardised, images_of_standardised, standardised_latents
 from facm.foundation.families.base import Family, TimeEmbedding
 from facm.foundation.families.sinusoids import columns_of, cosines_then_sines
 
@@ -56,11 +56,17 @@ class Wan(Family):
     def multiple(self, pipe: Any) -> int:
         return int(pipe.vae_scale_factor_spatial * 2)  # patches of 2 x 2, in all released models
 
+    def frame_multiple(self, pipe: Any) -> int:
+        return int(pipe.vae_scale_factor_temporal)
+
     def to_latents(self, vae: Any, images: Tensor) -> Tensor:
         return standardised_latents(vae, images)
 
     def to_images(self, vae: Any, x_1: Tensor) -> Tensor:
         return images_of_standardised(vae, x_1)
+
+    def to_clips(self, vae: Any, x_1: Tensor) -> Tensor:
+        return clips_of_standardised(vae, x_1)
 
     def time_embedding(self, transformer: nn.Module) -> TimeEmbedding:
         layer = "condition_embedder.time_embedder.linear_1"

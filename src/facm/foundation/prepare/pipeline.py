@@ -24,8 +24,8 @@ from torch import nn
 from facm.core.files import write_text
 from facm.core.preparation import check_a_folder, record_path
 from facm.core.untrusted.door import read_json
-from facm.core.untrusted.picture import size_of
 from facm.data.checked import check_at_least
+from facm.data.pictures import Pictures
 from facm.distributed.collectives import by_first, check_same, gathered
 from facm.distributed.out_of_memory import OutOfMemory
 from facm.distributed.process_group import ALONE, World
@@ -35,16 +35,18 @@ from facm.foundation.experts.switch import Resident
 from facm.foundation.experts.teacher import FromExperts
 from facm.foundation.folder import SECOND, VAE, ModelFolder, load_pipeline, open_model, quiet
 from facm.foundation.network import DTYPES, DiffusersModel
+from facm.foundation.prepare.clips import Clips
 from facm.foundation.prepare.guidance import check_second
-from facm.foundation.prepare.samples import from_pictures, from_teacher, write_samples
+from facm.foundation.prepare.samples import from_clips, from_pictures, from_teacher, write_samples
 from facm.foundation.prepare.schedule import default_size, sigmas_of
 from facm.foundation.prepare.settings import Settings, begin, finished, held
-from facm.foundation.prepare.sizes import Plan, in_buckets, one_size, same_size
-from facm.foundation.prepare.sources import Source
+from facm.foundation.prepare.sizes import Plan, check_frames, in_buckets, one_size, same_size
+from facm.foundation.prepare.sources import Source, sizes_of
 from facm.foundation.prepare.text import Cut, encode_null, encode_prompts, lengths_path, parts_of, written
 
 Report = Callable[[str], Callable[[int, int], None]]
 """What is counted -> a callback (done, n)."""
+MOST_FPS = 1000
 MOST_SHOWN = 100
 """Cut prompts that are told of one by one."""
 
@@ -58,6 +60,10 @@ class Options:
     all pictures have, or, for prompts alone, the one that the pipeline makes by default."""
     buckets: bool = False
     """Crop pictures to sizes of about one area, each to that of the nearest aspect ratio."""
+    frames: int = 1
+    """Frames of each clip; 1 for pictures."""
+    fps: float | None = None
+    """Frames a second that video files are read at; None: as they are."""
     steps: int = 40
     """Steps of the teacher, where it makes the data."""
     guidance_scale: float | None = None
@@ -169,12 +175,13 @@ def prepare(
 
 def opened(source: Source, path: Path, out: Path, options: Options, world: World = ALONE) -> Work:
     """What :func:`prepare` would do; writes nothing. Raises ValueError as it does before its first sample."""
-    for name in ("steps", "shard_size", "batch_size"):
+    for name in ("frames", "steps", "shard_size", "batch_size"):
         check_at_least("prepare", name, getattr(options, name), 1)
     check_at_least("prepare", "seed", options.seed, 0)
     check_a_folder(out)
     model = open_model(path)
     pipe = load_pipeline(model, ())  # nothing but its configuration
+    _check_frames(source, pipe, model, options)
     plan = by_first(world, lambda: _plan(source, pipe, model, options))
     teacher = _teacher(source, options, model, pipe)
     names = (*model.encoders, VAE, *(model.transformers if teacher else ()))
@@ -191,9 +198,24 @@ def opened(source: Source, path: Path, out: Path, options: Options, world: World
         embeddings=options.embeddings,
         precision=options.precision,
         teacher=teacher,
+        frames=options.frames,
+        fps=options.fps,
     )
-    shapes = tuple(tuple(model.family.shape(pipe, height, width)) for height, width in plan.sizes)
+    shapes = tuple(tuple(model.family.shape(pipe, height, width, options.frames)) for height, width in plan.sizes)
     return Work(model, source, plan, settings, shapes, options.batch_size, options.resident)
+
+
+def _check_frames(source: Source, pipe: Any, model: ModelFolder, options: Options) -> None:
+    """Raise ValueError for a number of frames that the model does not make, or its source does not have."""
+    frames, multiple = options.frames, model.family.frame_multiple(pipe)
+    check_frames(frames, multiple, model.pipeline)
+    if isinstance(source.pictures, Pictures) and frames > 1:
+        raise ValueError(f"frames = {frames} with the pictures of {source.name}, expected 1, or clips")
+    if isinstance(source.pictures, Clips):
+        source.pictures.check(frames)
+    fps = options.fps
+    if fps is not None and not (isinstance(source.pictures, Clips) and 0 < fps <= MOST_FPS):
+        raise ValueError(f"fps = {fps}, expected a number up to {MOST_FPS}, with clips as the source, or None")
 
 
 def _teacher(source: Source, options: Options, model: ModelFolder, pipe: Any) -> TeacherSettings | None:
@@ -235,7 +257,7 @@ def _plan(source: Source, pipe: Any, model: ModelFolder, options: Options) -> Pl
     default = default_size(pipe)
     if pictures is None:
         return one_size(n, *default, multiple)
-    sizes = [size_of(pictures.read(i), f"{pictures.name}: {pictures.files[i]}") for i in range(n)]
+    sizes = sizes_of(pictures)
     if not options.buckets:
         return same_size(sizes, multiple)
     return in_buckets(sizes, size[0] if size else round(math.sqrt(default[0] * default[1])), multiple)
@@ -277,7 +299,7 @@ def _once(work: Work, pipe: Any, out: Path) -> None:
     """Write the null, and the teacher's noise levels."""
     encode_null(work.model.family, pipe, out, work.settings)
     if work.settings.teacher is not None:
-        sigmas = sigmas_of(pipe, work.settings.teacher.steps, *work.settings.sizes[0])
+        sigmas = sigmas_of(pipe, work.settings.teacher.steps, *work.settings.sizes[0], work.settings.frames)
         write_text(_schedule(out), json.dumps(sigmas) + "\n")
 
 
@@ -296,7 +318,10 @@ def _samples(work: Work, out: Path, parts: Sequence[Part], world: World, report:
     pictures, teacher = work.source.pictures, settings.teacher
     if pictures is not None:
         vae = load_pipeline(work.model, (VAE,)).vae.to(device).eval()
-        makes = from_pictures(family, vae, pictures, settings, work.plan.order, device)
+        if isinstance(pictures, Clips):
+            makes = from_clips(family, vae, pictures, settings, work.plan.order, device)
+        else:
+            makes = from_pictures(family, vae, pictures, settings, work.plan.order, device)
     else:
         assert teacher is not None
         teacher = dataclasses.replace(teacher, sigmas=tuple(by_first(world, lambda: read_json(_schedule(out)))))
@@ -308,7 +333,14 @@ def _samples(work: Work, out: Path, parts: Sequence[Part], world: World, report:
         return f"{names[work.plan.order[place]]!r:.80}"
 
     making = write_samples(out, settings, mine, work.batch_size, makes, name_at)
-    done, _ = _in_step(world, ((n, []) for n in making), work, todo, mine, report and report("pictures"))
+    done, _ = _in_step(
+        world,
+        ((n, []) for n in making),
+        work,
+        todo,
+        mine,
+        report and report("clips" if settings.frames > 1 else "pictures"),
+    )
     return done
 
 
@@ -383,7 +415,7 @@ def _complete(work: Work, out: Path, parts: tuple[Part, ...]) -> Manifest:
         n=settings.n,
         shard_size=settings.shard_size,
         dtype="BF16" if settings.latents == "bf16" else "F32",
-        buckets=tuple(Bucket(height, width, n, shape) for (height, width), n, shape in buckets),
+        buckets=tuple(Bucket(height, width, n, shape, settings.frames) for (height, width), n, shape in buckets),
         parts=parts,
         pipeline=settings.pipeline,
         family=type(work.model.family).__name__,

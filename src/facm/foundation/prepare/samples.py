@@ -24,6 +24,7 @@ from facm.foundation.captions.dataset import padded
 from facm.foundation.captions.manifest import Part, ShardRecord, TeacherSettings
 from facm.foundation.captions.shards import NULL, PROMPTS, SAMPLES, Shard, read_shard, sample_tensors, write
 from facm.foundation.families.base import Family
+from facm.foundation.prepare.clips import Clips
 from facm.foundation.prepare.settings import Settings
 from facm.sampling.generate import noise
 
@@ -71,6 +72,27 @@ def from_pictures(
         with ThreadPoolExecutor(THREADS) as pool:
             crops = np.stack(list(pool.map(crop, places)))
         return family.to_latents(vae, torch.from_numpy(from_bytes(crops)).to(device)).float().cpu()
+
+    return made
+
+
+def from_clips(
+    family: Family, vae: Any, clips: Clips, settings: Settings, order: Sequence[int], device: torch.device
+) -> Makes:
+    """Latents by the VAE's encoder of the first frames of clips, each frame cut as :func:`from_pictures` cuts pictures.
+    Clips are encoded one by one, since each takes much memory."""
+
+    @torch.no_grad()
+    def made(places: range) -> Tensor:
+        height, width = settings.size_at(places.start)
+
+        latents = []
+        for place in places:
+            frames = clips.frames(order[place], settings.frames, settings.fps)
+            crops = np.stack([centre_crop(frame, height, width) for frame in frames])  # one large frame at a time
+            clip = torch.from_numpy(from_bytes(crops.transpose(3, 0, 1, 2)))[None].to(device)
+            latents.append(family.to_latents(vae, clip).float().cpu())
+        return torch.cat(latents)
 
     return made
 

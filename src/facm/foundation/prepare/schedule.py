@@ -17,7 +17,7 @@ class _Set(Exception):
 
 
 @torch.no_grad()
-def sigmas_of(pipe: Any, steps: int, height: int, width: int) -> tuple[float, ...]:
+def sigmas_of(pipe: Any, steps: int, height: int, width: int, frames: int = 1) -> tuple[float, ...]:
     """sigma = 1 - t from the first (noise) to the last, one more than steps.
 
     The pipeline's own call is followed up to where it has set its scheduler, so that shifts that depend on the size are
@@ -34,7 +34,7 @@ def sigmas_of(pipe: Any, steps: int, height: int, width: int) -> tuple[float, ..
 
     arguments: dict[str, Any] = {"prompt": "", "num_inference_steps": steps, "height": height, "width": width}
     if "num_frames" in inspect.signature(type(pipe).__call__).parameters:
-        arguments["num_frames"] = 1
+        arguments["num_frames"] = frames
     scheduler.set_timesteps = stop
     try:
         with _placed(pipe, pipe.text_encoder.device), contextlib.suppress(_Set):

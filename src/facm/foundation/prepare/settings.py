@@ -30,6 +30,8 @@ class Settings:
     embeddings: type of the embeddings, encoder (its own) or bf16.
     precision: type of the text encoders' weights, fp32 or bf16.
     teacher: how it makes the data, without its sigmas, which follow; None for pictures.
+    frames: of each clip; 1 for pictures.
+    fps: frames a second that video files are read at; None: as they are.
     """
 
     n: int
@@ -44,6 +46,18 @@ class Settings:
     embeddings: str
     precision: Literal["fp32", "bf16"]
     teacher: TeacherSettings | None
+    frames: int = 1
+    fps: float | None = None
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """As JSON. What only clips, or two experts, have is left out for others: preparations that began before there
+        were any go on."""
+        content = dataclasses.asdict(self)
+        if self.teacher is not None and self.teacher.boundary is None:
+            for name in ("guidance_scale_2", "boundary"):
+                del content["teacher"][name]
+        return {name: content[name] for name in content if self.frames > 1 or name not in ("frames", "fps")}
 
     @property
     def spans(self) -> tuple[range, ...]:
@@ -77,21 +91,12 @@ def held(out: Path) -> AbstractContextManager[None]:
 
 def begin(out: Path, settings: Settings) -> None:
     """Write the settings, or hold them against those that are there; see :func:`facm.core.preparation.begin`."""
-    preparation.begin(out, _recorded(settings), *_files(out, settings))
+    preparation.begin(out, settings.recorded, *_files(out, settings))
 
 
 def begun(out: Path, settings: Settings) -> bool:
     """Whether ``out`` holds a preparation with these settings. Writes nothing. Raises as :func:`begin` does."""
-    return preparation.begun(out, _recorded(settings), *_files(out, settings))
-
-
-def _recorded(settings: Settings) -> dict[str, Any]:
-    """As JSON; what is said of two experts alone where there are two, as before there were any."""
-    content = dataclasses.asdict(settings)
-    if settings.teacher is not None and settings.teacher.boundary is None:
-        for name in ("guidance_scale_2", "boundary"):
-            del content["teacher"][name]
-    return content
+    return preparation.begun(out, settings.recorded, *_files(out, settings))
 
 
 def _files(out: Path, settings: Settings) -> tuple[set[str], set[str]]:

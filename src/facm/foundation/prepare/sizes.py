@@ -1,4 +1,5 @@
-"""The sizes that pictures are cropped to: one for all, or buckets of about one area and several aspect ratios."""
+"""The sizes that pictures are cropped to: one for all, or buckets of about one area and several aspect ratios; and the
+numbers of frames that a model makes."""
 
 from __future__ import annotations
 
@@ -34,6 +35,19 @@ def one_size(n: int, height: int, width: int, multiple: int) -> Plan:
     if height % multiple or width % multiple or height < 1 or width < 1:
         raise ValueError(f"size = {height} x {width} (height x width), expected multiples of {multiple} for this model")
     return Plan(((height, width),), tuple(range(n)), (n,))
+
+
+def check_frames(frames: int, multiple: int, pipeline: str) -> None:
+    """Raise ValueError for a number of frames that a model does not make: 1 + a multiple of ``multiple``, or 1 alone
+    where that is 0."""
+    if frames > 1 and not multiple:
+        raise ValueError(f"frames = {frames} with a {pipeline}, which makes pictures; expected 1")
+    if frames < 1 or (frames > 1 and (frames - 1) % multiple):
+        near = [1 + max(1, (max(frames, 1) - 1) // multiple + k) * multiple for k in (0, 1)]
+        raise ValueError(
+            f"frames = {frames}, expected 1 + a multiple of {multiple} for a {pipeline}, such as "
+            f"{' or '.join(map(str, dict.fromkeys(near)))}"
+        )
 
 
 def same_size(sizes: Sequence[tuple[int, int]], multiple: int) -> Plan:
