@@ -42,12 +42,12 @@ def outline_wan22(folder: Path, height: int, width: int, frames: int = 1) -> tup
     model, data = folder / "model", folder / "data"
     _model(model)
     shape = (CHANNELS, (frames - 1) // TEMPORAL + 1, height // SPATIAL, width // SPATIAL)
-    _data(data, model, shape, height, width)
+    _data(data, model, Bucket(height, width, 1, shape, frames))
     return model, data
 
 
 def _model(folder: Path) -> None:
-    parts = {
+    parts: dict[str, list[str]] = {
         "scheduler": ["diffusers", "UniPCMultistepScheduler"],
         "text_encoder": ["transformers", "UMT5EncoderModel"],
         "tokenizer": ["transformers", "T5TokenizerFast"],
@@ -61,18 +61,21 @@ def _model(folder: Path) -> None:
     write_text(folder / INDEX, json.dumps({"_class_name": "WanPipeline", "boundary_ratio": BOUNDARY, **parts}))
 
 
-def _data(folder: Path, model: Path, shape: tuple[int, ...], height: int, width: int) -> None:
+def _data(folder: Path, model: Path, bucket: Bucket) -> None:
     folder.mkdir(parents=True)
     row = {"embeddings": torch.zeros(TOKENS, WIDTH, dtype=torch.bfloat16)}
     prompt = prompt_tensors([" "], [row], frozenset())
-    files = {"prompts_00000.safetensors": prompt, "samples_00000.safetensors": sample_tensors(torch.zeros(1, *shape))}
+    files = {
+        "prompts_00000.safetensors": prompt,
+        "samples_00000.safetensors": sample_tensors(torch.zeros(1, *bucket.shape)),
+    }
     records = [_record(folder, name, tensors) for name, tensors in files.items()]
     null_sha256 = write(folder / NULL, prompt)
     manifest = Manifest(
         n=1,
         shard_size=1,
         dtype="F32",
-        buckets=(Bucket(height, width, 1, shape),),
+        buckets=(bucket,),
         parts=(Part("embeddings", "BF16", (TOKENS, WIDTH), tokens=False),),
         pipeline="WanPipeline",
         family="Wan",
