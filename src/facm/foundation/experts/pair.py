@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from facm.flow.guidance import Guidance
 from facm.flow.phases import WHOLE
 from facm.flow.two_experts import TwoScales, just_above
@@ -72,14 +74,20 @@ def teacher_of_pair(pair: TrainedPair) -> tuple[Any, Guidance]:
     """What both halves learned from: F(x, t, cond) of their teachers, each at its times, and how they were guided."""
     assert pair.low is not None
     assert pair.high is not None
-    runs = [open_run(half.path)[1] for half in (pair.high, pair.low)]
     device = next(pair.network.parameters()).device
+    high, scale = _teacher(pair.high, device)
+    low, scale_2 = _teacher(pair.low, device)
     boundary = 1 - pair.low.interface.bounds[0]
-    teachers = [teacher_of(run, half.network, device) for run, half in zip(runs, (pair.high, pair.low), strict=True)]
-    if None in teachers:
-        raise ValueError(f"{pair.path} or its other half has no teacher")
-    scale, scale_2 = (_scale(run) for run in runs)
-    return TwoExperts(*teachers, boundary), TwoScales(scale, scale_2=scale_2, boundary=boundary)
+    return TwoExperts(high, low, boundary), TwoScales(scale, scale_2=scale_2, boundary=boundary)
+
+
+def _teacher(half: Trained, device: torch.device) -> tuple[Any, float]:
+    """What half of a pair learned from, and with which guidance. Raises ValueError for a run without a teacher."""
+    _, run = open_run(half.path)
+    teacher = teacher_of(run, half.network, device)
+    if teacher is None:
+        raise ValueError(f"{half.path} has no teacher, expected a run of facm distill")
+    return teacher, _scale(run)
 
 
 def _scale(run: Run) -> float:
