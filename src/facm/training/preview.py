@@ -36,15 +36,16 @@ def draw_preview(trainer: Trainer, path: Path, decode: ImageDecoder | None = Non
     """Samples of the first EMA, from the same noise every time, latents decoded: of each class, or of the first prompts
     of the data set with 1, 2 and 4 steps, beside the teacher.
 
-    Nothing is drawn where there is a picture at ``path`` already, for data that are not images and for which there is
-    no ``decode``, for an objective that does not say its condition, or for conditions that are neither labels nor
-    prompts.
+    Nothing is drawn where there is a picture at ``path`` already, for half of a pair, which makes no samples alone, for
+    data that are not images and for which there is no ``decode``, for an objective that does not say its condition, or
+    for conditions that are neither labels nor prompts.
     """
     state, interface, shape = trainer.state, trainer.objective.interface, trainer.dataset.shape
     drawable = any_of(state.world, decode is not None) or is_image(shape)
     there = by_first(state.world, path.exists)
     known = isinstance(interface.condition, Labels | Unconditional) or isinstance(trainer.dataset, HasPrompts)
-    if there or not known or not drawable or interface.condition is None:
+    whole = (interface.bounds[0], interface.bounds[-1]) == (0.0, 1.0)
+    if there or not known or not drawable or not whole or interface.condition is None:
         return
     parameter = next(state.network.parameters())
     if not (state.world.first or is_sharded(parameter)):
@@ -56,9 +57,17 @@ def draw_preview(trainer: Trainer, path: Path, decode: ImageDecoder | None = Non
             _draw_prompts(trainer, trainer.dataset, source, path, decode)
             return
         one_step = interface.learns_shortcut or interface.learns_jumps
-        x = sample_balanced(source, default_method(interface, 1 if one_step else TEACHER_NFE), PREVIEW)
+        x = sample_balanced(
+            source, default_method(interface, len(interface.bounds) - 1 if one_step else TEACHER_NFE), PREVIEW
+        )
     if state.world.first:
         save_grid(path, x if decode is None else decode(x))
+
+
+def _steps(source: Source) -> list[int]:
+    """Numbers of steps that are drawn: at least one for each phase."""
+    fewest = len(source.interface.bounds) - 1
+    return [k for k in STEPS if k >= fewest] or [fewest]
 
 
 def _draw_prompts(
@@ -68,7 +77,9 @@ def _draw_prompts(
     which = first_indices(trainer.dataset, PROMPTS)
     cond = trainer.dataset.read(which).cond
     learns = source.interface.learns_shortcut or source.interface.learns_jumps
-    rows = {f"{k} step{'s' * (k > 1)}": (source, default_method(source.interface, k), NO_GUIDANCE) for k in STEPS}
+    rows = {
+        f"{k} step{'s' * (k > 1)}": (source, default_method(source.interface, k), NO_GUIDANCE) for k in _steps(source)
+    }
     if not learns:
         rows = {f"{TEACHER_NFE} steps": (source, default_method(source.interface, TEACHER_NFE), NO_GUIDANCE)}
     if trainer.teacher is not None:
