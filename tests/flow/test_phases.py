@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -12,6 +15,7 @@ from facm.flow.conditions import Unconditional
 from facm.flow.guidance import NO_GUIDANCE
 from facm.flow.interpolant import Interpolant
 from facm.flow.velocity import TeacherVelocity
+from facm.networks.mlp import MLP
 from facm.objectives.continuous_cm import ContinuousCM
 from facm.objectives.facm import FACM
 
@@ -138,3 +142,42 @@ def test_a_shift_is_that_of_samplers_and_the_inverse_of_the_families():
         Shifted(Uniform(), 1.0).sample(9, torch.Generator().manual_seed(1)),
         Uniform().sample(9, torch.Generator().manual_seed(1)),
     )
+
+
+@pytest.mark.parametrize("bounds", BOUNDS)
+def test_value_and_gradient_of_a_slow_transcription(bounds):
+    torch.manual_seed(0)
+    network = MLP(3, width=8, depth=1).build().double()
+    objective = FACM(Unconditional(), TeacherVelocity(NO_GUIDANCE), phases=Phases(bounds))
+    low, high = bounds[0], bounds[-1]
+    p = point(low + (high - low) * torch.tensor([0.02, 0.3, 0.55, 0.8, 0.97], dtype=torch.float64), 5)
+    objective.evaluate(network, p, Teacher()).loss().total.backward()
+    found = [parameter.grad.clone() for parameter in network.parameters()]
+    network.zero_grad()
+    total = 0.0
+    for i in range(5):
+        x, t = p.x_t[i : i + 1], p.t[i : i + 1]
+        end = min(bound for bound in bounds[1:] if bound > float(t))
+        v = flow(x, t[:, None])
+        F, dF = torch.func.jvp(network, (x, t), (v, torch.ones_like(t)))
+        g = F.detach() - (v + (end - t[:, None]) * dF.detach())
+        v_tar = F.detach() - (1 - math.sqrt(float(t) / end)) * g.clamp(-1, 1)
+        L_CM = math.cos(math.pi / 2 * float(t) / end) * objective.shortcut(F, v_tar)
+        total = total + (objective.anchor(network(x, 2 - t), v) + L_CM)[0] / 5
+    total.backward()
+    assert float(total.detach()) == pytest.approx(
+        float(objective.evaluate(network, p, Teacher()).loss().total.detach()), rel=1e-10
+    )
+    for parameter, grad in zip(network.parameters(), found, strict=True):
+        assert torch.allclose(parameter.grad, grad, rtol=1e-8, atol=1e-12)
+
+
+def test_a_step_that_ends_where_its_phase_ends_changes_nothing_there():
+    network = MLP(3, width=8, depth=1).build()
+    for bounds in BOUNDS:
+        phases = Phases(bounds)
+        for begin, end in pairwise(bounds):
+            t = torch.full((4,), end - 1e-6 * (end - begin))
+            x = torch.randn(4, 3)
+            f = x + (phases.end(t) - t)[:, None] * network(x, t)
+            assert torch.allclose(f, x, atol=1e-5)

@@ -17,9 +17,10 @@ from facm.latents.space import LatentSpace
 from facm.networks.adapters.edm import EDM
 from facm.networks.ddpm_pp import DDPMpp
 from facm.networks.mlp import MLP
+from facm.pretrained.convert import import_file
 from facm.pretrained.from_file import load_file
-from facm.pretrained.native_format import write_own
-from facm.pretrained.trained import FromRun, Trained, load_trained
+from facm.pretrained.native_format import metadata_of, write_own
+from facm.pretrained.trained import FromRun, Trained, export, load_trained
 from facm.runs.checkpointer import load
 from facm.runs.folder import RunFolder, create
 from facm.sampling.generate import sample_balanced
@@ -96,6 +97,25 @@ def test_rows_and_pictures_lie_beside_the_file(tmp_path: Path) -> None:
         name: value.shape for name, value in expected.items()
     }
     assert trained.network(torch.zeros(1, 3, 8, 8), torch.ones(1), torch.zeros(1, dtype=torch.long)).shape[1] == 3
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 0.125, 1.0), (0.0, 0.125), (0.0, 1.0)])
+def test_a_file_says_the_phases_of_its_student(tmp_path: Path, bounds: tuple[float, ...]) -> None:
+    first, again = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    exported(tmp_path / "x.safetensors", learns_shortcut="true")
+    trained = load_file(tmp_path / "x.safetensors")
+    export(replace(trained, interface=replace(trained.interface, bounds=bounds)), first)
+    import_file(first, again)
+    for file in (first, again):
+        assert load_file(file).interface.bounds == bounds
+        assert ("bounds" in metadata_of(file)) == (bounds != (0.0, 1.0))
+
+
+@pytest.mark.parametrize("said", ["1", "[0.5]", "[1, 0]", "[0, 2]", '["a", 1]', "{", "[0, NaN]"])
+def test_bounds_that_are_none_are_refused(tmp_path: Path, said: str) -> None:
+    file = exported(tmp_path / "x.safetensors", learns_shortcut="true", bounds=said)
+    with pytest.raises(ValueError, match=r"x.safetensors: its metadata 'bounds' are not those of phases"):
+        load_file(file)
 
 
 # --- out of a run's folder ----------------------------------------------------------------------------------------

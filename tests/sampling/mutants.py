@@ -20,6 +20,7 @@ MUTANTS = (
     Mutant("sampling/solvers.py", "fresh_noise(i + 1).to(x)", "fresh_noise(1).to(x) * 0", INSIDE),
     Mutant("sampling/solvers.py", " or times[i + 1] == end", "", ACROSS),
     Mutant("sampling/methods.py", "if interface.bounds != self.bounds:", "if False:", OWN_METHOD),
+    Mutant("sampling/methods.py", '_check_whole(f"nfe = {nfe}", interface)', "pass", OWN_METHOD),
     Mutant("sampling/solvers.py", "x = t * x_1_hat + (1 - t) * fresh", "x = (1 - t) * x_1_hat + t * fresh", BY_HAND),
     Mutant(
         "sampling/solvers.py", "        x = x + (t_next - t) * _at", "        x = x + (t - t_next) * _at", EULER_HEUN

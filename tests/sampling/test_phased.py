@@ -109,3 +109,5 @@ def test_each_student_is_sampled_by_its_own_method():
             method.check(other)
     with pytest.raises(ValueError, match="nfe = 1, expected at least 2, one evaluation for each phase"):
         default_method(interface(0.0, 0.125, 1.0), 1)
+    with pytest.raises(ValueError, match=r"nfe = 4 needs all times from 0 to 1, .* from 0 to 0.125: it is one of"):
+        default_method(interface(0.0, 0.125), 4)

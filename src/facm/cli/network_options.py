@@ -99,8 +99,8 @@ class SolverOptions:
             "dpm": DPMSolverPP,
             "edm": EDMHeun,
         }
-        default: Any = type(default_method(trained.interface, num_steps))
-        kind = default if sampler == "auto" else kinds[sampler]
+        automatic = sampler == "auto"
+        kind: Any = type(default_method(trained.interface, num_steps)) if automatic else kinds[sampler]
         name = next(name for name, value in kinds.items() if value is kind)
         if self.times and kind not in (Consistency, Jumps, Phased):
             raise ValueError(

@@ -43,6 +43,12 @@ def export(
     if out.exists():
         raise ValueError(f"--out {out} exists and is not overwritten; choose another name")
     trained = load_trained(run, ema, raw, trust_recipe=trust_recipe)
+    bounds = trained.interface.bounds
+    if out.suffix == ".pt" and bounds != (0.0, 1.0):
+        raise ValueError(
+            f"--out {out}: {run} jumps to the ends of its phases, {bounds}, which the authors' layout cannot say, "
+            "nor their sampler do; expected NAME.safetensors"
+        )
     if out.suffix == ".pt":
         export_reference(trained.network, trained.config, out, trained.interface.learns_shortcut)
     else:

@@ -148,17 +148,13 @@ class FACM(Objective):
         self, network: Any, batch: Batch, rng: torch.Generator, teacher: Any | None = None
     ) -> tuple[Callable[[], Loss], ...]:
         """The anchor's loss and the shortcut's, on the same draws."""
-        point = Interpolant.draw(
-            batch, self.phases.times(self.time), self.condition, self.label_dropout, rng
-        )  # lines 1-2
+        point = self._drawn(batch, rng)  # lines 1-2
         anchor, shortcut = self._terms(network, point, teacher)
         return lambda: anchor().loss(), lambda: shortcut().loss()
 
     def __call__(self, network: Any, batch: Batch, rng: torch.Generator, teacher: Any | None = None) -> Loss:
         """L_FM + L_CM on noise, times and dropped labels from ``rng``."""
-        point = Interpolant.draw(
-            batch, self.phases.times(self.time), self.condition, self.label_dropout, rng
-        )  # lines 1-2
+        point = self._drawn(batch, rng)  # lines 1-2
         return self.evaluate(network, point, teacher).loss()  # line 9
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from facm.core.files import TakenError, atomically
 from facm.core.modules import without_memory
 from facm.core.state_dict import CheckpointError, check_finite, check_fits
 from facm.core.types import NetworkConfig
+from facm.flow.phases import WHOLE
 from facm.networks.adapters.variance_preserving import VariancePreserving
 from facm.networks.lightning_dit import LightningDiT
 from facm.pretrained.native_format import said_of, spelled, write_own
@@ -35,6 +37,8 @@ def import_file(
         "source": path.name,
         "source_sha256": published.sha256,
     }
+    if published.bounds != WHOLE:
+        said["bounds"] = json.dumps(published.bounds)
     if published.statistics is not None:
         said["statistics"] = said_of(published.statistics)
     write_own(out, published.network, published.state, said)

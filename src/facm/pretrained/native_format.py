@@ -1,8 +1,9 @@
 """This package's own file of a network (``facm weights export | import``): safetensors, whose metadata say what it is.
 
 config: the network's configuration as JSON. Optional: family, learns_shortcut ("true", "false", "unknown"), which,
-sigma_rel (of the EMA, or "raw"), images (the clock), statistics (of the latents: mean, std, multiplier), source and
-source_sha256 (the file that it was imported from), sha256 (of all of this and the weights).
+sigma_rel (of the EMA, or "raw"), images (the clock), bounds (of phases other than [0, 1], as a JSON list), statistics
+(of the latents: mean, std, multiplier), source and source_sha256 (the file that it was imported from), sha256 (of all
+of this and the weights).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from facm.core.serialize import from_json, to_json, types_in
 from facm.core.state_dict import CheckpointError, check_finite
 from facm.core.types import NetworkConfig
 from facm.core.untrusted.safetensors_header import read_header
+from facm.flow.phases import WHOLE, Phases
 from facm.latents.statistics import Statistics
 
 SEAL = "sha256"
@@ -79,6 +81,18 @@ def which_of(metadata: Mapping[str, str]) -> str:
     sigma_rel = metadata.get("sigma_rel")
     averaged = {None: "the only weights", "raw": "raw"}.get(sigma_rel, f"EMA {sigma_rel}")
     return metadata.get("which", averaged)
+
+
+def bounds_of(metadata: Mapping[str, str], path: Path) -> tuple[float, ...]:
+    """Where the phases of the network begin and end; (0, 1) where the file does not say. Raises ValueError for anything
+    but increasing times."""
+    if "bounds" not in metadata:
+        return WHOLE
+    try:
+        said = json.loads(metadata["bounds"])
+        return Phases(tuple(float(bound) for bound in said)).bounds
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}: its metadata 'bounds' are not those of phases ({error})") from error
 
 
 def statistics_of(metadata: Mapping[str, str], path: Path) -> Statistics | None:

@@ -17,13 +17,14 @@ from facm.core.state_dict import CheckpointError, check_fits
 from facm.core.types import NetworkConfig
 from facm.core.untrusted.persistence import is_persistent
 from facm.core.untrusted.torch_files import read_foreign
+from facm.flow.phases import WHOLE
 from facm.latents.statistics import Statistics
 from facm.networks.adapters.base import inner_config
 from facm.pretrained.architecture import architecture
 from facm.pretrained.edm import edm_network
 from facm.pretrained.families import NAMES, check_family, decide, fitting, network_of
 from facm.pretrained.layouts import layout_of
-from facm.pretrained.native_format import SAID, check_seal, config_of, metadata_of, statistics_of, which_of
+from facm.pretrained.native_format import SAID, bounds_of, check_seal, config_of, metadata_of, statistics_of, which_of
 
 WHAT = "a checkpoint of DiT, SiT, REPA, LightningDiT, FACM or EDM, or a file that facm exported"
 
@@ -46,6 +47,7 @@ class Published:
     dropped: the file's keys that were left out on purpose.
     path: the file.
     statistics: of its latents, where this package wrote the file.
+    bounds: where its phases begin and end, for a student that does not jump to 1 from all times.
     """
 
     network: NetworkConfig
@@ -59,6 +61,7 @@ class Published:
     dropped: tuple[str, ...]
     path: Path
     statistics: Statistics | None = None
+    bounds: tuple[float, ...] = WHOLE
 
 
 def open_published(
@@ -119,7 +122,7 @@ def _own(
         learns = family == "facm"
     check_seal(metadata, state, path)
     opened = _fitted(path, config_of(metadata, path), dict(state), found, learns, which_of(metadata), ())
-    return dataclasses.replace(opened, statistics=statistics_of(metadata, path))
+    return dataclasses.replace(opened, statistics=statistics_of(metadata, path), bounds=bounds_of(metadata, path))
 
 
 def _fitted(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from facm.core.objective import NetworkInterface, as_objective
 from facm.core.state_dict import CheckpointError, check_fits, load_strictly
 from facm.core.types import Data, Dataset, NetworkConfig
 from facm.distributed.process_group import ALONE, World
+from facm.flow.phases import WHOLE
 from facm.latents.autoencoders.types import AutoencoderConfig
 from facm.latents.decode import ImageDecoder, decoder_of
 from facm.latents.statistics import Statistics
@@ -219,6 +221,8 @@ def export(trained: Trained, out: Path, statistics: Statistics | None = None) ->
         "sigma_rel": "raw" if trained.sigma_rel is None else str(trained.sigma_rel),
         "images": str(trained.images_seen),
     }
+    if trained.interface.bounds != WHOLE:
+        said["bounds"] = json.dumps(trained.interface.bounds)
     if statistics is not None:
         said["statistics"] = said_of(statistics)
     write_own(out, trained.config, trained.network.state_dict(), said)

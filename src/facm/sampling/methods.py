@@ -266,13 +266,14 @@ class EDMHeun(Method):
 
 def default_method(interface: NetworkInterface, nfe: int) -> Method:
     """Consistency for a network that learned the shortcut to the end, jumps for one that only learned those between
-    any two times, else Euler."""
+    any two times, else Euler. Raises ValueError for a network of a part of the times, or fewer steps than phases."""
+    _check_whole(f"nfe = {nfe}", interface)
     if interface.learns_shortcut:
         return Consistency(nfe) if interface.bounds == WHOLE else Phased(nfe, interface.bounds)
     return Jumps(nfe) if interface.learns_jumps else Euler(nfe)
 
 
-def _check_whole(method: Method, interface: NetworkInterface) -> None:
+def _check_whole(method: Method | str, interface: NetworkInterface) -> None:
     """Raise ValueError for a network that was trained at a part of the times alone."""
     first, *_, last = interface.bounds
     if (first, last) != WHOLE:
