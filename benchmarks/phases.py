@@ -10,7 +10,7 @@ A          jumps to 1 from all times
 B          two networks: one of [0, b] jumps to b, one of [b, 1] to 1
 phased     one network, several phases
 naive      two networks, and that of [0, b] jumps to 1, too: the consistency identity has no boundary condition there
-progress   weights alpha and beta at (t - begin) / (end - begin) in place of t / end, where a phase begins after 0
+progress   weights alpha and beta at (t - begin) / (end - begin), as the package has them; else at t / end
 
 All students of all seeds are trained at once, a stack of networks that share nothing but the samples of their seed.
 sw2 is 1000 times the sliced 2-Wasserstein distance of --n samples to --n others of the data; floor: of the data's own.
@@ -281,11 +281,11 @@ def main() -> None:
         x_0, x_1, u = (each.repeat_interleave(len(names), 0).flatten(0, 1) for each in pairs(1, step))
         point = Interpolant.between(x_0, x_1, low + (high - low) * u)
         terms = objective.evaluate(stack, point, teacher)
-        begin, end = phases.both(point.t)
-        s = (point.t - begin) / (end - begin)
+        _, end = phases.both(point.t)
+        s = point.t / end
         v_tar = terms.F_CM.detach() - objective.alpha(s)[:, None] * terms.g.clamp(-1, 1)
         other = objective.beta(s) * objective.shortcut(terms.F_CM, v_tar)
-        return (terms.L_FM + torch.where(by_progress, other, terms.L_CM)).mean()
+        return (terms.L_FM + torch.where(by_progress, terms.L_CM, other)).mean()
 
     cpu = fit(stack, loss, options.steps)
     print(f"{len(kinds)} students: {cpu} CPU s", flush=True)

@@ -21,7 +21,8 @@ SQUEEZED = (f"{PHASES}::test_times_lie_in_the_phases_and_are_the_same_draws",)
 MUTANTS = (
     # phases
     Mutant("flow/phases.py", "right=True)", "right=False)", ENDS),
-    Mutant("flow/phases.py", "self.bounds[1:], dtype", "self.bounds[:-1], dtype", ENDS),
+    Mutant("flow/phases.py", "(self.bounds[1:], dtype", "(self.bounds[:-1], dtype", ENDS),
+    Mutant("flow/phases.py", "(t - begin) / (self.end(t) - begin)", "t / self.end(t)", OVER_THE_PHASE),
     Mutant("flow/phases.py", "Squeezed(time, low, high)", "Squeezed(time, 0.0, high)", SQUEEZED),
     Mutant(
         "flow/times.py", "self.low + (self.high - self.low) * self.time", "self.low + self.high * self.time", SQUEEZED
@@ -33,7 +34,7 @@ MUTANTS = (
         (f"{PHASES}::test_a_shift_is_that_of_samplers_and_the_inverse_of_the_families",),
     ),
     Mutant("objectives/facm.py", "dF, v, t_end - t,", "dF, v, 1 - t,", FIXED_POINT),
-    Mutant("objectives/facm.py", "s = t / t_end", "s = t", OVER_THE_PHASE),
+    Mutant("objectives/facm.py", "s = objective.phases.progress(t)", "s = t", OVER_THE_PHASE),
     Mutant("objectives/facm.py", "objective.beta(s)", "objective.beta(t)", OVER_THE_PHASE),
     Mutant("objectives/facm.py", "objective.alpha(s)", "objective.alpha(t)", OVER_THE_PHASE),
     # the path from noise to data

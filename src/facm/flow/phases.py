@@ -43,7 +43,18 @@ class Phases:
         low, high = self.bounds[0], self.bounds[-1]
         return time if (low, high) == WHOLE else Squeezed(time, low, high)
 
+    def progress(self, t: Tensor) -> Tensor:
+        """(t - b) / (t_end - b) (B,) where t's phase begins at b: the share of it that has passed, which the weights
+        alpha and beta are functions of, as they are of t in the paper's one phase."""
+        begin = torch.tensor(self.bounds[:-1], dtype=t.dtype, device=t.device)[self._phase(t)]
+        return (t - begin) / (self.end(t) - begin)
+
     def end(self, t: Tensor) -> Tensor:
         """t_end (B,) for t (B,): the first bound after t, or the last one. A bound is in the phase that it begins."""
-        bounds = torch.tensor(self.bounds[1:], dtype=t.dtype, device=t.device)
-        return bounds[torch.searchsorted(bounds[:-1], t.contiguous(), right=True)]
+        return torch.tensor(self.bounds[1:], dtype=t.dtype, device=t.device)[self._phase(t)]
+
+    def _phase(self, t: Tensor) -> Tensor:
+        """(B,) int64: the number of the phase that t lies in."""
+        return torch.searchsorted(
+            torch.tensor(self.bounds[1:-1], dtype=t.dtype, device=t.device), t.contiguous(), right=True
+        )

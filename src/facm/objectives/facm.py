@@ -164,7 +164,7 @@ def shortcut_terms(objective: FACM | ContinuousCM, network: Any, point: Interpol
     F = Prediction(network, objective.task.shortcut, point.cond)
     F_CM, dF = objective.derivative(F, (x_t, t), (v, torch.ones_like(t)))  # line 6, Eq. 16
     t_end = objective.phases.end(t)  # 1 in the paper, whose student has one phase
-    s = t / t_end
+    s = objective.phases.progress(t)
     target = shortcut_target(F_CM, dF, v, t_end - t, objective.alpha(s), objective.clamp)  # lines 7-8, Eq. 11-13
     L_norm = objective.shortcut(F_CM, target.v_tar)  # Eq. 18
     L_CM = objective.beta(s) * L_norm  # Eq. 14

@@ -76,12 +76,6 @@ def _steps(source: Source) -> list[int]:
     return [k for k in STEPS if k >= fewest] or [fewest]
 
 
-def _steps(source: Source) -> list[int]:
-    """Numbers of steps that are drawn: at least one for each phase."""
-    fewest = len(source.interface.bounds) - 1
-    return [k for k in STEPS if k >= fewest] or [fewest]
-
-
 def _draw_prompts(
     trainer: Trainer, dataset: HasPrompts, source: Source, path: Path, decode: ImageDecoder | None
 ) -> None:
