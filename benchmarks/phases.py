@@ -191,6 +191,10 @@ class OfEachRow(Phases):
     def end(self, t: Tensor) -> Tensor:
         return self.both(t)[1]
 
+    def progress(self, t: Tensor) -> Tensor:
+        begin, end = self.both(t)
+        return (t - begin) / (end - begin)
+
 
 def table(rows: Sequence[tuple[float, ...]], repeats: int) -> Tensor:
     """rows (K, P), those that are shorter filled up with what no time reaches, each ``repeats`` times."""
