@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import importlib
 import io
 import re
 import subprocess
@@ -12,6 +11,7 @@ import sys
 import pytest
 
 from facm import cli
+from facm.cli.lookup import find_recipe
 from facm.cli.lookup import recipes as all_recipes
 from facm.cli.main import COMMANDS, OLD_NAMES
 from tests.cli.cli_parts import ended, help_of
@@ -99,8 +99,7 @@ def test_comments_in_the_source_are_no_help(recipes):
 @pytest.mark.parametrize("words", OF_RECIPES, ids=" ".join)
 def test_each_number_of_a_recipe_has_one_option(words):
     """What a recipe passes on to its run as it is, has no second option in the help."""
-    module, _ = all_recipes()[words[1]]
-    function = getattr(importlib.import_module(module), words[1].replace("-", "_"))
+    function = find_recipe(words[1]).function
     found = options_in(printed(*words, "--help-all"))
     assert {"--images", "--seed", "--precision"} <= found.keys()
     assert not {"--run.images", "--run.seed", "--run.precision"} & found.keys()

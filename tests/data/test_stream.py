@@ -205,7 +205,7 @@ def test_standardised_images_and_noise_are_of_the_right_scale(shape: tuple[int, 
     assert read_checked(InMemory(images), np.arange(4)).x_1.min() == np.float32(-9.9)
 
 
-@pytest.mark.parametrize("shape", [(2,), (4, 2, 2), (3, 2, 2, 2)])
+@pytest.mark.parametrize("shape", [(2,), (4, 2, 2), (4, 2, 2, 2)])
 def test_what_is_no_image_may_be_of_any_scale(shape: tuple[int, ...]) -> None:
     """Points, latents and signals."""
     assert read_checked(InMemory(np.full((4, *shape), 300.0, np.float32)), np.arange(4)).x_1.max() == 300

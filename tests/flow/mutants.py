@@ -20,7 +20,7 @@ SQUEEZED = (f"{PHASES}::test_times_lie_in_the_phases_and_are_the_same_draws",)
 
 MUTANTS = (
     # phases
-    Mutant("flow/phases.py", "right=True)", "right=False)", ENDS),
+    Mutant("flow/phases.py", "right=True", "right=False", ENDS),
     Mutant("flow/phases.py", "(self.bounds[1:], dtype", "(self.bounds[:-1], dtype", ENDS),
     Mutant("flow/phases.py", "(t - begin) / (self.end(t) - begin)", "t / self.end(t)", OVER_THE_PHASE),
     Mutant("flow/phases.py", "Squeezed(time, low, high)", "Squeezed(time, 0.0, high)", SQUEEZED),

@@ -95,7 +95,7 @@ def test_evaluates_to_the_number_of_then(home: Path) -> None:
     row = evaluate(trained, Sampling(Euler(2), 64, seed=1), evaluator).to_json()
     assert row["frechet_distance"] == pytest.approx(then["frechet_distance"], rel=1e-4)
     assert row["checkpoint"] == then["checkpoint"]
-    new = ("network_precision", "clip_score", "clip")
+    new = ("network_precision", "clip_score", "clip", "frames_per_clip")
     assert ["run", *(name for name in row if name not in new)] == list(then)
 
 

@@ -125,15 +125,15 @@ MUTANTS = (
     # the teacher
     Mutant(
         "training/build.py",
-        "run.teacher.load().eval().requires_grad_(False)",
-        "run.teacher.load().train().requires_grad_(False)",
+        "config.load().eval().requires_grad_(False)\n        return teacher",
+        "config.load().train().requires_grad_(False)\n        return teacher",
         STUDENTS_RUN,
     ),
     Mutant("training/build.py", "spread(network.train(),", "spread(network.eval(),", TEACHERS_RUN),
     Mutant(
         "training/build.py",
-        '"sha256": digest(teacher.state_dict())}',
-        '"sha256": ""}',
+        "return teacher, digest(teacher.state_dict())",
+        'return teacher, ""',
         (f"{STATE}::test_a_teacher_is_recorded_by_its_weights",),
     ),
 )

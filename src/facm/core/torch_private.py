@@ -223,6 +223,11 @@ def overload_packet(operation: Any) -> Any:
     return operation._overloadpacket
 
 
+def kept_in_float32(kind: type) -> tuple[str, ...]:
+    """Parts of names of layers that diffusers' ``from_pretrained`` leaves in float32, whatever type it is asked for."""
+    return tuple(getattr(kind, "_keep_in_fp32_modules", None) or ())
+
+
 def switch_adapters(layers: Iterable[Any], off: bool) -> None:
     """Switch peft's adapters off or on. Its public ``enable_adapters`` also changes ``requires_grad``, which optimiser,
     averages and DDP must not see change within a step."""

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from facm.core.hashing import file_sha256
+from facm.core.torch_private import kept_in_float32
 from facm.core.untrusted.door import read_json
 from facm.distributed.wrap import parameters_are_left_out
 from facm.foundation.families.base import Family
@@ -197,7 +198,7 @@ def load_transformer(model: ModelFolder, dtype: torch.dtype = torch.float32, par
 
 def _typed(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """``module`` with the types that from_pretrained would give it: some layers of some classes stay in float32."""
-    kept = getattr(type(module), "_keep_in_fp32_modules", None)
+    kept = kept_in_float32(type(module))
     if not kept:
         return module.to(dtype)
     for name, parameter in module.named_parameters():

@@ -128,8 +128,8 @@ def finetune(
         batch_size: Images in one step, over all ranks and micro-batches.
         lr: Learning rate after the warm-up.
         caption_dropout: Fraction of samples trained without their caption, for guidance.
-        smooth: Highest frequency of the time embedding that is kept, in radians per unit of t; 0 keeps all. Students of
-            a teacher that learned to do without the fast ones can be smoothed as much, and lose nothing by it.
+        smooth: Highest frequency of the time embedding that is kept, in radians per unit of t; 0 keeps all. Then
+            smooth its students as much, at no loss.
         embedded_guidance: Guidance that the transformer is told, where its family has that (FLUX.1-dev: 3.5).
         base: Type of the base's weights under adapters: fp32, or bf16, which takes half of the memory.
         seed: Seed of all random numbers of the run.
