@@ -131,6 +131,17 @@ def test_the_probe_shows_each_cutoff_and_trains_nothing(place, capsys):
     assert [path.name for path in (place / "runs").iterdir()] == ["z"]
 
 
+def test_a_dry_run_says_what_would_be_loaded_and_loads_nothing(place, capsys, monkeypatch):
+    monkeypatch.setattr("facm.foundation.folder._whole", lambda *_: pytest.fail("weights are read"))
+    command("distill", "wan", "--data", "data/z", "--lora-rank", 2, "--out", "runs/new", "--dry-run")
+    said = capsys.readouterr().out
+    assert "of them trained; initial weights: the model's" in said
+    assert "teacher: OwnBase(), inside the network" in said
+    assert "loads: wan/transformer, 1 files, 0.00" in said
+    assert "would write to runs/new" in said
+    assert not (place / "runs" / "new").exists()
+
+
 def test_all_weights_are_trained_and_fine_tuned(place, capsys):
     smooth = ["--smooth", 100]
     command("finetune", "wan", "--data", "data/z", *SMALL, *smooth, "--out", "runs/tuned", "--quiet")

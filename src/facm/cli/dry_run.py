@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from facm.core.terminal import say
+from facm.core.types import InFiles
 from facm.distributed.engine import Engine
 
 if TYPE_CHECKING:
@@ -21,8 +22,9 @@ def dry_run(
 ) -> None:
     """Print the parts of the run and what it would write into ``out``.
 
-    Raises RunFolderError for a folder in use, and what loading raises where the teacher, the first weights or the
-    newest checkpoint cannot be loaded or do not fit.
+    A network whose weights are in files is built on the meta device, and none of them are read. Otherwise raises what
+    loading raises where the teacher, the first weights or the newest checkpoint cannot be loaded or do not fit. Raises
+    RunFolderError for a folder in use.
     """
     from facm.cli.train import extent
     from facm.distributed.process_group import ALONE
@@ -30,20 +32,55 @@ def dry_run(
     from facm.training.build import build
 
     run, dataset, target = checked.run, checked.dataset, _target(checked.run, out, recipe_file, resume)
-    trainer = build(checked, RunFolder(out), Engine(), ALONE, world.device)
+    if isinstance(run.network, InFiles):
+        network, teacher = _without_weights(run)
+    else:
+        trainer = build(checked, RunFolder(out), Engine(), ALONE, world.device)
+        network, teacher = trainer.state.network, trainer.teacher
     say(f"data: {type(run.data).__name__}, {len(dataset)} samples of shape {tuple(dataset.shape)}")
-    initial = "random" if run.initial is None else run.initial
-    say(f"network: {type(run.network).__name__}, {_parameters(trainer.state.network)}; initial weights: {initial}")
+    first = "the model's" if isinstance(run.network, InFiles) else "random"
+    initial = first if run.initial is None else run.initial
+    say(f"network: {type(run.network).__name__}, {_parameters(network)}; initial weights: {initial}")
     say(f"objective: {type(run.objective).__name__}")
-    if trainer.teacher is not None:
-        say(f"teacher: {run.teacher}, {_parameters(trainer.teacher)}")
+    if teacher is not None:
+        say(f"teacher: {run.teacher}, {_parameters(teacher)}")
+    elif run.teacher is not None:
+        say(f"teacher: {run.teacher}, inside the network")
+    for line in _loads(run):
+        say(line)
     say(f"run: {extent(run, world)}, engine {engine.kind(world.ranks)}")
     say(f"{target}: {_files(run)}")
     say("dry run: nothing was written")
 
 
+def _without_weights(run: Run) -> tuple[nn.Module, nn.Module | None]:
+    """The network and the teacher that is loaded beside it, on the meta device, where they fit each other."""
+    from facm.runs.config import asked_teacher
+    from facm.training.memory_plan.predict import teacher_without_weights
+    from facm.training.memory_plan.rehearsal import built
+
+    network, teacher = built(run.network), teacher_without_weights(run)
+    if run.teacher is not None:
+        asked_teacher(run, network, teacher)
+    return network, teacher
+
+
+def _loads(run: Run) -> list[str]:
+    """The folders that weights are read from, with what is in them."""
+    both: tuple[Any, ...] = (run.network, run.teacher)
+    sources: list[InFiles] = [source for source in both if isinstance(source, InFiles)]
+    files = sorted({file for source in sources for file in source.files()})
+    folders = sorted({file.parent for file in files})
+    sizes = {folder: [file.stat().st_size for file in files if file.parent == folder] for folder in folders}
+    if sources and not files:
+        return ["loads: no weights are there yet"]
+    return [f"loads: {folder}, {len(found)} files, {sum(found) / 1e9:.3g} GB" for folder, found in sizes.items()]
+
+
 def _parameters(network: nn.Module) -> str:
-    return f"{sum(p.numel() for p in network.parameters()):,} parameters"
+    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    whole = sum(p.numel() for p in network.parameters())
+    return f"{whole:,} parameters" + (f", {trained:,} of them trained" if 0 < trained < whole else "")
 
 
 def _target(run: Run, out: Path, recipe_file: Path | None, resume: bool) -> str:

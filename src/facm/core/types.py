@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -97,6 +98,10 @@ class FillsItself(Protocol):
 class InFiles(Protocol):
     """A configuration of a network, or a teacher, whose weights are in files that :class:`FillsItself` networks read,
     so that it can be built without them."""
+
+    def files(self) -> tuple[Path, ...]:
+        """These files, of those that are there."""
+        ...
 
     def files_sha256(self) -> str:
         """A hash of these files."""

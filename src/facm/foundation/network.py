@@ -85,6 +85,10 @@ class DiffusersModel(NetworkConfig):
             self.seed,
         )
 
+    def files(self) -> tuple[Path, ...]:
+        """The transformer's safetensors."""
+        return tuple(sorted((self._model().path / self.part).glob("*.safetensors")))
+
     def files_sha256(self) -> str:
         """A hash of the transformer's files."""
         return self._model().identity(self.part)[self.part]

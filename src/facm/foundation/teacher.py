@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,6 +25,10 @@ class FromModel(Pretrained):
 
     def load(self) -> nn.Module:
         return self.model.build()
+
+    def files(self) -> tuple[Path, ...]:
+        """As of the model."""
+        return self.model.files()
 
     def files_sha256(self) -> str:
         """A hash of the model's files."""

@@ -45,6 +45,10 @@ class FromExperts(Pretrained):
         residence = Residence({"high": high, "low": low}) if self.resident == "one" else None
         return TwoExperts(high, low, boundary_of(self.high.path), residence)
 
+    def files(self) -> tuple[Path, ...]:
+        """Of both experts."""
+        return (*self.high.files(), *self.low.files())
+
     def files_sha256(self) -> str:
         """A hash of both experts' files."""
         return f"{self.high.files_sha256()} {self.low.files_sha256()}"
@@ -73,6 +77,10 @@ class OtherExpert(BesideStudent):
     def load(self) -> nn.Module:
         network = self.model.build()
         return Visiting(network) if self.resident == "one" else network
+
+    def files(self) -> tuple[Path, ...]:
+        """As of the model."""
+        return self.model.files()
 
     def files_sha256(self) -> str:
         """A hash of the expert's files."""
