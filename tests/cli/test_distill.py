@@ -74,6 +74,7 @@ def test_prompts_are_drawn_beside_the_teacher(place, capsys):
     assert "without its last " in said.err
 
 
+@pytest.mark.slow
 def test_it_is_evaluated_by_clip_and_against_pictures(place, capsys):
     save_clip(place / "clip")
     pictures(place / "real", 20)

@@ -40,7 +40,10 @@ def dry_run(
     say(f"data: {type(run.data).__name__}, {len(dataset)} samples of shape {tuple(dataset.shape)}")
     first = "the model's" if isinstance(run.network, InFiles) else "random"
     initial = first if run.initial is None else run.initial
-    say(f"network: {type(run.network).__name__}, {_parameters(network)}; initial weights: {initial}")
+    size = _parameters(network)
+    if isinstance(run.network, InFiles):
+        size += f", {sum(p.numel() for p in network.parameters() if p.requires_grad):,} of them trained"
+    say(f"network: {type(run.network).__name__}, {size}; initial weights: {initial}")
     say(f"objective: {type(run.objective).__name__}")
     if teacher is not None:
         say(f"teacher: {run.teacher}, {_parameters(teacher)}")
@@ -74,13 +77,11 @@ def _loads(run: Run) -> list[str]:
     sizes = {folder: [file.stat().st_size for file in files if file.parent == folder] for folder in folders}
     if sources and not files:
         return ["loads: no weights are there yet"]
-    return [f"loads: {folder}, {len(found)} files, {sum(found) / 1e9:.3g} GB" for folder, found in sizes.items()]
+    return [f"loads: {folder}, {len(found)} files, {sum(found) / 1e9:.2f} GB" for folder, found in sizes.items()]
 
 
 def _parameters(network: nn.Module) -> str:
-    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    whole = sum(p.numel() for p in network.parameters())
-    return f"{whole:,} parameters" + (f", {trained:,} of them trained" if 0 < trained < whole else "")
+    return f"{sum(p.numel() for p in network.parameters()):,} parameters"
 
 
 def _target(run: Run, out: Path, recipe_file: Path | None, resume: bool) -> str:
