@@ -1,7 +1,7 @@
 """Students of one phase and of several on a 2-D toy of which the flow is known, and what a bound costs.
 
     python benchmarks/phases.py --seeds 0 1 2 --json results/phases.jsonl
-    python benchmarks/phases.py --students A --steps 3000 --json results/phases.jsonl
+    python benchmarks/phases.py --students A --steps 2000 --json results/phases.jsonl
 
 Data are eight Gaussians on a circle, and the teacher is their exact marginal velocity, which is also what a pair of
 perfect experts would give. A perceptron learns that flow, at c_CM and at c_FM, and each student starts from it:
@@ -219,9 +219,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of weights, data and noise")
     parser.add_argument("--students", nargs="+", default=list(STUDENTS), choices=STUDENTS, metavar="NAME")
-    parser.add_argument("--steps", type=int, default=1500, help="of each student")
-    parser.add_argument("--flow-steps", type=int, default=3000)
-    parser.add_argument("--batch", type=int, default=256, help="samples of each student")
+    parser.add_argument("--steps", type=int, default=1000, help="of each student")
+    parser.add_argument("--flow-steps", type=int, default=1500)
+    parser.add_argument("--batch", type=int, default=160, help="samples of each student")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--n", type=int, default=20_000, help="samples that are measured")
     parser.add_argument("--json", type=Path, help="append the rows to this file")
