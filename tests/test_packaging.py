@@ -1,5 +1,6 @@
 """The package as it is distributed: built without a network, and used where only its dependencies are installed."""
 
+import ast
 import os
 import re
 import subprocess
@@ -20,13 +21,13 @@ from tests.paths import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 SOURCES = sorted(str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("*.py"))
+OF_AN_EXTRA = {"facm.foundation.export.scheduler", "facm.foundation.export.phased_scheduler"}
+"""Classes of diffusers' own kind: whoever uses them has diffusers."""
 BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta, 'build_' + sys.argv[1])(sys.argv[2]))"
-BOUGHT = """
+BOUGHT = f"""
 import importlib, pkgutil, facm
-of_an_extra = "facm.foundation.export.scheduler"  # a class of diffusers' own kind; whoever uses it has diffusers
-names = [module.name for module in pkgutil.walk_packages(facm.__path__, "facm.") if "__main__" not in module.name]
-names.remove(of_an_extra)
-for name in names:
+names = {{module.name for module in pkgutil.walk_packages(facm.__path__, "facm.") if "__main__" not in module.name}}
+for name in sorted(names - {OF_AN_EXTRA}):
     importlib.import_module(name)
 print(len(names), facm.__file__)
 """
@@ -113,6 +114,33 @@ def test_the_page_of_the_package_index_needs_no_repository():
     extras = {("demo", ""), ("", "eval"), ("", "hf"), ("", "video")}
     assert set(re.findall(r"^Extras: `(\w+)`|[,;] `(\w+)` \(", text, re.M)) == extras
     assert {"demo", "eval", "hf", "video"} <= PROJECT["optional-dependencies"].keys()
+
+
+def imported_with(source):
+    """The packages that a module imports when it is imported itself."""
+    of_types = [
+        node for node in ast.walk(source) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+    ]
+    waiting = [source]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module.partition(".")[0]
+        elif node not in of_types and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Try):
+            waiting += ast.iter_child_nodes(node)
+
+
+def test_nothing_else_needs_an_extra_to_be_imported():
+    extras = {Requirement(r).name.replace("-", "_") for each in PROJECT["optional-dependencies"].values() for r in each}
+    extras -= {"facm", *(Requirement(r).name for r in PROJECT["dependencies"])}
+    of_an_extra = set()
+    for name in SOURCES:
+        source = ast.parse((ROOT / "src" / name).read_text(encoding="utf-8"))
+        if extras & set(imported_with(source)):
+            of_an_extra.add(name.removesuffix(".py").replace("/", "."))
+    assert of_an_extra == OF_AN_EXTRA
 
 
 def needed(requirements, found):
