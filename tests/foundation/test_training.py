@@ -97,9 +97,9 @@ def test_the_plan_of_adapters_counts_one_copy_of_the_base(wan: Path) -> None:
     assert (adapters.gradients, adapters.optimizer, adapters.ema) == (lora, 2 * lora, lora)
 
 
-def both_engines(model: str, root: str) -> None:
+def both_engines(model: str, root: str, lora: bool) -> None:
     """What a rank does: each engine without and with an interruption."""
-    run = wan_run(Path(model), lora=True)
+    run = wan_run(Path(model), lora)
 
     def stop(trainer: Any) -> None:
         if trainer.state.images == 16:
@@ -118,11 +118,12 @@ def both_engines(model: str, root: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_train_adapters_as_one_does(wan: Path, tmp_path: Path) -> None:
-    run = wan_run(wan, lora=True)
+@pytest.mark.parametrize("lora", [True, False], ids=["adapters", "all weights"])
+def test_two_processes_train_as_one_does(wan: Path, tmp_path: Path, lora: bool) -> None:
+    run = wan_run(wan, lora)
     alone = create(tmp_path / "alone", run, None, PARTS)
     train(run, alone)
-    call(2, __name__, "both_engines", str(wan), str(tmp_path))
+    call(2, __name__, "both_engines", str(wan), str(tmp_path), lora)
     want = load_trained(alone.path, raw=True).network.state_dict()
     for name in ("ddp", "fsdp"):
         got = load_trained(tmp_path / name, raw=True).network.state_dict()

@@ -15,9 +15,9 @@ OWN_METHOD = (f"{PHASED}::test_each_student_is_sampled_by_its_own_method",)
 MUTANTS = (
     # phase by phase
     Mutant("sampling/solvers.py", "x + (end - t) * _at", "x + (1 - t) * _at", INSIDE),
-    Mutant("sampling/solvers.py", "times[i + 1] / end", "times[i + 1]", INSIDE),
+    Mutant("sampling/solvers.py", "1 - t, t / end", "1 - t, t", INSIDE),
     Mutant("sampling/solvers.py", "s**2 - (kept * (1 - end)) ** 2", "s**2", INSIDE),
-    Mutant("sampling/solvers.py", "fresh_noise(i + 1).to(x)", "fresh_noise(1).to(x) * 0", INSIDE),
+    Mutant("sampling/solvers.py", "* noise.to(x_end)", "* 0", INSIDE),
     Mutant("sampling/solvers.py", " or times[i + 1] == end", "", ACROSS),
     Mutant("sampling/methods.py", "if interface.bounds != self.bounds:", "if False:", OWN_METHOD),
     Mutant("sampling/methods.py", '_check_whole(f"nfe = {nfe}", interface)', "pass", OWN_METHOD),

@@ -32,16 +32,16 @@ def dry_run(
     from facm.training.build import build
 
     run, dataset, target = checked.run, checked.dataset, _target(checked.run, out, recipe_file, resume)
-    if isinstance(run.network, InFiles):
+    in_files = isinstance(run.network, InFiles)
+    if in_files:
         network, teacher = _without_weights(run)
     else:
         trainer = build(checked, RunFolder(out), Engine(), ALONE, world.device)
         network, teacher = trainer.state.network, trainer.teacher
     say(f"data: {type(run.data).__name__}, {len(dataset)} samples of shape {tuple(dataset.shape)}")
-    first = "the model's" if isinstance(run.network, InFiles) else "random"
-    initial = first if run.initial is None else run.initial
+    initial = run.initial or ("the model's" if in_files else "random")
     size = _parameters(network)
-    if isinstance(run.network, InFiles):
+    if in_files:
         size += f", {sum(p.numel() for p in network.parameters() if p.requires_grad):,} of them trained"
     say(f"network: {type(run.network).__name__}, {size}; initial weights: {initial}")
     say(f"objective: {type(run.objective).__name__}")
@@ -72,10 +72,10 @@ def _loads(run: Run) -> list[str]:
     """The folders that weights are read from, with what is in them."""
     both: tuple[Any, ...] = (run.network, run.teacher)
     sources: list[InFiles] = [source for source in both if isinstance(source, InFiles)]
-    files = sorted({file for source in sources for file in source.files()})
-    folders = sorted({file.parent for file in files})
-    sizes = {folder: [file.stat().st_size for file in files if file.parent == folder] for folder in folders}
-    if sources and not files:
+    sizes: dict[Path, list[int]] = {}
+    for file in sorted({file for source in sources for file in source.files()}):
+        sizes.setdefault(file.parent, []).append(file.stat().st_size)
+    if sources and not sizes:
         return ["loads: no weights are there yet"]
     return [f"loads: {folder}, {len(found)} files, {sum(found) / 1e9:.2f} GB" for folder, found in sizes.items()]
 

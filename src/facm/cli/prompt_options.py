@@ -100,8 +100,8 @@ class Prompted:
 
     def teacher(self, trained: Trained, source: Source, steps: int) -> tuple[Source, Method, Guidance]:
         """The teacher of the run, its sampler and its guidance. Raises ValueError for a run without one."""
-        from facm.flow.guidance import NO_GUIDANCE
-        from facm.flow.velocity import TeacherVelocity
+        from facm.core.objective import as_objective
+        from facm.flow.velocity import guidance_of
         from facm.foundation.experts.pair import TrainedPair, teacher_of_pair
         from facm.runs.config import teacher_of
         from facm.runs.folder import open_run
@@ -114,8 +114,7 @@ class Prompted:
         if run.teacher is None:
             raise ValueError(f"--beside-teacher {steps} with {trained.path}, which has no teacher; expected 0")
         network = teacher_of(run, source.network, source.device)
-        velocity = getattr(run.objective, "velocity", None)
-        guidance = velocity.guidance if isinstance(velocity, TeacherVelocity) else NO_GUIDANCE
+        guidance = guidance_of(as_objective(run.objective).velocity)
         return dataclasses.replace(source, network=network), Euler(steps), guidance
 
 

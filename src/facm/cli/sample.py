@@ -22,6 +22,7 @@ from facm.cli.network_options import (
 )
 from facm.cli.parsing import Advanced, Group
 from facm.cli.prompt_options import PROMPTS, PromptOptions
+from facm.core.ffmpeg import MOST_FPS
 from facm.core.files import TakenError, atomically
 from facm.core.terminal import say
 from facm.distributed.engine import Engine
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 
 BESIDE = (".npz", ".mp4")
 """Suffixes of what may be written beside a picture."""
-MOST_FPS = 1000
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,6 +31,7 @@ def export(
         raw: the raw weights instead of an EMA.
         trust_recipe: execute the recipe file that came with the run, from now on, whoever wrote it.
     """
+    from facm.flow.phases import WHOLE
     from facm.pretrained import export_reference
     from facm.pretrained.trained import export as write
     from facm.pretrained.trained import load_trained
@@ -44,7 +45,7 @@ def export(
         raise ValueError(f"--out {out} exists and is not overwritten; choose another name")
     trained = load_trained(run, ema, raw, trust_recipe=trust_recipe)
     bounds = trained.interface.bounds
-    if out.suffix == ".pt" and bounds != (0.0, 1.0):
+    if out.suffix == ".pt" and bounds != WHOLE:
         raise ValueError(
             f"--out {out}: {run} jumps to the ends of its phases, {bounds}, which the authors' layout cannot say, "
             "nor their sampler do; expected NAME.safetensors"

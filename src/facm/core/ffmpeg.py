@@ -12,6 +12,8 @@ import numpy as np
 HOW = "install ffmpeg, or pip install 'facm[video]'"
 CODECS = (("libx264", "-crf", "18"), ("mpeg4", "-q:v", "3"))
 """In the order in which they are tried: some builds lack the first."""
+MOST_FPS = 1000
+"""Frames a second that a file may be asked to have, or to be read at."""
 MOST_SECONDS = 600
 """For one file."""
 

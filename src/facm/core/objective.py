@@ -100,6 +100,11 @@ class NetworkInterface:
     check_nfe: Callable[[int], None] = lambda nfe: None
     bounds: tuple[float, ...] = (0.0, 1.0)
 
+    @property
+    def knows_all_times(self) -> bool:
+        """Whether it was trained from 0 to 1, in however many phases; half of a pair was not, and makes no samples."""
+        return (self.bounds[0], self.bounds[-1]) == (0.0, 1.0)
+
 
 class Objective:
     """A training objective: it draws its noise and times from ``rng`` and nothing else.
@@ -180,15 +185,8 @@ class _Wrapped(Objective):
         self.own = own
         for name in (
             *("condition", "velocity", "task", "derivative", "label_dropout", "learns_shortcut", "learns_jumps"),
-            *(
-                "learns_flow",
-                "draws_for_whole_step",
-                "group_size",
-                "bounds",
-                "check_nfe",
-                "check_network",
-                "loss_terms",
-            ),
+            *("learns_flow", "draws_for_whole_step", "group_size", "bounds"),
+            *("check_nfe", "check_network", "loss_terms"),
         ):
             if hasattr(own, name):
                 setattr(self, name, getattr(own, name))

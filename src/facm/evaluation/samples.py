@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -29,6 +28,15 @@ class SampleDecoder(Protocol):
         ...
 
     def __call__(self, x: Tensor, /) -> Tensor: ...
+
+
+@runtime_checkable
+class ClipDecoder(SampleDecoder, Protocol):
+    """A decoder that may make clips (B, C, frames, H, W)."""
+
+    def frames(self, shape: tuple[int, ...], /) -> int:
+        """Number of frames of what becomes of a sample of ``shape``; 1 for images."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,6 @@ class Sampling:
         if self.decoder is None:
             made = shape[1] if is_clip(shape) else None
         else:
-            frames: Callable[[tuple[int, ...]], int] | None = getattr(self.decoder, "frames", None)
-            made = None if frames is None or frames(shape) == 1 else frames(shape)
+            decoded = self.decoder.frames(shape) if isinstance(self.decoder, ClipDecoder) else 1
+            made = decoded if decoded > 1 else None
         return None if made is None else len(spaced(made, self.frames_per_clip))

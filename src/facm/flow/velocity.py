@@ -87,6 +87,11 @@ class DataVelocity(VelocityTarget):
         return torch.where(expand(active, v), guided, v)
 
 
+def guidance_of(velocity: Any) -> Guidance:
+    """How the teacher that a student learned from was guided; none where ``velocity`` asks no teacher."""
+    return velocity.guidance if isinstance(velocity, TeacherVelocity) else NO_GUIDANCE
+
+
 def check_guidance(objective: Any, velocity: VelocityTarget) -> None:
     """Raise ComponentError where labels are to be dropped and there are none, or guidance has no null condition, or
     never trains it.

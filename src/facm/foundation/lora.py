@@ -56,8 +56,7 @@ def add_lora(transformer: Any, lora: LoRA, targets: tuple[str, ...], seed: int =
         raise ValueError(f"lora.rank = {lora.rank}, expected at most {largest}, the full rank of the largest layer")
     alpha = lora.rank if lora.alpha is None else lora.alpha
     transformer.requires_grad_(False)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):  # peft draws first weights, which are not kept
         transformer.add_adapter(
             LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=adapted, init_lora_weights=True), ADAPTER
         )

@@ -15,9 +15,28 @@ from facm.foundation.network import DiffusersModel, DiffusersNetwork
 from facm.runs.config import Pretrained, WithinStudent
 
 
+class InModelsFiles:
+    """What a teacher whose weights are those of one model answers for its files: see
+    :class:`facm.core.types.InFiles`."""
+
+    model: DiffusersModel
+
+    def files(self) -> tuple[Path, ...]:
+        """As of the model."""
+        return self.model.files()
+
+    def files_sha256(self) -> str:
+        """As of the model."""
+        return self.model.files_sha256()
+
+    def check_files(self) -> None:
+        """As of the model."""
+        self.model.check_files()
+
+
 @dataclass(frozen=True)
 @component
-class FromModel(Pretrained):
+class FromModel(InModelsFiles, Pretrained):
     """A second copy of a model, for a student all of whose weights are trained."""
 
     model: DiffusersModel
@@ -25,18 +44,6 @@ class FromModel(Pretrained):
 
     def load(self) -> nn.Module:
         return self.model.build()
-
-    def files(self) -> tuple[Path, ...]:
-        """As of the model."""
-        return self.model.files()
-
-    def files_sha256(self) -> str:
-        """A hash of the model's files."""
-        return self.model.files_sha256()
-
-    def check_files(self) -> None:
-        """As of the model."""
-        self.model.check_files()
 
 
 @dataclass(frozen=True)

@@ -275,8 +275,8 @@ def default_method(interface: NetworkInterface, nfe: int) -> Method:
 
 def _check_whole(method: Method | str, interface: NetworkInterface) -> None:
     """Raise ValueError for a network that was trained at a part of the times alone."""
-    first, *_, last = interface.bounds
-    if (first, last) != WHOLE:
+    if not interface.knows_all_times:
+        first, *_, last = interface.bounds
         raise ValueError(
             f"{method} needs all times from 0 to 1, and the network has learned those from {first:g} to {last:g}: it "
             "is one of several that are sampled together"

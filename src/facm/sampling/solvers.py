@@ -88,10 +88,15 @@ def phased(
             continue
         if fresh_noise is None:
             raise ValueError(f"{len(times)} steps in {len(bounds) - 1} phases need fresh_noise, got None")
-        # x_end is noisy itself: its part of the noise is kept, and the rest of the variance is new.
-        s, kept = 1 - times[i + 1], times[i + 1] / end
-        x = kept * x_end + math.sqrt(s**2 - (kept * (1 - end)) ** 2) * fresh_noise(i + 1).to(x)
+        x = renoised(x_end, end, times[i + 1], fresh_noise(i + 1))
     return x.to(x_0.dtype)
+
+
+def renoised(x_end: Tensor, end: float, t: float, noise: Tensor) -> Tensor:
+    """From x_end (B, ...) at the end of a phase back to t < end, like x_end. It is noisy itself before 1: its part of
+    the noise is kept, and the rest of the variance is ``noise``."""
+    s, kept = 1 - t, t / end
+    return kept * x_end + math.sqrt(s**2 - (kept * (1 - end)) ** 2) * noise.to(x_end)
 
 
 def phased_times(steps: Sequence[int], bounds: Sequence[float], shift: float = 1.0) -> list[float]:

@@ -36,7 +36,7 @@ def build(checked: CheckedRun, folder: RunFolder, engine: Engine, world: World, 
     check_same(world, "the run's fingerprint", fingerprint(run))
     stream = Stream(checked.dataset, run.seed, run.batch_size, world.rank, world.ranks)
     network = _network(run, folder, engine, world)
-    empty = any(p.is_meta for p in network.parameters())
+    empty = any(p.is_meta for p in network.parameters()) and not _whole_in_checkpoint(run, folder)
     teacher, teacher_record = _teacher(run, engine, world, device, network)
     wrapped = spread(network.train(), engine, world, device, resolved_precision(run, device) == "bf16")
     _fill(network, empty)
@@ -60,13 +60,11 @@ def _network(run: Run, folder: RunFolder, engine: Engine, world: World) -> torch
     Under FSDP parameters are left on meta where they come from files, or from a checkpoint: each rank reads its shards
     when it holds them, and nothing is whole in one place.
     """
-    elsewhere = isinstance(run.network, PartlyElsewhere) and run.network.partly_elsewhere
     if engine.kind(world.ranks) == "fsdp":
-        if isinstance(run.network, InFiles) and run.initial is None:
+        from_files = isinstance(run.network, InFiles) and run.initial is None
+        if isinstance(run.network, InFiles):
             by_first(world, run.network.check_files)
-            with without_parameters():
-                return run.network.build()
-        if folder.checkpoints() and not elsewhere:
+        if from_files or _whole_in_checkpoint(run, folder):
             with without_parameters():
                 return run.network.build()
     network = run.network.build()
@@ -75,6 +73,12 @@ def _network(run: Run, folder: RunFolder, engine: Engine, world: World) -> torch
     if world.ranks > 1:
         check_parameters(network, world)
     return network
+
+
+def _whole_in_checkpoint(run: Run, folder: RunFolder) -> bool:
+    """Whether all weights come from a checkpoint in ``folder``."""
+    elsewhere = isinstance(run.network, PartlyElsewhere) and run.network.partly_elsewhere
+    return bool(folder.checkpoints()) and not elsewhere
 
 
 def _initialise(network: torch.nn.Module, run: Run) -> None:

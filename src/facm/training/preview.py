@@ -18,7 +18,7 @@ from facm.distributed.collectives import any_of, by_first
 from facm.distributed.wrap import is_sharded
 from facm.flow.conditions import Labels, Unconditional
 from facm.flow.guidance import NO_GUIDANCE
-from facm.flow.velocity import TeacherVelocity
+from facm.flow.velocity import guidance_of
 from facm.latents.decode import ImageDecoder
 from facm.runs.ema import Weights
 from facm.sampling.captioned import save_captioned
@@ -48,8 +48,7 @@ def draw_preview(trainer: Trainer, path: Path, decode: ImageDecoder | None = Non
     drawable = any_of(state.world, decode is not None) or is_image(shape) or is_clip(shape)
     there = by_first(state.world, path.exists)
     known = isinstance(interface.condition, Labels | Unconditional) or isinstance(trainer.dataset, HasPrompts)
-    whole = (interface.bounds[0], interface.bounds[-1]) == (0.0, 1.0)
-    if there or not known or not drawable or not whole or interface.condition is None:
+    if there or not known or not drawable or not interface.knows_all_times or interface.condition is None:
         return
     parameter = next(state.network.parameters())
     if not (state.world.first or is_sharded(parameter)):
@@ -89,8 +88,7 @@ def _draw_prompts(
     if not learns:
         rows = {f"{TEACHER_NFE} steps": (source, default_method(source.interface, TEACHER_NFE), NO_GUIDANCE)}
     if trainer.teacher is not None:
-        velocity = trainer.objective.velocity
-        guidance = velocity.guidance if isinstance(velocity, TeacherVelocity) else NO_GUIDANCE
+        guidance = guidance_of(trainer.objective.velocity)
         teacher = replace(source, network=trainer.teacher)
         rows[f"teacher, {TEACHER_NFE} steps"] = (teacher, Euler(TEACHER_NFE), guidance)
     drawn = [sample(of, method, which.tolist(), cond, 0, guidance) for of, method, guidance in rows.values()]

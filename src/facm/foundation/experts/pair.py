@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
+from facm.core.objective import as_objective
 from facm.flow.guidance import Guidance
-from facm.flow.phases import WHOLE
 from facm.flow.two_experts import TwoScales, just_above
-from facm.flow.velocity import TeacherVelocity
+from facm.flow.velocity import guidance_of
 from facm.foundation.experts.students import student_with
 from facm.foundation.experts.switch import TwoExperts
 from facm.foundation.folder import VAE, open_model
 from facm.foundation.network import DiffusersModel
 from facm.pretrained.trained import Trained
-from facm.runs.config import Run, teacher_of
+from facm.runs.config import teacher_of
 from facm.runs.folder import open_run
 
 
@@ -62,11 +62,10 @@ def pair_of(low: Trained, high: Trained) -> TrainedPair:
 
 def check_whole(trained: Trained) -> None:
     """Raise ValueError for half of a pair, which is not sampled alone."""
-    bounds = trained.interface.bounds
-    if (bounds[0], bounds[-1]) != WHOLE:
+    if not trained.interface.knows_all_times:
         raise ValueError(
-            f"{trained.path} is {student_with(bounds)}, which makes no samples alone; expected the run of the "
-            "low-noise half, with high_noise = the run of the high-noise half"
+            f"{trained.path} is {student_with(trained.interface.bounds)}, which makes no samples alone; expected the "
+            "run of the low-noise half, with high_noise = the run of the high-noise half"
         )
 
 
@@ -87,12 +86,7 @@ def _teacher(half: Trained, device: torch.device) -> tuple[Any, float]:
     teacher = teacher_of(run, half.network, device)
     if teacher is None:
         raise ValueError(f"{half.path} has no teacher, expected a run of facm distill")
-    return teacher, _scale(run)
-
-
-def _scale(run: Run) -> float:
-    velocity = getattr(run.objective, "velocity", None)
-    return velocity.guidance.strongest if isinstance(velocity, TeacherVelocity) else 1.0
+    return teacher, guidance_of(as_objective(run.objective).velocity).strongest
 
 
 def _check_half(trained: Trained, argument: str, name: str, right: bool) -> None:

@@ -13,7 +13,7 @@ from facm.foundation.experts.residence import Residence
 from facm.foundation.experts.switch import Resident, TwoExperts
 from facm.foundation.folder import SECOND, TRANSFORMER, open_model
 from facm.foundation.network import DiffusersModel, DiffusersNetwork
-from facm.foundation.teacher import OwnBase
+from facm.foundation.teacher import InModelsFiles, OwnBase
 from facm.runs.config import BesideStudent, Pretrained
 
 
@@ -61,7 +61,7 @@ class FromExperts(Pretrained):
 
 @dataclass(frozen=True)
 @component
-class OtherExpert(BesideStudent):
+class OtherExpert(InModelsFiles, BesideStudent):
     """The student's own base, its adapters off, as one expert, and the other expert of its model beside it: for a
     student that began as one of them and learns all times. The base is in memory once."""
 
@@ -77,18 +77,6 @@ class OtherExpert(BesideStudent):
     def load(self) -> nn.Module:
         network = self.model.build()
         return Visiting(network) if self.resident == "one" else network
-
-    def files(self) -> tuple[Path, ...]:
-        """As of the model."""
-        return self.model.files()
-
-    def files_sha256(self) -> str:
-        """A hash of the expert's files."""
-        return self.model.files_sha256()
-
-    def check_files(self) -> None:
-        """As of the model."""
-        self.model.check_files()
 
     def beside(self, network: nn.Module, loaded: Any) -> TwoExperts:
         base = OwnBase().within(network)

@@ -12,9 +12,8 @@ import torch
 
 from facm.core.files import folder_atomically
 from facm.core.untrusted.door import open_regular, read_json
-from facm.flow.phases import WHOLE
 from facm.foundation.export.card import card
-from facm.foundation.export.experts import index_entries
+from facm.foundation.export.experts import index_entries, is_phased
 from facm.foundation.export.lowrank import exported
 from facm.foundation.export.schedule import STOCK, Kind, new_scheduler
 from facm.foundation.export.student import Student
@@ -86,7 +85,7 @@ def _index(student: Student, kind: Kind) -> dict[str, Any]:
     index.pop("_name_or_path", None)
     index |= index_entries(student)
     if student.few_step:
-        own = OWN_SCHEDULER if student.bounds == WHOLE else PHASED_SCHEDULER
+        own = PHASED_SCHEDULER if is_phased(student) else OWN_SCHEDULER
         index[SCHEDULER] = list(STOCK if kind == "stock" else own)
         if "is_distilled" in index:  # a pipeline with this setting does not guide a model that has it
             index["is_distilled"] = True

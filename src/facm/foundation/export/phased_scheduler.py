@@ -5,19 +5,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from diffusers.configuration_utils import register_to_config
-from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401 (from_pretrained looks for it here)
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from facm.foundation.export.scheduler import FewStepScheduler
-from facm.sampling.solvers import phased_times, spread_over_phases
+from facm.sampling.solvers import phased_times, renoised, spread_over_phases
 
 
 class PhasedScheduler(FewStepScheduler):
@@ -47,30 +43,8 @@ class PhasedScheduler(FewStepScheduler):
         self._times = phased_times(spread_over_phases(steps, len(bounds) - 1), bounds)
         super().set_timesteps(sigmas=[1 - t for t in self._times], device=device)
 
-    def step(
-        self: Any,
-        model_output: Tensor,
-        timestep: float | Tensor,
-        sample: Tensor,
-        *args: Any,
-        generator: torch.Generator | None = None,
-        return_dict: bool = True,
-        **kwargs: Any,
-    ) -> Any:
-        """From ``sample`` at a noise level to the next; see the class."""
-        if self.step_index is None:
-            self._init_step_index(timestep)
-        times, at = [*self._times, 1.0], self._step_index
-        t, later = times[at], times[at + 1]
+    def _next(self: Any, x: Tensor, output: Tensor, fresh_noise: Callable[[], Tensor]) -> Tensor:
+        t, later = [*self._times, 1.0][self._step_index : self._step_index + 2]
         end = min(bound for bound in self.config.bounds if bound > t)
-        x = self._exact(sample) - (end - t) * model_output.to(self._exact(sample).dtype)
-        if later < end:
-            noise = randn_tensor(
-                sample.shape, generator=generator or self.generator, device=sample.device, dtype=torch.float32
-            )
-            kept = later / end
-            x = kept * x + math.sqrt((1 - later) ** 2 - (kept * (1 - end)) ** 2) * noise.to(x.dtype)
-        self._kept = x
-        self._step_index += 1
-        previous: Any = x.to(model_output.dtype)
-        return FlowMatchEulerDiscreteSchedulerOutput(previous) if return_dict else (previous,)
+        x_end = x - (end - t) * output
+        return renoised(x_end, end, later, fresh_noise()) if later < end else x_end

@@ -6,7 +6,8 @@ that names this module as the scheduler's library opens where this package is in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -73,16 +74,21 @@ class FewStepScheduler(FlowMatchEulerDiscreteScheduler):
         """From ``sample`` at a noise level to the next; see the class."""
         if self.step_index is None:
             self._init_step_index(timestep)
-        sigma, lower = self._exact_sigmas[self._step_index : self._step_index + 2]
         x = self._exact(sample)
-        x_1 = x - sigma * model_output.to(x.dtype)
-        if lower > 0:
-            noise = randn_tensor(
-                sample.shape, generator=generator or self.generator, device=sample.device, dtype=torch.float32
-            )
-            self._kept = (1 - lower) * x_1 + lower * noise.to(x.dtype)
-        else:
-            self._kept = x_1
+        fresh_noise = partial(
+            randn_tensor,
+            sample.shape,
+            generator=generator or self.generator,
+            device=sample.device,
+            dtype=torch.float32,
+        )
+        self._kept = self._next(x, model_output.to(x.dtype), fresh_noise)
         self._step_index += 1
         previous: Any = self._kept.to(model_output.dtype)
         return FlowMatchEulerDiscreteSchedulerOutput(previous) if return_dict else (previous,)
+
+    def _next(self: Any, x: Tensor, output: Tensor, fresh_noise: Callable[[], Tensor]) -> Tensor:
+        """x at the next noise level; output: noise - data, like x."""
+        sigma, lower = self._exact_sigmas[self._step_index : self._step_index + 2]
+        x_1 = x - sigma * output
+        return (1 - lower) * x_1 + lower * fresh_noise().to(x.dtype) if lower > 0 else x_1

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from facm.core.ffmpeg import MOST_FPS
 from facm.core.files import write_text
 from facm.core.preparation import check_a_folder, record_path
 from facm.core.untrusted.door import read_json
@@ -46,7 +47,6 @@ from facm.foundation.prepare.text import Cut, encode_null, encode_prompts, lengt
 
 Report = Callable[[str], Callable[[int, int], None]]
 """What is counted -> a callback (done, n)."""
-MOST_FPS = 1000
 MOST_SHOWN = 100
 """Cut prompts that are told of one by one."""
 
