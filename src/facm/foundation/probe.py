@@ -103,7 +103,7 @@ def probe(run: Run, dataset: Dataset, device: torch.device, n: int = 32) -> Prob
     objective, teacher = run.objective, teacher_of(run, network, device)
     batch = read_checked(dataset, first_indices(dataset, n)).to(device)
     rng = torch.Generator(device).manual_seed(derive(run.seed, 0))
-    point = Interpolant.draw(batch, objective.time, objective.condition, 0.0, rng)
+    point = Interpolant.draw(batch, objective.phases.times(objective.time), objective.condition, 0.0, rng)
     embedding = network.family.time_embedding(network.transformer)
     before, rows = None, []
     for cutoff in (None, *CUTOFFS):
