@@ -39,6 +39,7 @@ def fewer(bench):
     return pair(replace(bench, setting=setting(data=Few(100))))
 """
 OPTIONS = ("--num-samples", N, "--features", "mine.py:Quarters")
+pytestmark = pytest.mark.slow
 FILES = {"table.md", "results.jsonl", "numbers.png", "training.png", "report.html"}
 
 

@@ -293,6 +293,7 @@ def test_in_memory_refuses(arguments: dict, message: str) -> None:
         InMemory(**{"images": np.zeros((4, 2), np.float32)} | arguments)
 
 
+@pytest.mark.slow
 def test_importing_is_cheap() -> None:
     code = "import facm.data, sys; print([m for m in ('sklearn', 'PIL', 'torchvision') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

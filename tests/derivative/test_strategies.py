@@ -199,10 +199,12 @@ COMBINATIONS = [
     {"learn_sigma": True, "patch_size": 2},
     {"num_classes": 0},
 ]
+ALL_OR_NONE = ({}, dict.fromkeys(FLAGS, False))
+SOME_FAST = [pytest.param(each, marks=() if each in ALL_OR_NONE else pytest.mark.slow) for each in COMBINATIONS]
 
 
 @pytest.mark.parametrize("auxiliary_time", [False, True])
-@pytest.mark.parametrize("flags", COMBINATIONS, ids=str)
+@pytest.mark.parametrize("flags", SOME_FAST, ids=str)
 def test_strategies_agree_on_the_transformer(flags, auxiliary_time):
     config = {"input_size": 4, "patch_size": 1, "in_channels": 3, "hidden_size": 16, "depth": 2, "num_heads": 2}
     torch.manual_seed(0)

@@ -141,6 +141,7 @@ def said(root):
     return call(2, "tests.distributed.test_failures", "misuses", str(root))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -163,6 +164,7 @@ def test_misuse_is_named_on_every_rank(said, name, expected):
     assert all(rank[name].startswith(expected) for rank in said), [rank[name] for rank in said]
 
 
+@pytest.mark.slow
 def test_blocks_whose_output_is_written_into_train_as_in_one_process(root, said):
     """With a tangent an output is a view, and FSDP2 hooks views, which writing into them unhooks."""
     assert difference(RunFolder(root / "written-one-0"), RunFolder(root / "written-fsdp")) < 1e-6
@@ -171,6 +173,7 @@ def test_blocks_whose_output_is_written_into_train_as_in_one_process(root, said)
 # --- checkpoints in directories --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_sharded_checkpoint_is_read_in_one_process(root, said):
     whole, sharded = (load_trained(root / name).network.state_dict() for name in ("whole", "sharded"))
     assert whole.keys() == sharded.keys()
@@ -180,6 +183,7 @@ def test_a_sharded_checkpoint_is_read_in_one_process(root, said):
     load_trained(root / "sharded", sigma_rel=0.1)  # synthesised from directories
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["bytes", "truncated", "a file missing", "no record", "record", "meta"])
 def test_a_damaged_one_is_named_and_the_one_before_loads(root, said, tmp_path, damage):
     shutil.copytree(root / "sharded", tmp_path / "run")
@@ -207,6 +211,7 @@ def test_a_damaged_one_is_named_and_the_one_before_loads(root, said, tmp_path, d
     assert load_trained(folder.path).images_seen == 80
 
 
+@pytest.mark.slow
 def test_no_pickled_code_in_a_directory(root, said):
     newest = RunFolder(root / "sharded").checkpoints()[-1]
     assert {path.suffix for path in newest.iterdir()} == {".safetensors", ".json"}

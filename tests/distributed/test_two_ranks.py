@@ -3,6 +3,7 @@ engines, objectives and derivatives is in test_training.py."""
 
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,12 +26,17 @@ from tests.distributed.parallel_parts import (
     teacher_run,
     train_in,
 )
-from tests.distributed.test_failures import Different, Through
+from tests.distributed.test_failures import Different, Through, Unused
 from tests.distributed.test_training import dropped, stopped_and_resumed, student, tangents_through_units
 
 IMAGES = 64
 ENGINES = {"ddp": Engine(parallel="ddp", accumulate=2), "fsdp": Engine(parallel="fsdp", accumulate=2)}
-MISUSES = {"through": {"objective": Through()}, "different": {"network": Different()}}
+MISUSES: dict[str, dict[str, Any]] = {
+    "through": {"objective": Through()},
+    "unused": {"network": Unused()},
+    "different": {"network": Different()},
+    "odd": {"batch_size": 15},
+}
 
 
 def few_steps(root):
@@ -70,8 +76,8 @@ def everything(root):
         stopped_and_resumed(f"{root}/resumed", dropped(root), Engine(), world)
         for name, changes in MISUSES.items():
             try:
-                train_in(f"{root}/{name}", moons_run(images=16, **changes), Engine(), world)
-            except RuntimeError as error:
+                train_in(f"{root}/{name}", moons_run(**{"images": 16, **changes}), Engine(), world)
+            except (RuntimeError, ValueError) as error:
                 refused[name] = str(error)
         try:
             with nan_on_the_second(world):
@@ -125,6 +131,8 @@ def test_tangents_pass_through_sharded_units(answers):
             "nan",
             "nothing was saved at 64 images, there is no checkpoint before: network/x_embedder.proj.weight on rank 1",
         ),
+        ("unused", "parameter spare.weight has no gradient on rank 0, 1"),
+        ("odd", "batch_size = 15 over 2 ranks"),
         ("different", "parameter inward.weight differs between rank 0 and rank 1"),
     ],
 )

@@ -59,6 +59,7 @@ def cached(path):
     return sorted((path / "classifiers").iterdir())
 
 
+@pytest.mark.slow
 def test_held_out_accuracy_and_scale_of_the_distances_on_digits(digits, trained):
     real, held_out = digits
     reference = build_reference(real, trained)

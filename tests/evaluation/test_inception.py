@@ -116,6 +116,7 @@ print(network.identity, network.published)
 """
 
 
+@pytest.mark.slow
 def test_torchvision_is_not_needed_and_nothing_is_left_behind(weights, network):
     done = subprocess.run([sys.executable, "-c", IMPORTS, str(weights)], capture_output=True, text=True, check=False)
     assert done.stdout.split() == [network.identity, "False"], done.stderr

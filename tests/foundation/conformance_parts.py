@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -53,6 +54,9 @@ CASES = {
     "lumina2": Case(32, guided=USUAL),
     "ltx": Case(64, guided=USUAL),
 }
+UNLIKE = ("wan", "z_image", "flux-dev")
+"""Families of which any two differ in everything that is not their own: what holds of these is among the fast tests."""
+SOME_FAST = [pytest.param(kind, marks=() if kind in UNLIKE else pytest.mark.slow) for kind in CASES]
 
 
 @dataclass(frozen=True)

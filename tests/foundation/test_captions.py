@@ -75,6 +75,7 @@ def test_reading(by_teacher: Path) -> None:
         dataset.read(np.array([5]))
 
 
+@pytest.mark.slow
 def test_buckets_in_training_and_exact_resume(wan: Path, of_pictures: Path, tmp_path: Path) -> None:
     dataset = Captioned(str(of_pictures)).open()
     assert len(dataset.buckets) > 1

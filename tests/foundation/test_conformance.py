@@ -179,7 +179,7 @@ def time_inputs(transformer: Any, layer: str, run: Any) -> tuple[Tensor, Tensor 
     return seen[0]
 
 
-@pytest.mark.parametrize("how", ["autocast", "weights"])
+@pytest.mark.parametrize("how", [pytest.param("autocast", marks=pytest.mark.slow), "weights"])
 @torch.no_grad()
 def test_in_bfloat16_times_stay_in_float32(subject: Opened, how: str) -> None:
     family, layer = subject.family, subject.family.time_embedding(subject.pipe.transformer).layer
@@ -201,7 +201,7 @@ def test_in_bfloat16_times_stay_in_float32(subject: Opened, how: str) -> None:
     assert relative(outputs[0].float(), exact) < 0.1
 
 
-@pytest.mark.parametrize("anchor", [False, True], ids=["flow", "anchor"])
+@pytest.mark.parametrize("anchor", [pytest.param(False, marks=pytest.mark.slow), True], ids=["flow", "anchor"])
 def test_the_derivative_is_that_of_plain_forward_mode(subject: Opened, anchor: bool) -> None:
     network = DiffusersNetwork(subject.pipe.transformer, subject.family, subject.case.told)
     cond = subject.family.encode(subject.pipe, PROMPTS)

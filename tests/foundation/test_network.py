@@ -14,13 +14,13 @@ from facm.derivative.base import Prediction
 from facm.foundation import DiffusersModel, LoRA
 from facm.foundation.folder import TRANSFORMER, open_model
 from facm.foundation.network import DiffusersNetwork
-from tests.foundation.conformance_parts import CASES, PROMPTS, Opened, opened
+from tests.foundation.conformance_parts import PROMPTS, SOME_FAST, Opened, opened
 from tests.foundation.tiny_pipelines_parts import saved
 
 T = torch.tensor([0.2, 0.7])
 
 
-@pytest.fixture(scope="session", params=list(CASES))
+@pytest.fixture(scope="session", params=SOME_FAST)
 def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Opened:
     kind = request.param
     return opened(kind, saved(kind, tmp_path_factory.mktemp(f"tiny-{kind}") / kind))

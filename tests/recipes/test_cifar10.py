@@ -26,6 +26,8 @@ from facm.training.loop import train
 
 NAMES = [name for name in recipes() if name.startswith("cifar10-")]
 TEACHERS = ("cifar10-teacher", "cifar10-cond-teacher", "cifar10-scm-teacher")
+FAST = ("cifar10-teacher", "cifar10-student", "cifar10-cond-student", "cifar10-shortcut")
+SOME_FAST = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in NAMES]
 CONDITIONAL = ("cifar10-cond-teacher", "cifar10-cond-student")
 AUXILIARY = ("cifar10-mean-flow", "cifar10-imm", "cifar10-shortcut")
 STARTS = {
@@ -134,7 +136,7 @@ def test_each_passes_the_checks_at_its_full_size(name, cifar):
     check(recipe(name, path=cifar))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SOME_FAST)
 def test_each_trains_and_samples(name, cifar, teachers, tmp_path):
     path = teachers / name
     if name not in TEACHERS:
@@ -173,6 +175,7 @@ def test_a_student_comes_back_from_its_file(cifar, teachers, tmp_path):
     assert torch.equal(found.network(x, t), trained.network(x, t))
 
 
+@pytest.mark.slow
 def test_checkpointing_changes_nothing_under_dropout(cifar, teachers, tmp_path):
     run = tiny(recipe("cifar10-student", path=cifar, **start_of("cifar10-student", teachers)))
     states = []

@@ -126,6 +126,7 @@ def test_a_finished_demo_of_another_seed_is_refused(done, small, capsys):
     assert "not seed 5" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_interrupted_demo_goes_on_and_ends_with_the_same_networks(done, small, tmp_path, capsys):
     out = tmp_path / "out"
     command = ["demo", "--out", str(out), "--quiet"]

@@ -112,6 +112,7 @@ def test_a_sample_has_a_prompt_of_its_own_digit():
     assert sorted(prompts.text(range(60))) == sorted(all_captions())
 
 
+@pytest.mark.slow
 def test_the_summary_has_a_row_for_the_teacher_and_each_student(done):
     summary = json.loads((done[0] / "summary.json").read_text())
     found = {(row["who"], row["steps"]) for row in summary["rows"]}
@@ -124,10 +125,12 @@ def test_the_summary_has_a_row_for_the_teacher_and_each_student(done):
     assert summary["seconds"].keys() == {"prepare", "teacher", "lora", "full", "evaluate", "total"}
 
 
+@pytest.mark.slow
 def test_diffusers_draws_what_facm_draws(done):
     assert json.loads((done[0] / "summary.json").read_text())["stock_difference"] < 1e-4
 
 
+@pytest.mark.slow
 def test_report_and_pictures_are_complete(done):
     page = (done[0] / "report.html").read_text()
     assert page.startswith("<!doctype html>")
@@ -136,6 +139,7 @@ def test_report_and_pictures_are_complete(done):
     assert "report" in done[1]
 
 
+@pytest.mark.slow
 def test_a_finished_demo_is_shown_again(done, capsys):
     before = {path: path.stat().st_mtime_ns for path in done[0].rglob("*") if path.is_file()}
     cli.main(["demo", "text", "--out", str(done[0])])
@@ -143,6 +147,7 @@ def test_a_finished_demo_is_shown_again(done, capsys):
     assert {path: path.stat().st_mtime_ns for path in done[0].rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_another_seed_or_another_demo_is_refused(done):
     with pytest.raises(SystemExit):
         cli.main(["demo", "text", "--out", str(done[0]), "--seed", "1"])

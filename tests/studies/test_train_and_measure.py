@@ -269,6 +269,7 @@ def test_teachers_come_first(tmp_path, monkeypatch, evaluator):
     assert order == ["0/teacher", "3/teacher", "0/plain-cm"]
 
 
+@pytest.mark.slow
 def test_one_task_says_what_came_out(home, tmp_path, evaluator, capsys):
     assert plan_of(home, 0).do("0/facm", evaluator)
     one, two = (r["frechet_distance"] for r in logs.read(home / "seed-0/facm/evaluations.jsonl"))

@@ -6,8 +6,10 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 HOW = "install ffmpeg, or pip install 'facm[video]'"
 CODECS = (("libx264", "-crf", "18"), ("mpeg4", "-q:v", "3"))
@@ -48,7 +50,7 @@ def write_mp4(path: Path, frames: np.ndarray, fps: float) -> None:
     said = ""
     for codec in CODECS:
         out = ("-an", *how, "-c:v", *codec, *exact, "-f", "mp4", "-y", f"file:{path}")
-        said = _run([ffmpeg, *quietly(), *raw, *out], np.ascontiguousarray(frames).data.cast("B"))
+        said = _run([ffmpeg, *quietly(), *raw, *out], frames.tobytes())
         if not said:
             return
     raise ValueError(f"{path}: ffmpeg could not write it: {said}")
@@ -59,7 +61,7 @@ def quietly() -> Sequence[str]:
     return ("-hide_banner", "-loglevel", "error")
 
 
-def _run(command: Sequence[str], given: memoryview) -> str:
+def _run(command: Sequence[str], given: bytes) -> str:
     """The end of what it says where it fails, which is never empty; else nothing."""
     try:
         done = subprocess.run(command, input=given, capture_output=True, timeout=MOST_SECONDS, check=False)

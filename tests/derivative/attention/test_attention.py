@@ -358,6 +358,7 @@ def test_kernel_refuses_with_the_names_and_values():
     assert supports(q, k, v) == "q is on cpu, expected cuda"
 
 
+@pytest.mark.slow
 def test_kernel_module_imports_without_triton():
     code = "import sys; sys.modules['triton'] = None; from facm.derivative.attention.triton_kernel import available; "
     code += "print(available())"

@@ -118,6 +118,7 @@ def test_no_tensor_of_the_network_is_made(monkeypatch):
     assert found.optimizer == 2 * found.gradients
 
 
+@pytest.mark.slow
 def test_shards_and_copies():
     run = distillation(WIDE)
     alone, ddp, fsdp = (
@@ -147,6 +148,7 @@ def test_tangent_does_not_grow_with_depth_and_whole_networks_does():
     assert tangent(4, WholeNetwork()) > 3 * tangent(1, WholeNetwork())
 
 
+@pytest.mark.slow
 def test_bf16_halves_most_activations_on_a_gpu():
     run = distillation(WIDE)
     single, half = (plan(dataclasses.replace(run, precision=name), device="cuda") for name in ("fp32", "bf16"))
