@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from facm.derivative import OpLevel
 from facm.derivative.base import Prediction
+from facm.distributed.wrap import without_parameters
 from facm.foundation import DiffusersModel, LoRA
 from facm.foundation.folder import TRANSFORMER, open_model
 from facm.foundation.network import DiffusersNetwork
@@ -89,6 +91,23 @@ def test_without_memory_it_has_the_same_shapes(subject: Opened) -> None:
     assert empty(x, t, everything).shape == x.shape
     value, tangent = OpLevel()(Prediction(empty, lambda c: {"t": c}, everything), (x, t), (x, t))
     assert (value.shape, tangent.shape) == (x.shape, x.shape)
+
+
+def test_nothing_is_said_where_nothing_is_wrong(subject: Opened) -> None:
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("diffusers")
+    logger.addHandler(handler)
+    try:
+        for where in ("meta", "cpu"):
+            with torch.device(where):
+                model(subject, lora=LoRA(2)).build()
+        with without_parameters():
+            model(subject).build()
+    finally:
+        logger.removeHandler(handler)
+    assert said == []
 
 
 def test_gradients_beside_a_tangent_are_those_of_a_plain_pass(subject: Opened) -> None:

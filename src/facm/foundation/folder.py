@@ -200,7 +200,7 @@ def _typed(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """``module`` with the types that from_pretrained would give it: some layers of some classes stay in float32."""
     kept = kept_in_float32(type(module))
     if not kept:
-        return module.to(dtype)
+        return nn.Module.to(module, dtype)  # diffusers' own warns of layers to keep in float32 though there are none
     for name, parameter in module.named_parameters():
         if not any(part in kept for part in name.split(".")):
             parameter.data = parameter.data.to(dtype)
