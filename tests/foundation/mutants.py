@@ -33,6 +33,15 @@ ONE_EACH = (f"{PAIRS}::test_one_step_each_is_what_the_stock_pipeline_does",)
 MORE = (f"{PAIRS}::test_more_steps_are_what_this_packages_scheduler_does",)
 STUDENTS = (f"{PAIRS}::test_students_of_two_experts",)
 OF_CLIPS = "tests/foundation/test_clips.py"
+PREPARED = "tests/foundation/test_prepare.py"
+BY_TEACHER = (f"{PREPARED}::test_the_teacher_makes_what_its_pipeline_makes",)
+OF_THE_SEED = (f"{PREPARED}::test_noise_is_of_the_seed_and_the_prompt_and_not_of_the_batch",)
+INTO_BUCKETS = (f"{PREPARED}::test_pictures_go_into_buckets_and_are_what_the_vae_makes_of_their_crops",)
+MASKED = (f"{PREPARED}::test_embeddings_with_a_mask_have_one_length_and_no_padding_on_the_disk",)
+STORED = (f"{PREPARED}::test_types_of_what_is_stored",)
+CAPTIONS = "tests/foundation/test_captions.py"
+NULL = (f"{CAPTIONS}::test_the_null_is_the_embedding_of_the_negative_prompt",)
+READ = (f"{CAPTIONS}::test_reading",)
 
 MUTANTS = (
     Mutant("flow/two_experts.py", ">= 1000 * boundary", "> 1000 * boundary", BOUNDARY),
@@ -120,6 +129,34 @@ MUTANTS = (
     Mutant("foundation/export/comfyui.py", 'r"blocks.\\1.cross_attn."', 'r"blocks.\\1.self_attn."', COMFYUI),
     Mutant("foundation/export/svd.py", "kept[layer] = square - _square(", "kept[layer] = _square(", LARGEST),
     Mutant("foundation/export/svd.py", "differences[layer], kept[layer] = exact[layer], norms[layer]", "pass", LARGEST),
+    Mutant("foundation/prepare/samples.py", "x + (sigma - after) * v", "x + (after - sigma) * v", BY_TEACHER),
+    Mutant("foundation/prepare/samples.py", "1 - sigma, dtype", "1 - after, dtype", BY_TEACHER),
+    Mutant("foundation/prepare/samples.py", "v = family.guide(v,", "family.guide(v,", BY_TEACHER),
+    Mutant("foundation/prepare/samples.py", "noise(teacher.seed,", "noise(0,", OF_THE_SEED),
+    Mutant("foundation/prepare/samples.py", "pictures.image(order[place])", "pictures.image(place)", INTO_BUCKETS),
+    Mutant("foundation/prepare/samples.py", 'if settings.latents == "bf16"', "if False", STORED),
+    Mutant("foundation/prepare/text.py", "own = own[: _length(own if mask is None else mask[i])]", "pass", MASKED),
+    Mutant("foundation/prepare/text.py", "-(-longest[name] // LENGTHS) * LENGTHS", "longest[name]", MASKED),
+    Mutant(
+        "foundation/prepare/text.py",
+        "encoded(family, pipe, [settings.negative_prompt]",
+        'encoded(family, pipe, [""]',
+        BY_TEACHER,
+    ),
+    Mutant("foundation/prepare/text.py", "texts + batch", "batch + texts", OF_THE_SEED),
+    Mutant(
+        "foundation/captions/condition.py",
+        "chosen(dropped, self.null(cond), cond)",
+        "chosen(~dropped, self.null(cond), cond)",
+        NULL,
+    ),
+    Mutant("foundation/captions/dataset.py", "row[: len(value)] = value", "row[-len(value) :] = value", BY_TEACHER),
+    Mutant(
+        "foundation/captions/dataset.py",
+        'self._starts, indices, side="right") - 1',
+        'self._starts, indices, side="left") - 1',
+        READ,
+    ),
     Mutant(
         "foundation/prepare/sizes.py",
         "(frames - 1) % multiple",
