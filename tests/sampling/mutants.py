@@ -12,7 +12,27 @@ INSIDE = (f"{PHASED}::test_renoising_inside_a_phase_by_hand",)
 ACROSS = (f"{PHASED}::test_a_step_for_each_phase_is_the_flow_and_draws_nothing",)
 OWN_METHOD = (f"{PHASED}::test_each_student_is_sampled_by_its_own_method",)
 
+BOTH = "tests/sampling/test_flow_then_jump.py"
+BY_HAND = (f"{BOTH}::test_steps_by_hand",)
+FIRST_JUMP = (f"{BOTH}::test_the_first_jump_is_renoised_to_where_the_flow_begins",)
+BOTH_HEADS = (f"{BOTH}::test_it_asks_both_heads_and_says_what_it_spends",)
+NEEDS_BOTH = (f"{BOTH}::test_it_needs_both_fields",)
+
 MUTANTS = (
+    # along the flow, then a jump
+    Mutant("sampling/solvers.py", "_at(v, x + (t_next - t) * d, t_next,", "_at(v, x, t_next,", BY_HAND),
+    Mutant("sampling/solvers.py", "x_1_hat + (1 - times[0]) *", "x_1_hat + times[0] *", FIRST_JUMP),
+    Mutant(
+        "sampling/solvers.py", "(x + (1 - t) * _at(F, x, t, x_0.dtype)).to", "(x + _at(F, x, t, x_0.dtype)).to", BY_HAND
+    ),
+    Mutant("sampling/solvers.py", "x_1_hat = x + _at(F, x, 0.0, x_0.dtype)", "x_1_hat = x", FIRST_JUMP),
+    Mutant("sampling/methods.py", 'fields.velocity("anchor")', 'fields.velocity("native")', BOTH_HEADS),
+    Mutant(
+        "sampling/methods.py",
+        "interface.learns_shortcut and interface.learns_flow",
+        "interface.learns_shortcut",
+        NEEDS_BOTH,
+    ),
     # phase by phase
     Mutant("sampling/solvers.py", "x + (end - t) * _at", "x + (1 - t) * _at", INSIDE),
     Mutant("sampling/solvers.py", "1 - t, t / end", "1 - t, t", INSIDE),

@@ -73,7 +73,9 @@ _SOLVER = {"nfe": "--num-steps", "shift": "--shift", "times": "--times"}
 _OF_RUN = {"Run": "--run", "AdamW": "--run.optimizer", "Intervals": "--run.every", "PowerEMA": "--run.ema"}
 _OF_SAMPLING = {
     "Guidance": {"scale": "--guidance-scale", "low": "--guidance-low", "high": "--guidance-high"},
-    **dict.fromkeys(("Consistency", "DPMSolverPP", "EDMHeun", "Euler", "Heun", "Jumps", "Phased"), _SOLVER),
+    **dict.fromkeys(
+        ("Consistency", "DPMSolverPP", "EDMHeun", "Euler", "FlowThenJump", "Heun", "Jumps", "Phased"), _SOLVER
+    ),
 }
 """Components that options of the command make, as their own errors name them, and these options."""
 

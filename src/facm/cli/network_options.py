@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from facm.pretrained.trained import Trained
     from facm.sampling.methods import Method
 
-Sampler = Literal["auto", "consistency", "phased", "jumps", "euler", "heun", "dpm", "edm"]
+Sampler = Literal["auto", "consistency", "flow-jump", "phased", "jumps", "euler", "heun", "dpm", "edm"]
 Head = Literal["auto", "native", "anchor"]
 NetworkPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|FILE")]
 FILES = (".pt", ".pth", ".safetensors", ".pkl", ".bin", ".ckpt")
@@ -39,7 +39,7 @@ class SamplingOptions:
 
     sampler: Sampler = "auto"
     """auto: consistency for a shortcut to the end, phased for shortcuts to the ends of phases, jumps for shortcuts to
-    any time, euler for a flow; dpm: DPM-Solver++(2M); edm: Heun on EDM's noise levels."""
+    any time, euler for a flow; flow-jump: a student's flow, then its shortcut; dpm: DPM-Solver++(2M); edm: as EDM."""
     guidance_scale: float = 1.0
     """Guidance w >= 1. A student that was distilled with guidance is sampled with 1."""
     seed: int = 0
@@ -63,7 +63,8 @@ class SolverOptions:
     shift: float = 1.0
     """Schedule shift s t / (1 + (s - 1) t); above 1 spends more steps near data."""
     times: tuple[float, ...] = ()
-    """Consistency, phased and jumps only: the schedule itself, from 0, one time for each evaluation."""
+    """Consistency, phased and jumps: the schedule itself, from 0, one time for each evaluation; flow-jump: the times of
+    its flow."""
     guidance_low: float = 0.125
     """Guidance acts from this time on."""
     guidance_high: float = 1.0
@@ -82,6 +83,7 @@ class SolverOptions:
             DPMSolverPP,
             EDMHeun,
             Euler,
+            FlowThenJump,
             Heun,
             Jumps,
             Phased,
@@ -92,6 +94,7 @@ class SolverOptions:
             raise ValueError(f"--num-steps {num_steps}: zero steps make no sample; expected at least 1")
         kinds: dict[str, Any] = {
             "consistency": Consistency,
+            "flow-jump": FlowThenJump,
             "phased": Phased,
             "jumps": Jumps,
             "euler": Euler,
@@ -102,16 +105,21 @@ class SolverOptions:
         automatic = sampler == "auto"
         kind: Any = type(default_method(trained.interface, num_steps)) if automatic else kinds[sampler]
         name = next(name for name, value in kinds.items() if value is kind)
-        if self.times and kind not in (Consistency, Jumps, Phased):
+        if self.times and kind not in (Consistency, FlowThenJump, Jumps, Phased):
             raise ValueError(
-                f"--times {self.times} with --sampler {name}, expected them with consistency, phased or jumps only"
+                f"--times {self.times} with --sampler {name}, expected them with consistency, flow-jump, "
+                "phased or jumps only"
             )
-        if self.shift != 1 and kind is EDMHeun:
-            raise ValueError(f"--shift {self.shift} with --sampler edm, which has a schedule of its own; expected none")
+        if self.shift != 1 and kind in (EDMHeun, FlowThenJump):
+            raise ValueError(
+                f"--shift {self.shift} with --sampler {name}, which has a schedule of its own; expected none"
+            )
         head = ("anchor" if trained.interface.learns_shortcut else "native") if self.head == "auto" else self.head
         method: Any
         if kind is Phased:
             method = Phased(num_steps, trained.interface.bounds, None, self.shift, self.times or None)
+        elif kind is FlowThenJump:
+            method = FlowThenJump(num_steps, self.times or None)
         elif kind in (Consistency, Jumps):
             method = kind(num_steps, self.shift, self.times or None)
         else:

@@ -1,6 +1,17 @@
 """Samples from a trained network."""
 
-from facm.sampling.methods import Consistency, DPMSolverPP, EDMHeun, Euler, Heun, Jumps, Method, Phased, default_method
+from facm.sampling.methods import (
+    Consistency,
+    DPMSolverPP,
+    EDMHeun,
+    Euler,
+    FlowThenJump,
+    Heun,
+    Jumps,
+    Method,
+    Phased,
+    default_method,
+)
 from facm.sampling.source import Source, VelocityFields
 
 __all__ = [
@@ -8,6 +19,7 @@ __all__ = [
     "DPMSolverPP",
     "EDMHeun",
     "Euler",
+    "FlowThenJump",
     "Heun",
     "Jumps",
     "Method",

@@ -71,12 +71,7 @@ class Consistency(Method):
             raise ValueError(
                 f"{self} needs average velocities from any time to the end, which the network has not learned"
             )
-        _check_whole(self, interface)
-        if interface.bounds != WHOLE:
-            raise ValueError(
-                f"{self} jumps to 1 from all times, and the network has learned to jump to the ends of its phases, "
-                f"{interface.bounds}; expected Phased({max(self.nfe, len(interface.bounds) - 1)}, {interface.bounds})"
-            )
+        _check_jumps_to_1(self, interface)
         interface.check_nfe(self.nfe)
 
     def solve(self, fields: VelocityFields, x_0: Tensor, fresh_noise: FreshNoise) -> Tensor:
@@ -131,6 +126,47 @@ class Phased(Method):
 
     def solve(self, fields: VelocityFields, x_0: Tensor, fresh_noise: FreshNoise) -> Tensor:
         return solvers.phased(fields.shortcut(), x_0, self.schedule(), self.bounds, fresh_noise)
+
+
+@dataclass(frozen=True)
+@component
+class FlowThenJump(Method):
+    """On both heads of a FACM student: along the anchor's flow by Heun's method, then one jump by the shortcut.
+
+    nfe: network evaluations. An odd number 2 k + 1 are k steps from noise and a jump. An even one begins with a jump
+    that is renoised, as in consistency sampling, which 2 evaluations are.
+    times: where the flow begins, goes through and is left, increasing in [0, 1): for k steps k + 1 times from 0 with an
+    odd nfe, from above 0 with an even one; None: a schedule that goes further with more steps.
+    """
+
+    nfe: Evaluations = 3
+    times: Times | None = None
+
+    def __post_init__(self) -> None:
+        if self.times is None:
+            return
+        if any(a >= b for a, b in pairwise(self.times)):
+            raise refused(self, "times", "times that increase strictly below 1")
+        odd, steps = self.nfe % 2 == 1, (self.nfe - 1) // 2
+        if len(self.times) != steps + 1 or (self.times[0] == 0) != odd:
+            raise refused(
+                self, "times", f"{steps + 1} times {'from 0' if odd else 'from above 0'}, for nfe = {self.nfe}"
+            )
+
+    def schedule(self) -> list[float]:
+        return list(self.times or solvers.flow_then_jump_times(self.nfe))
+
+    def check(self, interface: NetworkInterface) -> None:
+        if not (interface.learns_shortcut and interface.learns_flow):
+            raise ValueError(
+                f"{self} needs a flow and average velocities to its end, as FACM trains them, and the network has not "
+                "learned both"
+            )
+        _check_jumps_to_1(self, interface)
+        interface.check_nfe(self.nfe)
+
+    def solve(self, fields: VelocityFields, x_0: Tensor, fresh_noise: FreshNoise) -> Tensor:
+        return solvers.flow_then_jump(fields.velocity("anchor"), fields.shortcut(), x_0, self.schedule(), fresh_noise)
 
 
 @dataclass(frozen=True)
@@ -280,6 +316,16 @@ def _check_whole(method: Method | str, interface: NetworkInterface) -> None:
         raise ValueError(
             f"{method} needs all times from 0 to 1, and the network has learned those from {first:g} to {last:g}: it "
             "is one of several that are sampled together"
+        )
+
+
+def _check_jumps_to_1(method: Consistency | FlowThenJump, interface: NetworkInterface) -> None:
+    """Raise ValueError for a network that has not learned all times, or jumps to the ends of phases."""
+    _check_whole(method, interface)
+    if interface.bounds != WHOLE:
+        raise ValueError(
+            f"{method} jumps to 1 from all times, and the network has learned to jump to the ends of its phases, "
+            f"{interface.bounds}; expected Phased({max(method.nfe, len(interface.bounds) - 1)}, {interface.bounds})"
         )
 
 
