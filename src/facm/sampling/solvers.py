@@ -175,12 +175,11 @@ def flow_then_jump(
 
 def flow_then_jump_times(nfe: int) -> list[float]:
     """The schedule of :func:`flow_then_jump` with ``nfe`` evaluations: even Heun steps from 0 (an odd number) or 0.1
-    (an even one) to 0.6, and further with more of them; of one or two evaluations none is left for a step."""
+    (an even one) to 0.6, and further with more of them. One evaluation is a jump, and two are consistency sampling."""
     steps = (nfe - 1) // 2
-    end = 1 - 0.8 / (max(steps, 1) + 1)
     if steps == 0:
-        return [0.0 if nfe == 1 else end]
-    begin = 0.0 if nfe % 2 else 0.1
+        return [0.0] if nfe == 1 else [0.5]
+    begin, end = 0.0 if nfe % 2 else 0.1, 1 - 0.8 / (steps + 1)
     return [begin + (end - begin) * i / steps for i in range(steps + 1)]
 
 
