@@ -55,7 +55,7 @@ def test_a_run_is_named_after_its_data_and_records_the_base(place):
     _, run = open_run(place / "runs" / "z")
     assert (run.network.lora.rank, run.network.smooth) == (2, 100.0)
     assert run.network.sha256
-    assert run.objective.velocity.guidance.scale == 4.0
+    assert run.objective.velocity.guidance.scale == 3.0  # which the data were made with
     assert (place / "runs" / "z" / "samples" / "000000000016.png").exists()  # 1, 2, 4 steps and the teacher
 
 
@@ -145,14 +145,14 @@ def test_a_dry_run_says_what_would_be_loaded_and_loads_nothing(place, capsys, mo
 
 def test_all_weights_are_trained_and_fine_tuned(place, capsys):
     smooth = ["--smooth", 100]
-    command("finetune", "wan", "--data", "data/z", *SMALL, *smooth, "--out", "runs/tuned", "--quiet")
-    tuned = ["--teacher", "runs/tuned", *smooth, "--guidance-scale", 1, "--out", "runs/whole"]
+    command("finetune", "wan", "--data", "data/z", *SMALL, *smooth, "--quiet")
+    tuned = ["--teacher", "runs/z-teacher", *smooth, "--guidance-scale", 1, "--out", "runs/whole"]
     command("distill", "wan", "--data", "data/z", *SMALL, *tuned, "--quiet")
     command("sample", "runs/whole", "--prompt", "a fox", "--out", "whole.png")
     _, run = open_run(place / "runs" / "whole")
     assert run.network.lora is None
     assert run.objective.velocity.guidance.scale == 1.0
-    with_adapters = ["--lora-rank", 2, "--teacher", "runs/tuned", "--out", "runs/never"]
+    with_adapters = ["--lora-rank", 2, "--teacher", "runs/z-teacher", "--out", "runs/never"]
     assert "adapters are added to the model itself" in refused(
         capsys, "distill", "wan", "--data", "data/z", *with_adapters
     )
@@ -188,7 +188,12 @@ def test_what_is_no_recipe_for_a_model_is_named(place, capsys):
     for words in (["wan", "-h"], ["-h"], ["wan", "--data", "data/z", "--help-all"]):
         assert "--lora-rank" in help_of(capsys, "distill", *words)
     too_large = ["--lora-rank", 1000, "--out", "runs/never"]
-    assert "lora.rank = 1000, expected at most 24" in refused(capsys, "distill", "wan", "--data", "data/z", *too_large)
+    assert "--lora-rank 1000, expected at most 24" in refused(capsys, "distill", "wan", "--data", "data/z", *too_large)
+    assert "--student high, expected one of one, high-noise" in refused(
+        capsys, "distill", "wan", "--data", "data/z", "--student", "high"
+    )
+    assert "--data data/gone, expected an existing folder" in refused(capsys, "distill", "wan", "--data", "data/gone")
+    assert "expected no folder, but a name, such as digits-student" in refused(capsys, "plan", "runs/z")
     wrong = ["--lora-rank", 2, "--run.network.lora.targets", "no_such_layer", "--out", "runs/never"]
     assert "no_such_layer" in refused(capsys, "distill", "wan", "--data", "data/z", *wrong)
     assert "bf16" in refused(capsys, "distill", "wan", "--data", "data/z", "--base", "bf16", "--out", "runs/never")

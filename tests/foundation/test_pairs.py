@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from facm.core.objective import NetworkInterface
 from facm.flow import ExpandedInterval, Shifted, Sorted, TwoScales
+from facm.flow.guidance import Guidance
 from facm.flow.phases import WHOLE, Phases
 from facm.flow.two_experts import just_above
 from facm.foundation import DiffusersModel, FromExperts, FromModel, LoRA, OtherExpert, OwnBase
@@ -25,6 +26,8 @@ from facm.foundation.export.schedule import check_steps, new_scheduler
 from facm.foundation.export.student import student_of
 from facm.foundation.folder import SECOND, TRANSFORMER, open_model
 from facm.foundation.network import DiffusersNetwork
+from facm.foundation.prepare.pipeline import Options, prepare
+from facm.foundation.prepare.sources import source_at
 from facm.pretrained.trained import Trained
 from facm.recipes.text_to_image import distill, finetune
 from facm.recipes.wan22 import wan22_t2i
@@ -286,6 +289,21 @@ STUDENTS = {
     "high-noise": (TRANSFORMER, (0.0, T_B), 4.0),
     "low-noise": (SECOND, (T_B, 1.0), 2.0),
 }
+
+
+def test_students_learn_the_guidance_that_their_data_were_made_with(wan: Path, wan22: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a fox\na hen\n")
+    for second, learned in ((1.5, 1.5), (None, 2.5)):
+        data = tmp_path / f"second {second}"
+        options = Options(size=(32,), steps=1, guidance_scale=2.5, guidance_scale_2=second)
+        prepare(source_at(tmp_path / "prompts.txt"), wan22, data, options)
+        for recipe in (distill, wan22_t2i):
+            one = recipe(str(wan22), str(data), lora_rank=2).objective
+            assert one.velocity.guidance == TwoScales(2.5, scale_2=learned, boundary=BOUNDARY)
+            other = recipe(str(wan22), str(data), lora_rank=2, student="low-noise", guidance_scale_2=3.5).objective
+            assert other.velocity.guidance == Guidance(3.5, low=0.0)  # which is said
+    with pytest.raises(ValueError, match=r"was prepared with the transformer_2 of another model, and .* has none"):
+        distill(str(wan), str(data))
 
 
 def test_the_recipe_of_wan_is_shown_before_there_is_a_model() -> None:

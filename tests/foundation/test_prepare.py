@@ -257,7 +257,7 @@ def test_another_preparation_is_not_mixed(wan: Path, by_teacher: Path, tmp_path:
     source = source_at(by_teacher.parent / "prompts.txt")
     before = contents(by_teacher)
     for options, message in (
-        (dataclasses.replace(FAST, seed=1), r"holds another preparation: teacher = .*now .*'seed': 1"),
+        (dataclasses.replace(FAST, seed=1), r"another preparation: teacher.seed = 0, now 1; choose another folder$"),
         (dataclasses.replace(FAST, negative_prompt=""), "negative_prompt = 'bad', now ''"),
         (dataclasses.replace(FAST, size=(32, 48)), "sizes"),
     ):
@@ -266,6 +266,10 @@ def test_another_preparation_is_not_mixed(wan: Path, by_teacher: Path, tmp_path:
     with pytest.raises(ValueError, match="source = "):
         prepare(source_at(prompts_file(tmp_path, ["another"])), wan, by_teacher, FAST)
     assert contents(by_teacher) == before
+    begun = shutil.copytree(by_teacher, tmp_path / "begun")
+    (begun / "samples_00001.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"or delete it: it is not finished, samples_00001.safetensors is missing"):
+        prepare(source, wan, begun, dataclasses.replace(FAST, seed=1))
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "latents_0.safetensors").write_bytes(b"theirs")
     with pytest.raises(ValueError, match=r"holds latents_0.safetensors, which no preparation left here"):

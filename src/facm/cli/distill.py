@@ -38,7 +38,8 @@ def finetune(model: ModelPath, data: str) -> None:
 
 def of_model(recipe: str) -> Callable[[list[str], str], None]:
     """What runs ``facm RECIPE MODEL ...`` as ``facm train RECIPE --model MODEL ...``, into runs/NAME OF THE DATA, with
-    the half of a pair in the name."""
+    the half of a pair in the name, or that it is a teacher."""
+    suffix = "-teacher" if recipe == "finetune" else ""
 
     def run(words: list[str], prog: str) -> None:
         given = _with_model(words, prog)
@@ -47,7 +48,7 @@ def of_model(recipe: str) -> Callable[[list[str], str], None]:
             raise ValueError(f"expected --data FOLDER, which facm prepare wrote, as in {prog} ./Z-Image --data data/z")
         if _value(given, "--out") is None and data is not None:
             half = _value(given, "--student") or "one"
-            name = (Path(data).name or recipe) + ("" if half == "one" else f"-{half}")
+            name = (Path(data).name or recipe) + ("" if half == "one" else f"-{half}") + suffix
             given = [*given, "--out", str(Path("runs") / name)]
         if PROBE in given:
             _probe([recipe, *(word for word in given if word != PROBE)], prog)

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from facm.core.terminal import warn
 
@@ -65,12 +65,18 @@ PHRASES = {
     "give its path, Inception(path)": "give its path, --inception FILE",
     "or size, to which all are cropped": "or --size, to which all are cropped",
     "guidance_scale = None for prompts alone,": "prompts alone without --guidance-scale,",
+    "expected a number of frames above 1, or no clips": "expected --frames above 1, or no clips",
     "expected shape, such as (4, 32, 32)": "expected --shape, as in --shape 4 32 32",
 }
 """What the library's errors expect of arguments, in words, and the same with options."""
 
 _SOLVER = {"nfe": "--num-steps", "shift": "--shift", "times": "--times"}
 _OF_RUN = {"Run": "--run", "AdamW": "--run.optimizer", "Intervals": "--run.every", "PowerEMA": "--run.ema"}
+_OF_MODEL = {
+    **{"Captioned": {"path": "--data"}, "Captions": {"path": "--data"}, "DiffusersModel": {"path": "--model"}},
+    "LoRA": {"rank": "--lora-rank"},
+}
+"""Components that facm distill and finetune make of their own options."""
 _OF_SAMPLING = {
     "Guidance": {"scale": "--guidance-scale", "low": "--guidance-low", "high": "--guidance-high"},
     **dict.fromkeys(
@@ -100,6 +106,8 @@ def in_flags(message: str, command: str) -> str:
         return f"--{prefix}.{found['name'].replace('_', '-')}{_spelled(found['value'])}"
 
     def component(found: re.Match[str]) -> str:
+        if command in ("distill", "finetune") and found["name"] in _OF_MODEL.get(found["owner"], {}):
+            return _OF_MODEL[found["owner"]][found["name"]] + _spelled(found["value"])
         if flags is _RUN and found["owner"] in _OF_RUN:
             flag = f"{_OF_RUN[found['owner']]}.{found['name'].replace('_', '-')}"
         else:
@@ -108,6 +116,17 @@ def in_flags(message: str, command: str) -> str:
 
     message = _COMPONENT.sub(component, _ARGUMENT.sub(argument, message))
     return _FIELD.sub(field, message) if flags is _RUN else message
+
+
+def in_options(message: str, names: Collection[str]) -> str:
+    """The same for arguments of a function, each of which is an option of its name."""
+
+    def option(found: re.Match[str]) -> str:
+        if found["name"] not in names:
+            return found[0]
+        return found["before"] + f"--{found['name'].replace('_', '-')}" + _spelled(found["value"])
+
+    return _ARGUMENT.sub(option, message)
 
 
 def _spelled(value: str | None) -> str:

@@ -59,6 +59,7 @@ def export_to(
     if student.few_step and to != "comfyui":
         check_steps(num_steps, scheduler, student.model.pipeline, student.bounds)
     kind = torch.float32 if dtype == "fp32" else torch.bfloat16
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
     kept = ""
     try:
         if to == "diffusers":
@@ -89,8 +90,6 @@ def _check(to: str, out: Path, num_steps: int, lora_rank: int | None, high_noise
         raise ValueError(f"--lora-rank {lora_rank} with --to diffusers, which holds all weights; expected --to lora")
     if out.exists() or out.is_symlink():
         raise ValueError(f"--out {out} exists and is not overwritten; choose another name")
-    if not out.absolute().parent.is_dir():
-        raise ValueError(f"--out {out}: there is no folder {out.absolute().parent}")
     if to == "comfyui" and high_noise is not None:
         raise ValueError(f"--high-noise {high_noise} with --to comfyui, which has a file for each half; expected none")
 

@@ -95,6 +95,11 @@ def find_recipe(spec: str) -> Recipe:
         return Recipe(_function_in_file("recipe", spec, *found), spec, found[0])
     known = recipes()
     name = _spelled(spec)
+    if name not in known and ("/" in spec or Path(spec).exists()):
+        raise ValueError(
+            f"recipe {spec!r}: expected no folder, but a name, such as digits-student (facm list shows all), or a "
+            "function in a file, mine.py:run"
+        )
     if name not in known:
         raise ValueError(
             f"unknown recipe {spec!r}: {did_you_mean(name, known)}choose one of {', '.join(known)}, or a function "

@@ -38,8 +38,8 @@ class SamplingOptions:
     """How samples are made, and on what."""
 
     sampler: Sampler = "auto"
-    """auto: consistency for a shortcut to the end, phased for shortcuts to the ends of phases, jumps for shortcuts to
-    any time, euler for a flow; flow-jump: a student's flow, then its shortcut; dpm: DPM-Solver++(2M); edm: as EDM."""
+    """auto: consistency for a shortcut to the end, phased for those to ends of phases, jumps for those to any time,
+    euler for a flow; flow-jump: flow, then shortcut; dpm: DPM-Solver++(2M); edm: EDM's Heun."""
     guidance_scale: float = 1.0
     """Guidance w >= 1. A student that was distilled with guidance is sampled with 1."""
     seed: int = 0

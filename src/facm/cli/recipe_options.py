@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import tyro
 from tyro.constructors import StructFieldSpec
 
+from facm.cli.errors import in_options
 from facm.cli.lookup import find_recipe, is_name_of_a_recipe
 from facm.cli.parsing import PARSING, Advanced, Group, HelpSize, call, help_size, parse, plain_errors, show_help
 from facm.distributed.engine import Engine
@@ -80,6 +81,8 @@ def _first(recipe: Recipe, words: Sequence[str], prog: str) -> Run:
             first, _ = tyro.cli(function, args=words, return_unknown_args=True, config=PARSING)
         except SystemExit:
             first = None
+        except ValueError as error:
+            raise ValueError(in_options(str(error), inspect.signature(function).parameters)) from error
     if first is None:  # again, to say what is wrong with the words
         with plain_errors():
             first, _ = tyro.cli(function, args=words, prog=prog, return_unknown_args=True, config=PARSING)

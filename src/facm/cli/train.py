@@ -36,7 +36,8 @@ class TrainOptions:
     """Options of the command itself."""
 
     out: Path | None = None
-    """Run folder to create; default: runs/RECIPE. A folder in use is never overwritten."""
+    """Run folder to create, never one in use; default: runs/RECIPE, of distill runs/DATA, of finetune
+    runs/DATA-teacher."""
     resume: bool = False
     """Continue if the folder already contains this run."""
     device: str = "auto"

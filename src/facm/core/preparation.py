@@ -56,6 +56,16 @@ def begin(out: Path, settings: Mapping[str, Any], present: set[str], expected: s
     write_text(path, json.dumps(dict(settings), indent=1) + "\n")
 
 
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """What differs, of settings in settings only those that do."""
+    for key, value in now.items():
+        was = before.get(key)
+        if isinstance(was, Mapping) and isinstance(value, Mapping):
+            yield from (f"{key}.{difference}" for difference in _differences(was, value))
+        elif was != value:
+            yield f"{key} = {was!r}, now {value!r}"
+
+
 def begun(out: Path, settings: Mapping[str, Any], present: set[str], expected: set[str]) -> bool:
     """Whether ``out`` holds a preparation with these settings; False where it holds none. Writes nothing.
 
@@ -71,13 +81,13 @@ def begun(out: Path, settings: Mapping[str, Any], present: set[str], expected: s
         return False
     try:
         before = read_json(path)
-        differing = [
-            f"{key} = {before.get(key)!r}, now {now[key]!r}" for key in now if modernised(before.get(key)) != now[key]
-        ]
+        differing = list(_differences({key: modernised(before.get(key)) for key in now}, now))
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: not the settings of a preparation ({error})") from error
     if differing:
-        raise ValueError(f"{out} holds another preparation: {'; '.join(differing)}; choose another folder")
+        unfinished = sorted(expected - present)
+        begun_only = f", or delete it: it is not finished, {unfinished[0]} is missing" if unfinished else ""
+        raise ValueError(f"{out} holds another preparation: {'; '.join(differing)}; choose another folder{begun_only}")
     unknown = sorted(present - expected)
     if unknown:
         raise ValueError(f"{out / unknown[0]}: expected {len(expected)} shards, and not this one")

@@ -53,7 +53,7 @@ def add_lora(transformer: Any, lora: LoRA, targets: tuple[str, ...], seed: int =
     adapted = [name for name in linear if any(name == end or name.endswith(f".{end}") for end in wanted)]
     largest = max(min(transformer.get_submodule(name).weight.shape) for name in adapted)
     if lora.rank > largest:
-        raise ValueError(f"lora.rank = {lora.rank}, expected at most {largest}, the full rank of the largest layer")
+        raise ValueError(f"LoRA: rank = {lora.rank}, expected at most {largest}, the full rank of the largest layer")
     alpha = lora.rank if lora.alpha is None else lora.alpha
     transformer.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):  # peft draws first weights, which are not kept

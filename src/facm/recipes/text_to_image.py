@@ -15,7 +15,7 @@ from facm.flow.times import ArctanLogNormal, Shifted, Sorted, TimeDistribution
 from facm.flow.two_experts import TwoScales
 from facm.flow.velocity import TeacherVelocity
 from facm.foundation import Captioned, Captions, DiffusersModel, FromExperts, FromModel, LoRA, OtherExpert, OwnBase
-from facm.foundation.captions.origin import check_origin
+from facm.foundation.captions.origin import check_origin, scales_of
 from facm.foundation.experts.students import PARTS, check_student, phases_of
 from facm.foundation.folder import SECOND, TRANSFORMER, ModelFolder, Part, open_model
 from facm.foundation.prepare.guidance import check_second
@@ -26,6 +26,8 @@ from facm.runs.config import Intervals, Pretrained, Run, WithinStudent
 from facm.runs.ema import PowerEMA
 from facm.runs.optim import AdamW
 
+USUAL_SCALE = 4.0
+"""Guidance where neither the user nor the data say any."""
 BOUNDARY = 0.875
 """Of Wan 2.2 T2V-A14B, where there is no folder yet that says it."""
 
@@ -34,7 +36,7 @@ def distill(
     model: str = "model",
     data: str = "data/prompts",
     lora_rank: int = 0,
-    guidance_scale: float = 4.0,
+    guidance_scale: float = 0.0,
     images: int = 128_000,
     batch_size: int = 64,
     lr: float = 1e-4,
@@ -55,6 +57,7 @@ def distill(
         data: Folder that facm prepare wrote with this model.
         lora_rank: Rank of adapters, which are trained in place of the weights; 0 trains all weights.
         guidance_scale: Guidance of the teacher as its pipeline's call counts it; the student has learned it in the end.
+            0: what the data were made with, or 4 for pictures; 1: none.
         images: Length of the run in images seen.
         batch_size: Images in one step, over all ranks and micro-batches.
         lr: Learning rate after the warm-up.
@@ -64,13 +67,15 @@ def distill(
         base: Type of the base's weights under adapters: fp32, or bf16, which takes half of the memory.
         teacher: Run of facm finetune to distil in place of the model itself; without adapters only.
         student: Of a model of two experts: one for all times, or half of a pair, high-noise or low-noise.
-        guidance_scale_2: Of a model of two experts: guidance of that of low noise; 0: guidance_scale.
+        guidance_scale_2: Of a model of two experts: guidance of that of low noise; 0: what the data were made with, or
+            guidance_scale.
         shift: Shift of the training times as the pipeline's scheduler counts it; above 1 trains more at high noise.
         resident: Of a model of two experts: which are on the device, both, or one where memory is short.
         seed: Seed of all random numbers of the run.
     """
-    opened = _opened(model)
+    opened, (first, second) = _opened(model), scales_of(Path(data).expanduser())
     boundary = _boundary(opened, model, student, guidance_scale_2, resident)
+    guidance_scale, guidance_scale_2 = guidance_scale or first or USUAL_SCALE, guidance_scale_2 or second
     part = TRANSFORMER if boundary is None else PARTS[student]
     network = _network(model, data, lora_rank, smooth, embedded_guidance, base, seed, part)
     if teacher and boundary is not None:

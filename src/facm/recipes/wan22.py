@@ -6,6 +6,9 @@ facm train wan2.2-t2i --model ./Wan2.2 --data data/wan --out runs/wan
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from facm.foundation.captions.origin import scales_of
 from facm.recipes import text_to_image
 from facm.runs.config import Run
 
@@ -15,8 +18,8 @@ def wan22_t2i(
     data: str = "data/wan",
     student: str = "one",
     lora_rank: int = 64,
-    guidance_scale: float = 4.0,
-    guidance_scale_2: float = 3.0,
+    guidance_scale: float = 0.0,
+    guidance_scale_2: float = 0.0,
     shift: float = 12.0,
     images: int = 128_000,
     batch_size: int = 64,
@@ -33,8 +36,9 @@ def wan22_t2i(
         data: Folder that facm prepare wrote with this model.
         student: one for all times, or half of a pair, high-noise or low-noise.
         lora_rank: Rank of adapters, which are trained in place of the weights; 0 trains all weights (with base fp32).
-        guidance_scale: Guidance of the expert of high noise as the pipeline's call counts it.
-        guidance_scale_2: Guidance of the expert of low noise.
+        guidance_scale: Guidance of the expert of high noise as the pipeline's call counts it; 0: what the data were
+            made with, or 4; 1: none.
+        guidance_scale_2: Guidance of the expert of low noise; 0: what the data were made with, or 3; 1: none.
         shift: Shift of the training times as the pipeline's scheduler counts it; that of a pair is within its half.
         images: Length of the run in images seen.
         batch_size: Images in one step, over all ranks and micro-batches.
@@ -44,18 +48,19 @@ def wan22_t2i(
         resident: Which experts are on the device: both, or one where memory is short.
         seed: Seed of all random numbers of the run.
     """
+    first, second = scales_of(Path(data).expanduser())
     return text_to_image.distill(
         model=model,
         data=data,
         lora_rank=lora_rank,
-        guidance_scale=guidance_scale,
+        guidance_scale=guidance_scale or first or 4.0,
         images=images,
         batch_size=batch_size,
         lr=lr,
         smooth=smooth,
         base=base,
         student=student,
-        guidance_scale_2=guidance_scale_2,
+        guidance_scale_2=guidance_scale_2 or second or 3.0,
         shift=shift if student == "one" else 1.0,
         resident=resident,
         seed=seed,

@@ -65,9 +65,9 @@ def _few_steps(student: Student, form: Form, num_steps: int, kind: Kind, name: s
         "## Other numbers of steps",
         other_numbers(student) if is_phased(student) else _other_numbers(pipeline, num_steps, kind),
         "## Seeds",
-        "Fresh noise is drawn between steps. Most pipelines do not hand their `generator` to the scheduler: "
-        "`torch.manual_seed` makes a picture repeatable, `generator` alone does not. `FewStepScheduler` has a "
-        "`generator` of its own.",
+        f"Fresh noise is drawn between steps{' of one phase' if is_phased(student) else ''}. Most pipelines do not "
+        "hand their `generator` to the scheduler: `torch.manual_seed` makes a picture repeatable, `generator` alone "
+        f"does not. `{'PhasedScheduler' if is_phased(student) else 'FewStepScheduler'}` has a `generator` of its own.",
     ]
 
 
