@@ -112,7 +112,7 @@ def test_each_form_of_export(place, capsys):
             ["export", LOW, "--high-noise", HIGH, "--to", "lora", "--num-steps", 1, "--out", "x"],
             "--num-steps 1 with a student of 2 phases, expected 2 to 8",
         ),
-        (["finetune", "wan", "--data", "data/z"], "model = 'wan' has two experts, which teach as they are"),
+        (["finetune", "wan", "--data", "data/z"], "--model wan has two experts, which teach as they are"),
         (
             ["distill", "wan", "--data", "data/z", "--lora-rank", 2, "--student", "low-noise", "--out", "runs/z"],
             "--out runs/z is in use and is never overwritten",
