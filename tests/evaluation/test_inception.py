@@ -88,6 +88,7 @@ def test_features_and_scores_are_torch_fidelitys_on_the_same_images(weights, net
     assert ours.metric_names["frechet_distance"] == "FID (n = 11, not comparable to published)"
 
 
+@pytest.mark.slow
 def test_features_do_not_depend_on_mode_or_company_and_take_no_gradient(network):
     x = Images(6, 1).x  # blocks of 5 and 1
     alone = network.train()(x[5:])
@@ -96,6 +97,7 @@ def test_features_do_not_depend_on_mode_or_company_and_take_no_gradient(network)
     assert not any(p.requires_grad for p in network.parameters())
 
 
+@pytest.mark.slow
 def test_identity_follows_the_weights_and_not_the_file(weights, network, tmp_path):
     assert network.identity.startswith("inception-v3-torch-fidelity-")
     again = torch.load(weights, weights_only=True)

@@ -34,6 +34,7 @@ def random_weights(example, path):
     return path
 
 
+@pytest.mark.slow
 def test_it_plugs_in_and_is_not_called_fid(example, tmp_path):
     x = torch.rand(80, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     dataset = Samples(x)

@@ -168,6 +168,7 @@ def test_statistics_of_a_folder_are_measured_against(inside, capsys, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_exported_and_imported_students_make_the_same_images(inside, capsys, tmp_path):
     expected = images_of(capsys, tmp_path, "run", STUDENT)
     assert expected.shape == (4, SIDE, SIDE, 3)

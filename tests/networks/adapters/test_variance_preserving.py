@@ -367,6 +367,7 @@ def test_the_three_families_differ_in_their_convention_alone():
     assert repa("B/2", qk_norm=True).network.qk_norm
 
 
+@pytest.mark.slow
 def test_published_networks_are_velocities_of_our_convention():
     tiny = {"input_size": 4, "hidden_size": 64, "depth": 1, "num_heads": 2, "num_classes": 3}
     x, cond = randn(2, 4, 4, 4).float(), torch.tensor([0, 3])
