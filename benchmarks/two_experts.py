@@ -43,14 +43,13 @@ from facm.runs.optim import AdamW, CosineDecay
 from facm.sampling.methods import Euler, default_method
 from facm.studies.demo_folder import Clock, train_part
 from facm.studies.text_demo.measure import Prompts, measured
-from facm.studies.text_demo.runs import EVERY, GUIDANCE, SMOOTH, TIME, text_teacher
+from facm.studies.text_demo.runs import GUIDANCE, SMOOTH, TIME, text_student, text_teacher
 from facm.studies.train_and_measure import SEED_OF_EVALUATION
 
 BOUNDARY = 0.875
 IMAGES_OF_EXPERT = 38_400
 TEACHER_NFE, NFE = (2, 4, 32), (1, 2, 4, 8)
 SAMPLES = 1_000
-SAMPLER = "teacher, two experts"
 
 
 def expert(demo: Path, high: bool, seed: int) -> Run:
@@ -66,11 +65,12 @@ def expert(demo: Path, high: bool, seed: int) -> Run:
 
 def student(model: Path, data: Path, which: str, images: int, seed: int) -> Run:
     """As the demo's student of all weights."""
+    plain = text_student(model, data, lora=False, images=images, seed=seed)
     run = distill(
         str(model), str(data), guidance_scale=GUIDANCE.scale, images=images, smooth=SMOOTH, student=which, seed=seed
     )
-    adam = AdamW(lr=3e-4, betas=(0.9, 0.99), warmup_images=3_200, decay=CosineDecay(0.05))
-    return replace(run, objective=replace(run.objective, time=TIME), optimizer=adam, every=EVERY)
+    objective = replace(run.objective, time=TIME)
+    return replace(run, objective=objective, optimizer=plain.optimizer, every=plain.every)
 
 
 def pair_folder(high: Path, low: Path, path: Path) -> None:
@@ -119,7 +119,7 @@ def rows_of(
     network, guidance = teacher_of_pair(short)  # type: ignore[arg-type]
     teacher = replace(short, network=network)
     for nfe in TEACHER_NFE:
-        yield {"who": SAMPLER, **measure(teacher, Euler(nfe), guidance=guidance)}
+        yield {"who": "teacher, two experts", **measure(teacher, Euler(nfe), guidance=guidance)}
     single = load_trained(demo / "teacher")
     yield {"who": "teacher, one network", **measure(single, Euler(32), guidance=GUIDANCE)}
     one = load_trained(trained(student(model, data, "one", images, seed), home / "a"), sigma_rel=0.05)

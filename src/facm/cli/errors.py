@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import traceback
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 from facm.core.terminal import warn
 
@@ -97,10 +97,6 @@ def in_flags(message: str, command: str) -> str:
         message = message.replace(phrase, said)
     flags = FLAGS.get(command, {})
 
-    def argument(found: re.Match[str]) -> str:
-        flag = flags.get(found["name"])
-        return found[0] if flag is None else found["before"] + flag + _spelled(found["value"])
-
     def field(found: re.Match[str]) -> str:
         prefix = "engine" if found["part"] == "engine" else f"run.{found['part']}"
         return f"--{prefix}.{found['name'].replace('_', '-')}{_spelled(found['value'])}"
@@ -114,19 +110,23 @@ def in_flags(message: str, command: str) -> str:
             flag = _OF_SAMPLING.get(found["owner"], {}).get(found["name"], "") if flags is _NETWORK else ""
         return flag + _spelled(found["value"]) if flag else found[0]
 
-    message = _COMPONENT.sub(component, _ARGUMENT.sub(argument, message))
+    message = _COMPONENT.sub(component, _with_flags(message, flags))
     return _FIELD.sub(field, message) if flags is _RUN else message
 
 
 def in_options(message: str, names: Collection[str]) -> str:
     """The same for arguments of a function, each of which is an option of its name."""
+    return _with_flags(message, {name: f"--{name.replace('_', '-')}" for name in names})
 
-    def option(found: re.Match[str]) -> str:
-        if found["name"] not in names:
-            return found[0]
-        return found["before"] + f"--{found['name'].replace('_', '-')}" + _spelled(found["value"])
 
-    return _ARGUMENT.sub(option, message)
+def _with_flags(message: str, flags: Mapping[str, str]) -> str:
+    """``message`` with the flags of arguments by name."""
+
+    def argument(found: re.Match[str]) -> str:
+        flag = flags.get(found["name"])
+        return found[0] if flag is None else found["before"] + flag + _spelled(found["value"])
+
+    return _ARGUMENT.sub(argument, message)
 
 
 def _spelled(value: str | None) -> str:
