@@ -14,12 +14,18 @@ MUTANTS = (
         "data/turns.py", "Fraction(2 * done[k] + 1, 2 * sizes[k])", "Fraction(2 * done[k] + 1, 2 * sizes[0])", TURNS
     ),
     Mutant("data/turns.py", "range(batch - sum(done))", "range(batch - sum(done) + 1)", TURNS),
-    Mutant("data/stream.py", "start = number * self.batch_size", "start = batch * self.batch_size", EQUALLY),
+    Mutant("data/stream.py", "number * self.batch_size, (k,)", "batch * self.batch_size, (k,)", EQUALLY),
     Mutant(
         "data/stream.py",
-        "self.batch_size + self.rank * local\n        places",
-        "self.batch_size\n        places",
+        "start + here, size, bucket",
+        "start, size, bucket",
         (f"{BUCKETS}::test_ranks_share_a_batch_and_any_position_can_be_read",),
+    ),
+    Mutant(
+        "data/stream.py",
+        "(part * self.ranks + self.rank) * size",
+        "(self.rank * self.parts + part) * size",
+        ("tests/data/test_stream.py::test_what_all_ranks_work_on_at_the_same_time_is_contiguous",),
     ),
     Mutant(
         "data/stream.py",

@@ -298,3 +298,18 @@ def test_importing_is_cheap() -> None:
     code = "import facm.data, sys; print([m for m in ('sklearn', 'PIL', 'torchvision') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_what_all_ranks_work_on_at_the_same_time_is_contiguous() -> None:
+    """Each part of the batch, a micro-batch of every rank, is a range of the batch: there sorted times are neighbours."""
+    whole = Stream(Counting(11, flip=True), seed=5, batch_size=24).at(48).x_1
+    streams = [Stream(Counting(11, flip=True), 5, 24, rank, 2, parts=3) for rank in range(2)]
+    assert [stream.starts for stream in streams] == [(0, 8, 16), (4, 12, 20)]
+    slices = [stream.at(48).x_1 for stream in streams]
+    for part in range(3):
+        here = slice(4 * part, 4 * part + 4)
+        assert torch.equal(torch.cat([x[here] for x in slices]), whole[8 * part : 8 * part + 8])
+    with pytest.raises(
+        ValueError, match=r"batch_size = 20 \(global\), expected a multiple of ranks = 2 times parts = 4"
+    ):
+        Stream(Counting(11), 5, 20, 0, 2, parts=4)

@@ -19,7 +19,12 @@ MUTANTS = (
         TWO,
     ),
     Mutant("distributed/gradients.py", "if not _close(reference[1], other[1]):", "if False:", MISUSE),
-    Mutant("training/trainer.py", "stream.rank * len(batch.x_1)", "0", TWO),
+    Mutant(
+        "training/trainer.py",
+        "start,\n                stream.batch_size",
+        "k * size,\n                stream.batch_size",
+        TWO,
+    ),
     Mutant(
         "training/trainer.py",
         "shared = self.objective.draws_for_whole_step or batch.of is None",

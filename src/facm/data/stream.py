@@ -30,27 +30,32 @@ class Stream:
 
     dataset: The opened data set.
     seed: Seed of order and mirroring, 0 or more.
-    batch_size: Size of the global batch, which is split into ``ranks`` equal contiguous slices.
-    rank: Which slice this stream reads.
-    ranks: Number of slices.
-    Raises ValueError for a batch size that does not divide by ``ranks``, a rank outside [0, ranks), a negative seed,
-    an empty data set, or ``flip`` without images (C, H, W)."""
+    batch_size: Size of the global batch, which is split into ``parts`` times ``ranks`` equal contiguous slices.
+    rank: Which slice of each part this stream reads.
+    ranks: Number of slices in a part.
+    parts: Parts of the batch, one for each micro-batch: what all ranks work on at the same time is contiguous, so that
+        sorted times (:class:`facm.flow.Sorted`) are neighbours there, too.
+    Raises ValueError for a batch size that does not divide by ``ranks`` times ``parts``, a rank outside [0, ranks), a
+    negative seed, an empty data set, or ``flip`` without images (C, H, W)."""
 
     dataset: Dataset
     seed: int
     batch_size: int
     rank: int = 0
     ranks: int = 1
+    parts: int = 1
 
     def __post_init__(self) -> None:
         check_at_least("Stream", "seed", self.seed, 0)
         check_at_least("Stream", "batch_size", self.batch_size, 1)
         check_at_least("Stream", "ranks", self.ranks, 1)
+        check_at_least("Stream", "parts", self.parts, 1)
         if not 0 <= self.rank < self.ranks:
             raise ValueError(f"Stream: rank = {self.rank}, expected one within [0, {self.ranks})")
-        if self.batch_size % self.ranks:
+        if self.batch_size % (self.ranks * self.parts):
+            times = "" if self.parts == 1 else f" times parts = {self.parts}"
             raise ValueError(
-                f"Stream: batch_size = {self.batch_size} (global), expected a multiple of ranks = {self.ranks}"
+                f"Stream: batch_size = {self.batch_size} (global), expected a multiple of ranks = {self.ranks}{times}"
             )
         if len(self.dataset) == 0:
             raise ValueError(f"Stream: {name_of(self.dataset)} is empty, expected at least one sample")
@@ -59,8 +64,15 @@ class Stream:
                 f"Stream: {name_of(self.dataset)} has flip = True and shape {self.dataset.shape}, expected (C, H, W)"
             )
 
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """Where this rank's slice of each part begins within the global batch."""
+        size = self.batch_size // (self.ranks * self.parts)
+        return tuple((part * self.ranks + self.rank) * size for part in range(self.parts))
+
     def at(self, images_seen: int) -> Batch:
-        """This rank's slice (batch_size / ranks, ...) of the global batch that starts at position ``images_seen``.
+        """This rank's slices (batch_size / ranks, ...) of the global batch that starts at position ``images_seen``,
+        one part after the other.
 
         Raises ValueError for a negative position, one that no batch starts at where there are buckets, or bad samples
         (see :func:`read_checked`)."""
@@ -76,11 +88,10 @@ class Stream:
         return Batch(torch.from_numpy(x_1), batch.cond)
 
     def _drawn(self, images_seen: int) -> tuple[np.ndarray, np.ndarray]:
-        """Sample indices and mirror flags of this rank's slice, each (batch_size / ranks,)."""
-        local = self.batch_size // self.ranks
+        """Sample indices and mirror flags of this rank's slices, each (batch_size / ranks,)."""
         buckets = buckets_of(self.dataset)
         if len(buckets) < 2:
-            return _places(len(self.dataset), self.seed, images_seen + self.rank * local, local)
+            return self._slices(len(self.dataset), images_seen)
         batch, rest = divmod(int(images_seen), self.batch_size)
         if rest:
             raise ValueError(
@@ -88,9 +99,14 @@ class Stream:
                 f"{name_of(self.dataset)} has {len(buckets)} buckets, and a batch is of one of them"
             )
         k, number = turn(tuple(map(len, buckets)), batch)
-        start = number * self.batch_size + self.rank * local
-        places, mirrored = _places(len(buckets[k]), self.seed, start, local, (k,))
+        places, mirrored = self._slices(len(buckets[k]), number * self.batch_size, (k,))
         return buckets[k][places], mirrored
+
+    def _slices(self, n: int, start: int, bucket: tuple[int, ...] = ()) -> tuple[np.ndarray, np.ndarray]:
+        """Of the global batch that starts at position ``start`` of a stream of ``n`` samples."""
+        size = self.batch_size // (self.ranks * self.parts)
+        found = [_places(n, self.seed, start + here, size, bucket) for here in self.starts]
+        return np.concatenate([places for places, _ in found]), np.concatenate([flags for _, flags in found])
 
 
 def _places(n: int, seed: int, start: int, count: int, bucket: tuple[int, ...] = ()) -> tuple[np.ndarray, np.ndarray]:

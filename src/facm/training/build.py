@@ -34,7 +34,7 @@ def build(checked: CheckedRun, folder: RunFolder, engine: Engine, world: World, 
     """
     run = checked.run
     check_same(world, "the run's fingerprint", fingerprint(run))
-    stream = Stream(checked.dataset, run.seed, run.batch_size, world.rank, world.ranks)
+    stream = Stream(checked.dataset, run.seed, run.batch_size, world.rank, world.ranks, engine.accumulate)
     network = _network(run, folder, engine, world)
     empty = any(p.is_meta for p in network.parameters()) and not _whole_in_checkpoint(run, folder)
     teacher, teacher_record = _teacher(run, engine, world, device, network)

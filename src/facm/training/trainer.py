@@ -97,18 +97,18 @@ class Trainer:
 
     def _micro_batches(self, batch: Batch) -> list[Batch]:
         """This rank's part of the step in ``engine.accumulate`` parts, each with its place in the whole."""
-        count, stream = self.engine.accumulate, self.stream
-        if count == 1 and stream.ranks == 1:
+        stream = self.stream
+        if stream.parts == 1 and stream.ranks == 1:
             return [batch]
-        size, start = len(batch.x_1) // count, stream.rank * len(batch.x_1)
+        size = len(batch.x_1) // stream.parts
         return [
             Batch(
                 batch.x_1[k * size : (k + 1) * size],
                 taken(batch.cond, slice(k * size, (k + 1) * size)),
-                start + k * size,
+                start,
                 stream.batch_size,
             )
-            for k in range(count)
+            for k, start in enumerate(stream.starts)
         ]
 
     def _backward(self, micro_batches: list[Batch]) -> Loss:
