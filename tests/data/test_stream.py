@@ -301,7 +301,7 @@ def test_importing_is_cheap() -> None:
 
 
 def test_what_all_ranks_work_on_at_the_same_time_is_contiguous() -> None:
-    """Each part of the batch, a micro-batch of every rank, is a range of the batch: there sorted times are neighbours."""
+    """A part of the batch, a micro-batch of every rank, is a range of it: there sorted times are neighbours."""
     whole = Stream(Counting(11, flip=True), seed=5, batch_size=24).at(48).x_1
     streams = [Stream(Counting(11, flip=True), 5, 24, rank, 2, parts=3) for rank in range(2)]
     assert [stream.starts for stream in streams] == [(0, 8, 16), (4, 12, 20)]

@@ -247,6 +247,29 @@ def test_one_resident_expert_gives_the_same_numbers(wan22):
     assert one.residence.moves == 2
 
 
+def test_a_visitor_takes_the_place_of_what_it_displaces_and_gives_it_back():
+    class Fails(Constant):
+        def forward(self, x, t, cond=None):
+            if float(t) == 0.5:
+                raise RuntimeError("on purpose")
+            there.append((own.data_ptr(), float(own)))
+            return super().forward(x, t, cond)
+
+    own, there = torch.nn.Parameter(torch.tensor(3.0), requires_grad=False), []
+    at_first = own.data_ptr()
+    visiting = Visiting(Fails(1), [own])
+    visiting(torch.zeros(1, 2), torch.tensor([0.1]))
+    visiting(torch.zeros(1, 2), torch.tensor([0.2]))
+    (first, value), (second, _) = there
+    assert first == second != at_first  # one copy of it stays in host memory
+    assert own.data_ptr() != first
+    with pytest.raises(RuntimeError, match="on purpose"):
+        visiting(torch.zeros(1, 2), torch.tensor([0.5]))
+    assert own.data_ptr() != first
+    assert float(own) == value == 3
+    assert visiting.residence.there is None
+
+
 @pytest.mark.parametrize(("resident", "part"), [("one", SECOND), ("both", TRANSFORMER)])
 def test_the_students_own_base_is_one_of_the_experts(wan22, resident, part):
     other = SECOND if part == TRANSFORMER else TRANSFORMER
@@ -264,7 +287,8 @@ def test_the_students_own_base_is_one_of_the_experts(wan22, resident, part):
         assert relative(student(x, t, cond), want) > 1e-2
     if resident == "one":
         assert isinstance(loaded, Visiting)
-        assert (loaded.residence.moves, loaded.residence.there) == (1, None)
+        visiting = both.low if part == TRANSFORMER else both.high
+        assert (visiting.residence.moves, visiting.residence.there) == (1, None)
     own = {id(p) for p in student.parameters()}
     assert not own & {id(p) for p in loaded.parameters()}
     with pytest.raises(ValueError, match="of a student of the same part, expected the other"):

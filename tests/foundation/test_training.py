@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import torch
 from facm.distributed.collectives import by_first
 from facm.distributed.engine import Engine
 from facm.distributed.process_group import opened
-from facm.foundation import DiffusersModel, OwnBase
+from facm.foundation import DiffusersModel, FromExperts, OtherExpert, OwnBase
+from facm.foundation.folder import SECOND
 from facm.pretrained.trained import load_trained
 from facm.runs.checkpoint import load
 from facm.runs.folder import RunFolder, create
+from facm.training.checks import check_resting
 from facm.training.loop import train
-from facm.training.memory_plan import plan
+from facm.training.memory_plan import Plan, plan
 from tests.distributed.parallel_parts import call
 from tests.foundation import recipe_of_wan_parts
 from tests.foundation.wan_parts import tiny_wan, wan_run
@@ -129,3 +132,30 @@ def test_two_processes_train_as_one_does(wan: Path, tmp_path: Path, lora: bool) 
         got = load_trained(tmp_path / name, raw=True).network.state_dict()
         assert_equal(got, want, 2e-5)
         assert_equal(load_trained(tmp_path / f"{name}-resumed", raw=True).network.state_dict(), got)
+
+
+def test_the_plan_does_not_count_a_resting_expert(wan22: Path) -> None:
+    def planned(lora: bool, resident: Any, **engine: Any) -> Plan:
+        network = replace(wan_run(wan22, lora).network, part=SECOND)  # type: ignore[type-var]
+        high, low = DiffusersModel(str(wan22)), DiffusersModel(str(wan22), part=SECOND)
+        teacher = OtherExpert(high, resident) if lora else FromExperts(high, low, resident)
+        run = replace(wan_run(wan22, lora), network=network, teacher=teacher)
+        return plan(run, gpus=2, engine=Engine(**engine), device="cpu")
+
+    network = DiffusersModel(str(wan22)).build()
+    expert = sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
+    both, one = planned(False, "both"), planned(False, "one")
+    assert (both.teacher, one.teacher) == (2 * expert, expert)
+    assert both.activations == one.activations
+    both, one = planned(True, "both"), planned(True, "one")
+    assert (both.teacher, one.teacher) == (expert, 0)
+    assert both.activations == one.activations
+    with pytest.raises(ValueError, match=r"resident = 'one' with engine.parallel = 'fsdp'.*expected resident = 'both'"):
+        planned(True, "one", parallel="fsdp")
+
+
+def test_a_resting_expert_is_refused_before_a_sharded_step(wan22: Path) -> None:
+    teacher = OtherExpert(DiffusersModel(str(wan22)), "one").load()
+    check_resting(teacher, "ddp")
+    with pytest.raises(ValueError, match=r"resident = 'one' with engine\.parallel = 'fsdp'"):
+        check_resting(teacher, "fsdp")

@@ -77,6 +77,15 @@ class GuidesItself(Protocol):
 
 
 @runtime_checkable
+class Rests(Protocol):
+    """A frozen network some of whose weights are in host memory while they are not asked."""
+
+    def resting_bytes(self) -> int:
+        """Bytes that it takes less on the device than it has: what is brought takes the place of as much else."""
+        ...
+
+
+@runtime_checkable
 class PartlyElsewhere(Protocol):
     """A network's configuration some of whose weights are not in the network's state dict, and so in no checkpoint, but
     in files that ``build`` reads."""

@@ -21,7 +21,7 @@ from facm.networks.adapters.base import adapters_of, unlike
 from facm.runs.config import Pretrained, Run, WithinStudent, asked_teacher
 from facm.runs.ema import EMA
 from facm.runs.folder import RunFolder
-from facm.training.checks import CheckedRun
+from facm.training.checks import CheckedRun, check_resting
 from facm.training.precision import resolved_precision
 from facm.training.state import Skips, TrainState, restore
 from facm.training.trainer import Trainer
@@ -108,6 +108,7 @@ def _teacher(
     teacher, sha256 = _loaded(run.teacher, engine, world)
     record = {"identity": repr(run.teacher), "sha256": sha256}
     check_same(world, "the teacher", record)
+    check_resting(teacher, engine.kind(world.ranks))
     if engine.kind(world.ranks) == "fsdp":
         empty = any(p.is_meta for p in teacher.parameters())
         placed = shard(teacher, engine, world, device, resolved_precision(run, device) == "bf16")

@@ -11,7 +11,7 @@ from torch import nn
 from facm.core.component import check_fulfils
 from facm.core.modules import without_memory
 from facm.core.objective import Objective, as_objective, guidance_scale, needs_teacher
-from facm.core.types import Batch, Dataset
+from facm.core.types import Batch, Dataset, Rests
 from facm.data.checked import first_indices, read_checked
 from facm.data.stream import Stream
 from facm.derivative import Chain, WholeNetwork
@@ -141,4 +141,13 @@ def _check_engine(objective: Objective, engine: Engine) -> None:
         raise ValueError(
             f"engine.checkpointing = True with derivative = {derivative}: torch.func.jvp cannot be checkpointed "
             "inside, and would keep everything; expected derivative = OpLevel() or Chain(checkpoint=True)"
+        )
+
+
+def check_resting(teacher: nn.Module, kind: str) -> None:
+    """Raise ValueError for a teacher part of which waits in host memory, where ``kind`` of engine shards it."""
+    if kind == "fsdp" and isinstance(teacher, Rests) and teacher.resting_bytes():
+        raise ValueError(
+            "teacher: resident = 'one' with engine.parallel = 'fsdp', whose ranks each hold a part of all weights; "
+            "expected resident = 'both', with engine.cpu_offload = True where memory is short"
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ class Residence:
                     "resident = 'one' with sharded weights, of which every rank holds a part; expected resident = "
                     "'both', with engine.cpu_offload = True where memory is short"
                 )
-            host.append(tensor.data)
+            host.append(_pinned(tensor.data, device))
             tensor.data = tensor.data.to(device)
         self.there = name
         self.moves += 1
@@ -48,6 +49,44 @@ class Residence:
             for tensor, kept in zip(_tensors(self._networks[self.there]), host, strict=True):
                 tensor.data = kept
             self.there = None
+
+
+class Room:
+    """Frozen tensors that wait in host memory while something else needs their place on the device.
+
+    tensors: not sharded; they do not change, so that one copy of them stays in host memory.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self._tensors = list(tensors)
+        self._host: list[Tensor] = []
+
+    @contextmanager
+    def made(self) -> Iterator[None]:
+        """While it lasts the tensors are in host memory; after it, on their devices."""
+        devices = [tensor.device for tensor in self._tensors]
+        if not self._host:
+            self._host = [
+                _pinned(tensor.data.to("cpu", copy=True), device)
+                for tensor, device in zip(self._tensors, devices, strict=True)
+            ]
+        for tensor, kept in zip(self._tensors, self._host, strict=True):
+            tensor.data = kept
+        try:
+            yield
+        finally:
+            for tensor, kept, device in zip(self._tensors, self._host, devices, strict=True):
+                tensor.data = kept.to(device, copy=True)
+
+
+def _pinned(tensor: Tensor, device: torch.device) -> Tensor:
+    """In host memory as it is fastest copied to ``device`` from."""
+    return tensor.pin_memory() if device.type == "cuda" and not tensor.is_pinned() else tensor
+
+
+def sized(network: nn.Module) -> int:
+    """Bytes of a network's weights and buffers."""
+    return sum(tensor.nbytes for tensor in _tensors(network))
 
 
 def _tensors(network: nn.Module) -> Iterator[Tensor]:

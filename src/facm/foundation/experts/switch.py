@@ -14,7 +14,7 @@ from facm.distributed.collectives import any_of_default_group
 from facm.distributed.wrap import is_sharded
 from facm.flow.guidance import extrapolate
 from facm.flow.two_experts import of_high_noise
-from facm.foundation.experts.residence import Residence
+from facm.foundation.experts.residence import Residence, sized
 
 Resident = Literal["both", "one"]
 """Which experts are on the device that computes: both, or the one that is asked, and the other in host memory."""
@@ -42,7 +42,7 @@ class TwoExperts(nn.Module):
     def forward(self, x: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
         """x (B, ...), t (B,) in [0, 2] -> like x."""
         if t.is_meta:  # there are no times to go by; sizes are the same, and a sorted batch asks one
-            return self._ask("low", x, t, cond)
+            return self._expert("low")(x, t, cond)
         rows = self._rows(t)
         mine = [name for name, which in rows.items() if len(which)]
         needed = self._needed(mine)
@@ -61,6 +61,10 @@ class TwoExperts(nn.Module):
         """The guided velocity by the rule of the experts, which are of one family."""
         rule: Callable[..., Tensor] = self.low.guide_velocity if isinstance(self.low, GuidesItself) else extrapolate
         return rule(v_c, v_u, scale)
+
+    def resting_bytes(self) -> int:
+        """Bytes of the expert that waits in host memory; of the smaller, where they differ. None without residence."""
+        return 0 if self.residence is None else min(map(sized, (self.high, self.low)))
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Move or convert all but experts that are brought where they are asked."""
@@ -82,8 +86,10 @@ class TwoExperts(nn.Module):
         return [name for name, flag in zip(names, flags, strict=True) if flag]
 
     def _ask(self, name: Name, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        expert = self.high if name == "high" else self.low
         if self.residence is not None:
             self.residence.bring(name, x.device)
-        value: Tensor = expert(x, t, cond)
-        return value
+        return self._expert(name)(x, t, cond)
+
+    def _expert(self, name: Name) -> Callable[..., Tensor]:
+        expert: Callable[..., Tensor] = self.high if name == "high" else self.low
+        return expert

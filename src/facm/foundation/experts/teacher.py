@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from facm.core.component import component, refused
-from facm.foundation.experts.residence import Residence
+from facm.foundation.experts.residence import Residence, Room, sized
 from facm.foundation.experts.switch import Resident, TwoExperts
 from facm.foundation.folder import SECOND, TRANSFORMER, open_model
 from facm.foundation.network import DiffusersModel, DiffusersNetwork
@@ -68,7 +69,7 @@ class OtherExpert(InModelsFiles, BesideStudent):
     model: DiffusersModel
     """The expert that the student is not, without adapters."""
     resident: Resident = "both"
-    """both: it stays on the device; one: it is in host memory but while it is asked."""
+    """both: it stays on the device; one: it is in host memory but while it is asked, when the base is there."""
 
     def __post_init__(self) -> None:
         if self.model.lora is not None or self.model.smooth is not None:
@@ -80,6 +81,8 @@ class OtherExpert(InModelsFiles, BesideStudent):
 
     def beside(self, network: nn.Module, loaded: Any) -> TwoExperts:
         base = OwnBase().within(network)
+        if isinstance(loaded, Visiting):
+            loaded = Visiting(loaded.network, (p for p in network.parameters() if not p.requires_grad))
         assert isinstance(network, DiffusersNetwork)  # or it would have no base
         if network.part == self.model.part:
             raise ValueError(
@@ -94,24 +97,31 @@ class Visiting(nn.Module):
     """A frozen network that is in host memory, but while it is called.
 
     network: F(x, t, cond).
+    displaced: frozen tensors that are in host memory meanwhile.
     """
 
     auxiliary_time = False
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, displaced: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self.network = network
         self.residence = Residence({"network": network})
+        self.room = Room(displaced)
 
     def forward(self, x: Any, t: Any, cond: Any = None) -> Any:
         """As the network; on x's device."""
-        if x.is_meta:
+        if x.is_meta:  # what it displaces is as large as it is
             return self.network(x, t, cond)
-        self.residence.bring("network", x.device)
-        try:
-            return self.network(x, t, cond)
-        finally:
-            self.residence.leave()
+        with self.room.made():
+            self.residence.bring("network", x.device)
+            try:
+                return self.network(x, t, cond)
+            finally:
+                self.residence.leave()
+
+    def resting_bytes(self) -> int:
+        """Bytes of all of the network."""
+        return sized(self.network)
 
     def guide_velocity(self, v_c: Any, v_u: Any, scale: Any) -> Any:
         """As the network."""

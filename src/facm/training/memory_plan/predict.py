@@ -15,13 +15,14 @@ from torch import nn
 from facm.core.cond import Cond, mapped
 from facm.core.modules import blocks_of
 from facm.core.objective import as_objective
-from facm.core.types import Batch, InFiles
+from facm.core.types import Batch, InFiles, Rests
 from facm.data.checked import first_indices
 from facm.distributed.engine import Engine
 from facm.flow.conditions import Labels
 from facm.pretrained.trained import FromRun
 from facm.runs.config import Run, WithinStudent
 from facm.runs.folder import open_run
+from facm.training.checks import check_resting
 from facm.training.memory_plan.rehearsal import Rehearsal, built, rehearse
 
 GB = 10**9
@@ -154,7 +155,7 @@ def _add_up(
         gradients=resident * trained // shards,
         optimizer=resident * 2 * trained // shards,
         ema=resident * len(run.ema.sigma_rels) * (copied + averaged) // shards,
-        teacher=0 if teacher is None else _bytes(teacher) // (shards if kind == "fsdp" else 1),
+        teacher=_of_teacher(teacher, kind) // (shards if kind == "fsdp" else 1),
         buckets=trained if kind == "ddp" else 0,
         gathered=(2 * largest * half // 4 + largest) if kind == "fsdp" and shards > 1 else 0,
         cast=0 if kind == "fsdp" else rehearsal.cast,
@@ -199,6 +200,14 @@ def _changes(run: Run, gpus: int, engine: Engine) -> Iterator[tuple[Engine, str]
 
 def _bytes(module: nn.Module) -> int:
     return sum(x.nbytes for x in (*module.parameters(), *module.buffers()))
+
+
+def _of_teacher(teacher: nn.Module | None, kind: str) -> int:
+    """Bytes that the teacher takes on the device; what comes only when it is asked takes the place of as much else."""
+    if teacher is None:
+        return 0
+    check_resting(teacher, kind)
+    return _bytes(teacher) - (teacher.resting_bytes() if isinstance(teacher, Rests) else 0)
 
 
 def teacher_without_weights(run: Run) -> nn.Module | None:
