@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from itertools import combinations
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 pytest.importorskip("diffusers")
 
@@ -84,6 +87,30 @@ def test_each_form_of_export(place, capsys):
     assert sorted(file.name for file in (place / "pair-lora").iterdir() if file.is_dir()) == ["high_noise", "low_noise"]
 
 
+def test_fine_tuned_experts_are_one_model_that_teaches(place, capsys):
+    tuned = ["runs/z-low-noise-teacher", "--high-noise", "runs/z-high-noise-teacher"]
+    for expert in ("high-noise", "low-noise"):
+        command("finetune", "wan", "--data", "data/z", "--expert", expert, *SMALL)
+    command("sample", *tuned, "--num-steps", 3, "--out", "tuned.png")
+    assert "Euler with 3 evaluations" in capsys.readouterr().out
+    command("export", *tuned, "--to", "diffusers", "--out", "tuned")
+    index, at_first = (json.loads((place / path / "model_index.json").read_text()) for path in ("tuned", "wan"))
+    assert index["boundary_ratio"] == at_first["boundary_ratio"] == BOUNDARY
+    assert index["transformer_2"] == at_first["transformer_2"]
+    weights = [
+        load_file(place / model / part / "diffusion_pytorch_model.safetensors")["proj_out.weight"]
+        for model in ("tuned", "wan")
+        for part in ("transformer", "transformer_2")
+    ]
+    assert all(not torch.equal(a, b) for a, b in combinations(weights, 2))
+    made = ["--model", "tuned", "--out", "data/tuned", "--steps", 3, *SCALES, "--size", 32, "--quiet"]
+    command("prepare", "--prompts", "prompts.txt", *made)
+    command("distill", "tuned", "--data", "data/tuned", "--lora-rank", 2, *SMALL)
+    said = refused(capsys, "sample", tuned[0], "--high-noise", HIGH)
+    assert f"{HIGH} was distilled and {tuned[0]} fine-tuned, expected both halves from facm distill, or both" in said
+    assert "which makes no samples alone" in refused(capsys, "export", tuned[0], "--to", "diffusers", "--out", "half")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -112,7 +139,10 @@ def test_each_form_of_export(place, capsys):
             ["export", LOW, "--high-noise", HIGH, "--to", "lora", "--num-steps", 1, "--out", "x"],
             "--num-steps 1 with a student of 2 phases, expected 2 to 8",
         ),
-        (["finetune", "wan", "--data", "data/z"], "--model wan has two experts, which teach as they are"),
+        (
+            ["finetune", "wan", "--data", "data/z"],
+            "wan has two experts, each of which is fine-tuned in a run of its own: expected --expert high-noise",
+        ),
         (
             ["distill", "wan", "--data", "data/z", "--lora-rank", 2, "--student", "low-noise", "--out", "runs/z"],
             "--out runs/z is in use and is never overwritten",

@@ -326,5 +326,20 @@ def test_what_no_student_can_be(wan: Path, wan22: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             distill(str(model), "nowhere", **wrong)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="has two experts, which teach as they are"):
-        finetune(str(wan22), "nowhere")
+    for model, expert, message in (
+        (wan22, "", "has two experts, each of which .*: expected expert = 'high-noise' or"),
+        (wan22, "one", "expert = 'one', expected high-noise or low-noise"),
+        (wan, "low-noise", "expert = 'low-noise' with .* which has one transformer, expected none"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            finetune(str(model), "nowhere", expert=expert)
+
+
+def test_an_expert_is_fine_tuned_at_its_own_times(wan22: Path) -> None:
+    for expert, part, low, high in (("high-noise", TRANSFORMER, 0, 0.125), ("low-noise", SECOND, 0.125, 1)):
+        run = finetune(str(wan22), "nowhere", expert=expert)
+        assert run.network.part == part
+        assert run.objective.bounds == (low, high)
+        times = run.objective.phases.times(run.objective.time).sample(1000, torch.Generator().manual_seed(0))
+        assert low <= times.min() < low + 0.01
+        assert high - 0.01 < times.max() <= high

@@ -135,12 +135,12 @@ def test_two_processes_train_as_one_does(wan: Path, tmp_path: Path, lora: bool) 
 
 
 def test_the_plan_does_not_count_a_resting_expert(wan22: Path) -> None:
-    def planned(lora: bool, resident: Any, **engine: Any) -> Plan:
+    def planned(lora: bool, resident: Any, gpu_memory: float = 8e9, **engine: Any) -> Plan:
         network = replace(wan_run(wan22, lora).network, part=SECOND)  # type: ignore[type-var]
         high, low = DiffusersModel(str(wan22)), DiffusersModel(str(wan22), part=SECOND)
         teacher = OtherExpert(high, resident) if lora else FromExperts(high, low, resident)
         run = replace(wan_run(wan22, lora), network=network, teacher=teacher)
-        return plan(run, gpus=2, engine=Engine(**engine), device="cpu")
+        return plan(run, 2, gpu_memory, Engine(**engine), device="cpu")
 
     network = DiffusersModel(str(wan22)).build()
     expert = sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
@@ -152,6 +152,10 @@ def test_the_plan_does_not_count_a_resting_expert(wan22: Path) -> None:
     assert both.activations == one.activations
     with pytest.raises(ValueError, match=r"resident = 'one' with engine.parallel = 'fsdp'.*expected resident = 'both'"):
         planned(True, "one", parallel="fsdp")
+    checkpointed = {"checkpointing": True, "accumulate": 4}
+    resting = planned(True, "one", **checkpointed).total
+    advice = planned(True, "both", **checkpointed, gpu_memory=resting).advice
+    assert advice == (f"with resident = 'one': {resting / 1e6:.0f} MB, fits",)
 
 
 def test_a_resting_expert_is_refused_before_a_sharded_step(wan22: Path) -> None:

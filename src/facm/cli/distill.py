@@ -47,7 +47,7 @@ def of_model(recipe: str) -> Callable[[list[str], str], None]:
         if data is None and not HELP & set(words):
             raise ValueError(f"expected --data FOLDER, which facm prepare wrote, as in {prog} ./Z-Image --data data/z")
         if _value(given, "--out") is None and data is not None:
-            half = _value(given, "--student") or "one"
+            half = _value(given, "--student") or _value(given, "--expert") or "one"
             name = (Path(data).name or recipe) + ("" if half == "one" else f"-{half}") + suffix
             given = [*given, "--out", str(Path("runs") / name)]
         if PROBE in given:

@@ -86,6 +86,15 @@ class Rests(Protocol):
 
 
 @runtime_checkable
+class CanRest(Protocol):
+    """The configuration of a frozen network part of which can wait in host memory while it is not asked."""
+
+    def resting(self) -> CanRest:
+        """The same network, with that part there."""
+        ...
+
+
+@runtime_checkable
 class PartlyElsewhere(Protocol):
     """A network's configuration some of whose weights are not in the network's state dict, and so in no checkpoint, but
     in files that ``build`` reads."""

@@ -15,6 +15,7 @@ from facm.core.types import Batch, Loss
 from facm.flow.conditions import check_label_dropout
 from facm.flow.distances import Distance, L2Cosine
 from facm.flow.interpolant import Interpolant, draw_noise, draw_subset, drop_labels, rows, step_size
+from facm.flow.phases import Phases
 from facm.flow.time_conditioning import ExpandedInterval
 from facm.flow.times import TimeDistribution, Uniform
 from facm.objectives.consistency_target import checked_network
@@ -55,7 +56,13 @@ class FlowMatching(Objective):
     """Fraction of samples conditioned on c_FM, the others on c_CM; 0.5 prepares a teacher for distillation."""
     label_dropout: Fraction = 0.1
     """Fraction of samples trained at the null condition, without which the teacher cannot be guided."""
+    phases: Phases = Phases()
+    """Bounds of the times that it learns, from the first to the last; (0, 1): all of them."""
     draws_for_whole_step = True
+
+    @property
+    def bounds(self) -> tuple[float, ...]:  # type: ignore[override]
+        return self.phases.bounds
 
     def __post_init__(self) -> None:
         check_label_dropout(self)
@@ -75,7 +82,7 @@ class FlowMatching(Objective):
 
     def __call__(self, network: Any, batch: Batch, rng: torch.Generator, teacher: Any | None = None) -> Loss:
         x_0 = draw_noise(batch, rng)
-        t = rows(self.time.sample(step_size(batch), rng), batch).to(x_0.dtype)
+        t = rows(self.phases.times(self.time).sample(step_size(batch), rng), batch).to(x_0.dtype)
         anchored = draw_subset(batch, self.p_flow_condition, rng)
         cond, dropped = drop_labels(batch, self.condition, self.label_dropout, rng)
         return self.evaluate(network, Interpolant.between(x_0, batch.x_1, t, cond, dropped), anchored).loss()

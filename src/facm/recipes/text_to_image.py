@@ -16,7 +16,7 @@ from facm.flow.two_experts import TwoScales
 from facm.flow.velocity import TeacherVelocity
 from facm.foundation import Captioned, Captions, DiffusersModel, FromExperts, FromModel, LoRA, OtherExpert, OwnBase
 from facm.foundation.captions.origin import check_origin, scales_of
-from facm.foundation.experts.students import PARTS, check_student, phases_of
+from facm.foundation.experts.students import EXPERTS, PARTS, check_student, phases_of
 from facm.foundation.folder import SECOND, TRANSFORMER, ModelFolder, Part, open_model
 from facm.foundation.prepare.guidance import check_second
 from facm.objectives.facm import FACM
@@ -79,7 +79,10 @@ def distill(
     part = TRANSFORMER if boundary is None else PARTS[student]
     network = _network(model, data, lora_rank, smooth, embedded_guidance, base, seed, part)
     if teacher and boundary is not None:
-        raise ValueError(f"teacher = {teacher!r} with a model of two experts, expected none: they teach together")
+        raise ValueError(
+            f"teacher = {teacher!r} with a model of two experts, expected none: they teach together. Runs of facm "
+            "finetune --expert teach as a model: facm export LOW --high-noise HIGH --to diffusers --out MODEL"
+        )
     if teacher and lora_rank:
         raise ValueError(
             f"teacher = {teacher!r} with lora_rank = {lora_rank}: adapters are added to the model itself, expected "
@@ -121,6 +124,7 @@ def finetune(
     smooth: float = 0.0,
     embedded_guidance: float = -1.0,
     base: str = "fp32",
+    expert: str = "",
     seed: int = 0,
 ) -> Run:
     """Fine-tune a text-to-image model by flow matching, half of the samples at c_FM, so that it can teach (App. A.3 a).
@@ -137,18 +141,29 @@ def finetune(
             smooth its students as much, at no loss.
         embedded_guidance: Guidance that the transformer is told, where its family has that (FLUX.1-dev: 3.5).
         base: Type of the base's weights under adapters: fp32, or bf16, which takes half of the memory.
+        expert: Of a model of two experts: which is fine-tuned, high-noise or low-noise, at its own times.
         seed: Seed of all random numbers of the run.
     """
     opened = _opened(model)
-    if opened is not None and opened.boundary is not None:
+    boundary = BOUNDARY if opened is None else opened.boundary
+    if boundary is None and expert:
+        raise ValueError(f"expert = {expert!r} with {model}, which has one transformer, expected none")
+    if expert not in ("", *EXPERTS):
+        raise ValueError(f"expert = {expert!r}, expected {' or '.join(EXPERTS)}")
+    if opened is not None and boundary is not None and not expert:
         raise ValueError(
-            f"model = {model!r} has two experts, which teach as they are: expected facm distill --student one, "
-            "high-noise or low-noise"
+            f"model = {model!r} has two experts, each of which is fine-tuned in a run of its own: expected expert = "
+            f"{' or '.join(map(repr, EXPERTS))}"
         )
+    part = PARTS[expert] if expert else TRANSFORMER
     return Run(
-        network=_network(model, data, lora_rank, smooth, embedded_guidance, base, seed, TRANSFORMER),
+        network=_network(model, data, lora_rank, smooth, embedded_guidance, base, seed, part),
         data=Captioned(data, model),
-        objective=FlowMatching(Captions(data), label_dropout=caption_dropout),
+        objective=FlowMatching(
+            Captions(data),
+            label_dropout=caption_dropout,
+            phases=phases_of(expert, boundary) if expert and boundary is not None else Phases(),
+        ),
         images=images,
         batch_size=batch_size,
         optimizer=AdamW(lr=lr, warmup_images=min(10 * batch_size, images)),

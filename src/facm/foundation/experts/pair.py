@@ -35,8 +35,9 @@ class TrainedPair(Trained):
 def pair_of(low: Trained, high: Trained) -> TrainedPair:
     """Both as one network, whose interface has the bounds of two phases.
 
-    Raises ValueError where either is not the half that it should be, where they do not meet, and for halves of
-    different models or data, or that are called differently.
+    Fine-tuned experts are a pair, too, and meet where those of their model do. Raises ValueError where either is not
+    the half that it should be, where they do not meet, and for halves of different models or data, or that are called
+    differently.
     """
     _check_half(low, "", "low", low.interface.bounds[0] > 0 and low.interface.bounds[-1] == 1)
     _check_half(high, "high_noise = ", "high", high.interface.bounds[0] == 0 and high.interface.bounds[-1] < 1)
@@ -51,8 +52,15 @@ def pair_of(low: Trained, high: Trained) -> TrainedPair:
             f"high_noise = {high.path} and {low.path} are called differently, or make samples of other channels; "
             "expected halves of one model"
         )
+    few_step = low.interface.learns_shortcut
+    if few_step != high.interface.learns_shortcut:
+        distilled, tuned = (low, high) if few_step else (high, low)
+        raise ValueError(
+            f"{distilled.path} was distilled and {tuned.path} fine-tuned, expected both halves from facm distill, or "
+            "both from facm finetune"
+        )
     _check_models(low, high)
-    network = TwoExperts(high.network, low.network, just_above(1 - t_b))
+    network = TwoExperts(high.network, low.network, just_above(1 - t_b) if few_step else 1 - t_b)
     bounds = (*high.interface.bounds, *low.interface.bounds[1:])
     which = f"{low.which}, and {high.which} of {high.path} (sha256 {high.checkpoint_sha256[:16]})"
     fields = {name: getattr(low, name) for name in Trained.__dataclass_fields__}
@@ -93,7 +101,7 @@ def _check_half(trained: Trained, argument: str, name: str, right: bool) -> None
     if not right:
         raise ValueError(
             f"{argument}{trained.path} is {student_with(trained.interface.bounds)}, expected the {name}-noise half of "
-            f"a pair, as facm distill --student {name}-noise trains it"
+            f"a pair, as facm distill --student {name}-noise or facm finetune --expert {name}-noise trains it"
         )
 
 

@@ -12,6 +12,8 @@ from facm.foundation.folder import SECOND, TRANSFORMER, Part
 
 PARTS: dict[str, Part] = {"one": SECOND, "high-noise": TRANSFORMER, "low-noise": SECOND}
 """Student -> the expert that it begins as."""
+EXPERTS = ("high-noise", "low-noise")
+"""Halves, each of one expert's times."""
 
 
 def check_student(student: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,10 @@ class FromExperts(Pretrained):
         residence = Residence({"high": high, "low": low}) if self.resident == "one" else None
         return TwoExperts(high, low, boundary_of(self.high.path), residence)
 
+    def resting(self) -> FromExperts:
+        """With ``resident`` = one."""
+        return replace(self, resident="one")
+
     def files(self) -> tuple[Path, ...]:
         """Of both experts."""
         return (*self.high.files(), *self.low.files())
@@ -78,6 +82,10 @@ class OtherExpert(InModelsFiles, BesideStudent):
     def load(self) -> nn.Module:
         network = self.model.build()
         return Visiting(network) if self.resident == "one" else network
+
+    def resting(self) -> OtherExpert:
+        """With ``resident`` = one."""
+        return replace(self, resident="one")
 
     def beside(self, network: nn.Module, loaded: Any) -> TwoExperts:
         base = OwnBase().within(network)

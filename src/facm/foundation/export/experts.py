@@ -33,11 +33,13 @@ def student_of_pair(pair: TrainedPair) -> Student:
 
 
 def index_entries(student: Student) -> dict[str, Any]:
-    """What model_index.json says of experts: none of a student of all times, whose pipeline has one transformer."""
+    """What changes in model_index.json: a student of all times is a pipeline of one transformer, without a boundary."""
     if student.model.boundary is None:
         return {}
     if student.high is None:
         return {SECOND: [None, None], "boundary_ratio": None}
+    if not student.few_step:
+        return {}  # fine-tuned experts meet where they did
     return {"boundary_ratio": boundary_ratio(student)}
 
 
@@ -55,7 +57,7 @@ def opening(student: Student, name: str) -> list[str]:
             f'pipe = DiffusionPipeline.from_pretrained("{base}", torch_dtype=torch.bfloat16).to("cuda")',
             f'pipe.load_lora_weights("{name}/{HALVES[TRANSFORMER]}")',
             f'pipe.load_lora_weights("{name}/{HALVES[SECOND]}", load_into_transformer_2=True)',
-            f"pipe.register_to_config(boundary_ratio={boundary_ratio(student)!r})",
+            *([f"pipe.register_to_config(boundary_ratio={boundary_ratio(student)!r})"] if student.few_step else []),
         ]
     kind = student.model.family.transformer
     return [

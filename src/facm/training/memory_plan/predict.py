@@ -15,7 +15,7 @@ from torch import nn
 from facm.core.cond import Cond, mapped
 from facm.core.modules import blocks_of
 from facm.core.objective import as_objective
-from facm.core.types import Batch, InFiles, Rests
+from facm.core.types import Batch, CanRest, InFiles, Rests
 from facm.data.checked import first_indices
 from facm.distributed.engine import Engine
 from facm.flow.conditions import Labels
@@ -169,33 +169,38 @@ def _advice(
     run: Run, gpus: int, gpu_memory: float, engine: Engine, shape: tuple[int, ...] | None, device: str
 ) -> Iterator[str]:
     """Changes of the engine, least first, each with its total; ends at the first that fits."""
-    for changed, option in _changes(run, gpus, engine):
-        tried = plan(run, gpus, gpu_memory, changed, shape, device, advise=False)
+    for changed, other, option in _changes(run, gpus, engine):
+        tried = plan(other, gpus, gpu_memory, changed, shape, device, advise=False)
         yield f"with {option}: {_gb(tried.total)}{', fits' if tried.fits else ''}"
         if tried.fits:
             return
     yield "expected more GPUs, or more memory on each"
 
 
-def _changes(run: Run, gpus: int, engine: Engine) -> Iterator[tuple[Engine, str]]:
+def _changes(run: Run, gpus: int, engine: Engine) -> Iterator[tuple[Engine, Run, str]]:
     said = []
     if not engine.checkpointing:
         engine = dataclasses.replace(engine, checkpointing=True)
         said.append("engine.checkpointing = True")
-        yield engine, ", ".join(said)
+        yield engine, run, ", ".join(said)
+    smallest = run.batch_size // gpus
+    if isinstance(run.teacher, CanRest) and engine.kind(gpus) != "fsdp" and run.teacher.resting() != run.teacher:
+        part = dataclasses.replace(engine, accumulate=max(smallest, engine.accumulate))
+        resting: Any = run.teacher.resting()
+        parts = [] if part == engine else [f"engine.accumulate = {smallest}"]
+        yield part, dataclasses.replace(run, teacher=resting), ", ".join([*said, *parts, "resident = 'one'"])
     if engine.kind(gpus) == "ddp":
         engine = dataclasses.replace(engine, parallel="fsdp")
         said.append("engine.parallel = 'fsdp'")
-        yield engine, ", ".join(said)
-    smallest = run.batch_size // gpus
+        yield engine, run, ", ".join(said)
     if engine.accumulate < smallest:
         engine = dataclasses.replace(engine, accumulate=smallest)
-        yield engine, ", ".join([*said, f"engine.accumulate = {smallest}"])
+        yield engine, run, ", ".join([*said, f"engine.accumulate = {smallest}"])
         said.append(f"engine.accumulate = {smallest}")
     if not engine.cpu_offload:
         engine = dataclasses.replace(engine, parallel="fsdp", cpu_offload=True)
         said = [s for s in said if "parallel" not in s] + ["engine.parallel = 'fsdp'", "engine.cpu_offload = True"]
-        yield engine, ", ".join(said)
+        yield engine, run, ", ".join(said)
 
 
 def _bytes(module: nn.Module) -> int:
