@@ -27,6 +27,7 @@ _RUN = {
     "batch_size": "--run.batch-size",
     "precision": "--precision",
     "gpus": "--gpus",
+    "resident": "--resident",
     "out": "--out",
 }
 FLAGS = {
