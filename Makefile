@@ -1,7 +1,8 @@
 # make demo   from nothing to a one-step generator with numbers and pictures
 # make test   the fast tests, in about six minutes on two cores
 # make test-all  all tests, in about seventeen
-# make check  style, types, layers
+# make check  style, types, layers, links
+# make docs   the site, into build/site
 # make mutants  breaks the code, one place at a time: hand-picked mutants first, then mutmut's, which take an hour or two
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 # Threads that spin while they wait cost three times their work where cores are few.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-all check mutants install clean
+.PHONY: demo test test-all check docs mutants install clean
 
 install: $(VENV)/.installed
 
@@ -37,6 +38,11 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tools/links.py
+
+docs: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 mutants: install
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[mutants]'

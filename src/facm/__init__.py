@@ -1,4 +1,4 @@
-"""Turn any flow-matching network into a 1-4 step image generator (Flow-Anchored Consistency Models)."""
+"""Turn any flow-matching network into a 1-8 step generator (Flow-Anchored Consistency Models)."""
 
 from typing import TYPE_CHECKING, Any
 

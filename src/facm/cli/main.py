@@ -142,7 +142,7 @@ def _renamed(words: list[str]) -> str:
 def _show_commands(commands: Mapping[str, Command]) -> None:
     say("usage: facm COMMAND [OPTIONS]", "")
     if len(commands) == len(COMMANDS):
-        say("Turn any flow-matching network into a 1-4 step image generator.", "")
+        say("Turn any flow-matching network into a 1-8 step generator.", "")
     width = max(map(len, commands))
     for name, command in commands.items():
         say(f"  {name:{width}}  {command.summary}")

@@ -1,0 +1,40 @@
+"""Docstrings as this package writes them, as Markdown: ``name: what it is`` lines as a list, roles as code."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from griffe import Extension, Object
+
+_FIELD = re.compile(r"^(?P<names>\w+(?:, \w+)*): (?P<text>\S.*)$")
+_ROLE = re.compile(r":(?:class|func|mod|meth|data):`[~.]?(?:[\w.]*\.)?(\w+)`")
+
+
+def as_markdown(docstring: str) -> str:
+    """Of a docstring whose indentation is gone."""
+    lines: list[str] = []
+    in_list = False
+    for line in _ROLE.sub(r"`\1`", docstring).replace("``", "`").splitlines():
+        field = _FIELD.match(line)
+        if field and field["names"] not in ("Raises", "Example"):
+            if not in_list:
+                lines.append("")
+            lines.append(f"- **{field['names']}**: {field['text']}")
+            in_list = True
+        elif line.startswith(("Raises ", "    ")) and in_list and line.startswith("    "):
+            lines.append(f"  {line.strip()}")
+        else:
+            if in_list and line.strip():
+                lines.append("")
+            in_list = False
+            lines.append(line)
+    return "\n".join(lines)
+
+
+class Fields(Extension):
+    """Rewrites every docstring as it is found."""
+
+    def on_instance(self, *, obj: Object, **_: Any) -> None:
+        if obj.docstring is not None:
+            obj.docstring.value = as_markdown(obj.docstring.value)
