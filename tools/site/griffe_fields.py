@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from griffe import Extension, Object
+from griffe import Attribute, Class, Docstring, Extension, Object
 
 _FIELD = re.compile(r"^(?P<names>\w+(?:, \w+)*): (?P<text>\S.*)$")
 _ROLE = re.compile(r":(?:class|func|mod|meth|data):`[~.]?(?:[\w.]*\.)?(\w+)`")
@@ -33,8 +33,25 @@ def as_markdown(docstring: str) -> str:
 
 
 class Fields(Extension):
-    """Rewrites every docstring as it is found."""
+    """Rewrites every docstring as it is found, and lists the fields of a class below its own text."""
 
     def on_instance(self, *, obj: Object, **_: Any) -> None:
         if obj.docstring is not None:
             obj.docstring.value = as_markdown(obj.docstring.value)
+
+    def on_class(self, *, cls: Class, **_: Any) -> None:
+        documented = [
+            member
+            for member in cls.members.values()
+            if isinstance(member, Attribute) and member.docstring is not None and not member.name.startswith("_")
+        ]
+        if not documented:
+            return
+        fields = []
+        for member in documented:
+            default = "" if member.value is None else f" = `{member.value}`"
+            said = " ".join(member.docstring.value.split())  # type: ignore[union-attr]  # those without were left out
+            fields.append(f"- **{member.name}**{default}: {said}")
+            member.docstring = None  # what has none is not shown by itself
+        own = "" if cls.docstring is None else f"{cls.docstring.value.rstrip()}\n\n"
+        cls.docstring = Docstring(own + "\n".join(fields), parent=cls)
