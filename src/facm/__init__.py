@@ -3,13 +3,18 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from facm.api.distill import distill
+    from facm.api.model import Model, load, picture
+    from facm.api.train import resume, train
     from facm.core.objective import Objective
     from facm.core.types import Batch, Loss
     from facm.data import InMemory
+    from facm.data.given import given_data
     from facm.distributed.engine import Engine
     from facm.flow.conditions import Labels, Unconditional
     from facm.flow.guidance import Guidance
     from facm.flow.velocity import DataVelocity, TeacherVelocity
+    from facm.networks.given import given_network
     from facm.objectives.continuous_cm import ContinuousCM
     from facm.objectives.discrete_cm import DiscreteCM
     from facm.objectives.facm import FACM
@@ -23,12 +28,15 @@ if TYPE_CHECKING:
     from facm.runs.config import Intervals as Every
     from facm.runs.ema import PowerEMA
     from facm.runs.optim import AdamW
+    from facm.training.callbacks import Callback
+    from facm.training.loop import StopTraining
 
 __version__ = "0.2.0.dev0"
 
 _HOME = {
     "AdamW": "runs.optim",
     "Batch": "core.types",
+    "Callback": "training.callbacks",
     "ContinuousCM": "objectives.continuous_cm",
     "DataVelocity": "flow.velocity",
     "DiscreteCM": "objectives.discrete_cm",
@@ -44,14 +52,23 @@ _HOME = {
     "Labels": "flow.conditions",
     "Loss": "core.types",
     "MeanFlow": "objectives.mean_flow",
+    "Model": "api.model",
     "Objective": "core.objective",
     "PowerEMA": "runs.ema",
     "Run": "runs.config",
     "SCM": "objectives.scm",
     "ShortcutModel": "objectives.shortcut_model",
+    "StopTraining": "training.loop",
     "TeacherVelocity": "flow.velocity",
     "Unconditional": "flow.conditions",
+    "distill": "api.distill",
+    "given_data": "data.given",
+    "given_network": "networks.given",
+    "load": "api.model",
     "load_trained": "pretrained.trained",
+    "picture": "api.model",
+    "resume": "api.train",
+    "train": "api.train",
 }
 
 __all__ = [
@@ -60,6 +77,7 @@ __all__ = [
     "SCM",
     "AdamW",
     "Batch",
+    "Callback",
     "ContinuousCM",
     "DataVelocity",
     "DiscreteCM",
@@ -73,14 +91,27 @@ __all__ = [
     "Labels",
     "Loss",
     "MeanFlow",
+    "Model",
     "Objective",
     "PowerEMA",
     "Run",
     "ShortcutModel",
+    "StopTraining",
     "TeacherVelocity",
     "Unconditional",
+    "distill",
+    "given_data",
+    "given_network",
+    "load",
     "load_trained",
+    "picture",
+    "resume",
+    "train",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])
 
 
 def __getattr__(name: str) -> Any:

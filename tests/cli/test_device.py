@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from facm.cli.device import cast_forward, placed
+from facm.api.device import cast_forward, placed
 from facm.distributed.process_group import ALONE, World
 from tests.cli.cli_parts import arrays, command, refused
 
@@ -34,12 +34,12 @@ def test_ranks_keep_their_own_gpus(two_gpus):
     second = World(1, 2, 1)
     assert placed(second, "auto").device == placed(second, "cuda").device == torch.device("cuda", 1)
     assert placed(second, "cpu").device == torch.device("cpu")
-    with pytest.raises(ValueError, match="--device cuda:0 with 2 ranks, which have a GPU each"):
+    with pytest.raises(ValueError, match="device = cuda:0 with 2 ranks, which have a GPU each"):
         placed(second, "cuda:0")
 
 
 def test_a_gpu_that_is_not_there_is_named(two_gpus):
-    with pytest.raises(ValueError, match="--device cuda:2, and PyTorch sees 2 GPUs: expected cuda:0 to cuda:1"):
+    with pytest.raises(ValueError, match="device = cuda:2, and PyTorch sees 2 GPUs: expected cuda:0 to cuda:1"):
         placed(ALONE, "cuda:2")
     for name in ("gpu", "cuda:", "cuda:x", "cuda:-1", ""):
         with pytest.raises(ValueError, match="expected auto, cpu, cuda, or a GPU's number"):

@@ -55,7 +55,7 @@ def test_the_installed_command_refuses_without_a_traceback(tmp_path):
         ("out = runs/x is in use", "train", "--out runs/x is in use"),
         ("out = runs/x holds a demo", "demo", "--out runs/x holds a demo"),
         ("Heun: nfe = 4, expected an odd number", "sample", "--num-steps 4, expected an odd number"),
-        ("times = (0.0,) for nfe = 3, expected", "sample", "times = (0.0,) for --num-steps 3, expected"),
+        ("times = (0.0,) for nfe = 3, expected", "sample", "--times (0.0,) for --num-steps 3, expected"),
         ("sigma_rel = 0.7, expected a length", "sample", "--ema 0.7, expected a length"),
         ("raw = True with sigma_rel = 0.1: expected", "evaluate", "--raw with --ema 0.1: expected"),
         ("x.pt: expected family = 'sit' or family = 'repa'", "weights", "x.pt: expected --family sit or --family repa"),

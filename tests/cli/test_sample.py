@@ -84,7 +84,7 @@ def test_sampling_again_never_overwrites(runs, tmp_path, capsys):
     shutil.copytree(runs / "teacher", run)
     for _ in range(3):
         command("sample", run, "--num-samples", 2)
-    name = f"{64:012d}-euler1-seed0"
+    name = f"{64:012d}-euler32-seed0"
     assert {p.name for p in (run / "samples").glob("*euler*")} == {f"{name}.png", f"{name}-2.png", f"{name}-3.png"}
     out = tmp_path / "x.png"
     command("sample", run, "--num-samples", 2, "--out", out)

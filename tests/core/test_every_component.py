@@ -56,9 +56,12 @@ REQUIRED = {
     "high": DiffusersModel("x"),
     "low": DiffusersModel("x", part="transformer_2"),
     "time": Uniform(),
+    "kind": "x",
+    "tensors": "x",
+    "sha256": "x",
 }
 """A value for every field without a default."""
-NEED_FILES = ("AdamW", "DiffusersModel", "StableDiffusionVAE", "TAEF2", "VAVAE")
+NEED_FILES = ("AdamW", "DiffusersModel", "GivenNetwork", "StableDiffusionVAE", "TAEF2", "VAVAE")
 """Components that are built of a network or of files."""
 SMALL = {
     "LightningDiT": {"input_size": 8, "in_channels": 4, "hidden_size": 48, "depth": 1, "num_heads": 3},
@@ -136,6 +139,7 @@ def test_a_value_is_taken_for_what_it_says_or_refused_by_name(component, field):
         if hasattr(cls, "build") and component not in (
             "AdamW",
             "DiffusersModel",
+            "GivenNetwork",
             "StableDiffusionVAE",
             "TAEF2",
             "VAVAE",
@@ -163,9 +167,19 @@ def test_a_recorded_component_with_an_unknown_or_missing_field_is_refused_by_nam
 KINDS = {
     "network": (
         Run,
-        {"EDM", "DDPMpp", "Foreign", "LightningDiT", "MLP", "SimpleEDM", "VariancePreserving", "DiffusersModel"},
+        {
+            "EDM",
+            "DDPMpp",
+            "Foreign",
+            "LightningDiT",
+            "MLP",
+            "SimpleEDM",
+            "VariancePreserving",
+            "DiffusersModel",
+            "GivenNetwork",
+        },
     ),
-    "teacher": (Run, {"FromExperts", "FromRun", "FromFile", "FromModel", "OtherExpert", "OwnBase"}),
+    "teacher": (Run, {"FromExperts", "FromRun", "FromFile", "FromModel", "GivenWeights", "OtherExpert", "OwnBase"}),
     "objective": (
         Run,
         {"ContinuousCM", "DiscreteCM", "FACM", "FlowMatching", "IMM", "MeanFlow", "SCM", "ShortcutModel"},

@@ -77,8 +77,8 @@ def _value(words: Sequence[str], flag: str) -> str | None:
 
 
 def _probe(words: list[str], prog: str) -> None:
+    from facm.api.device import placed
     from facm.cli import recipe_options
-    from facm.cli.device import placed
     from facm.cli.train import TRAIN, train
     from facm.distributed.engine import Engine
     from facm.distributed.process_group import opened

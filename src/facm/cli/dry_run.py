@@ -26,10 +26,10 @@ def dry_run(
     loading raises where the teacher, the first weights or the newest checkpoint cannot be loaded or do not fit. Raises
     RunFolderError for a folder in use.
     """
-    from facm.cli.train import extent
     from facm.distributed.process_group import ALONE
     from facm.runs.folder import RunFolder
     from facm.training.build import build
+    from facm.training.session import extent
 
     run, dataset, target = checked.run, checked.dataset, _target(checked.run, out, recipe_file, resume)
     in_files = isinstance(run.network, InFiles)

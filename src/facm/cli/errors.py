@@ -12,6 +12,10 @@ from facm.core.terminal import warn
 
 _NETWORK = {
     "nfe": "--num-steps",
+    "num_steps": "--num-steps",
+    "sampler": "--sampler",
+    "times": "--times",
+    "shift": "--shift",
     "n": "--num-samples",
     "batch_size": "--batch-size",
     "sigma_rel": "--ema",
@@ -22,6 +26,9 @@ _NETWORK = {
     "scale": "--latent-scale",
     "autoencoder": "--autoencoder",
     "high_noise": "--high-noise",
+    "fid_stats": "--fid-stats",
+    "real": "--real",
+    "clip": "--clip",
 }
 _RUN = {
     "batch_size": "--run.batch-size",
@@ -29,6 +36,7 @@ _RUN = {
     "gpus": "--gpus",
     "resident": "--resident",
     "out": "--out",
+    "tracker": "--tracker",
 }
 FLAGS = {
     "train": _RUN,
@@ -38,7 +46,7 @@ FLAGS = {
     "resume": _RUN,
     "sample": _NETWORK,
     "evaluate": _NETWORK,
-    "weights": _NETWORK,
+    "weights": {**_NETWORK, "out": "--out"},
     "prepare": {
         **{name: f"--{name.replace('_', '-')}" for name in ("batch_size", "shard_size", "size", "steps", "seed")},
         **{"guidance_scale": "--guidance-scale", "buckets": "--buckets", "precision": "--precision", "out": "--out"},
@@ -49,6 +57,7 @@ FLAGS = {
         "raw": "--raw",
         "lora_rank": "--lora-rank",
         "to": "--to",
+        "out": "--out",
         **{"high_noise": "--high-noise", "num_steps": "--num-steps", "scheduler": "--scheduler"},
     },
     "latents": {"batch_size": "--batch-size", "out": "--out", "autoencoder": "--autoencoder"},
@@ -57,6 +66,13 @@ FLAGS = {
 }
 """Command -> argument of the library, which its errors name -> the option that sets it."""
 PHRASES = {
+    "students are written to = diffusers, lora or comfyui": "students are written with facm export --to",
+    "expected fid_stats, a file of statistics, or real, a folder of images": (
+        "expected --fid-stats FILE.npz or --real FOLDER"
+    ),
+    "prompts = None, and the data that the model was trained on have none: expected prompts": (
+        "the data that the model was trained on have no prompts: expected --prompt"
+    ),
     "learns_shortcut = True for a student, or False for a teacher": (
         "--sampler consistency for a student, or --sampler euler for a teacher"
     ),
@@ -111,7 +127,7 @@ def in_flags(message: str, command: str) -> str:
             flag = _OF_SAMPLING.get(found["owner"], {}).get(found["name"], "") if flags is _NETWORK else ""
         return flag + _spelled(found["value"]) if flag else found[0]
 
-    message = _COMPONENT.sub(component, _with_flags(message, flags))
+    message = _COMPONENT.sub(component, _with_flags(message, {"device": "--device", **flags}))
     return _FIELD.sub(field, message) if flags is _RUN else message
 
 

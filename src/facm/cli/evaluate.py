@@ -8,8 +8,8 @@ from typing import Annotated
 
 import tyro
 
-from facm.cli.device import in_precision, placed
-from facm.cli.metric_options import FeatureOptions, MetricOptions, folder_of_images
+from facm.api.device import in_precision, placed
+from facm.cli.metric_options import FeatureOptions, MetricOptions
 from facm.cli.network_options import (
     NETWORK,
     SAMPLING,
@@ -130,6 +130,7 @@ def statistics(
     """
     from facm.distributed.process_group import ALONE
     from facm.evaluation import Inception, build_reference, save_reference
+    from facm.evaluation.choose import folder_of_images
 
     if out.exists():
         raise ValueError(f"--out {out} exists and is not overwritten; choose another name")

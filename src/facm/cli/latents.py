@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from facm.cli.device import placed
+from facm.api.device import placed
 from facm.cli.parsing import Group
 from facm.core.terminal import counting, say
 from facm.distributed.engine import Engine

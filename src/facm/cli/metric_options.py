@@ -73,56 +73,22 @@ class MetricOptions(FeatureOptions):
     ) -> Evaluator | CLIPEvaluator:
         """All that the samples are measured with.
 
-        Raises ValueError for --clip with data without prompts, and as :meth:`evaluator` does."""
-        from facm.core.types import HasPrompts
-        from facm.evaluation.evaluator import CLIPEvaluator, build_clip
+        Raises ValueError as :func:`facm.evaluation.choose.evaluator_for` does."""
+        from facm.evaluation.choose import evaluator_for
 
-        clip = None
-        if self.clip is not None:
-            if not isinstance(trained.dataset, HasPrompts):
-                raise ValueError(f"--clip {self.clip} with {trained.path}, whose data have no prompts; expected none")
-            clip = build_clip(self.clip, world)
-            if self.fid_stats is None and self.real is None and self.chosen() is None:
-                return CLIPEvaluator(clip, world.device, world, self.quantise, progress)
-        return dataclasses.replace(
-            self.evaluator(trained, decoder, world, frames_per_clip),
+        return evaluator_for(
+            trained,
+            decoder,
+            world,
+            features=self.chosen(),
+            fid_stats=self.fid_stats,
+            real=self.real,
+            clip=self.clip,
             quantise=self.quantise,
             small_n=self.small_n,
             progress=progress,
-            clip=clip,
+            frames_per_clip=frames_per_clip,
         )
-
-    def evaluator(
-        self, trained: Trained, decoder: ImageDecoder | None, world: World, frames_per_clip: int | None = None
-    ) -> Evaluator:
-        """Statistics of the real data in the chosen features."""
-        from facm.evaluation import Inception
-        from facm.evaluation.evaluator import build_evaluator, evaluator_from_statistics
-
-        features: Any = self.chosen()
-        if self.fid_stats is not None and self.real is not None:
-            raise ValueError(f"--fid-stats {self.fid_stats} with --real {self.real}, expected one of them")
-        if self.fid_stats is not None:
-            return evaluator_from_statistics(self.fid_stats, features or Inception(""), world.device, world=world)
-        dataset = trained.data.open()
-        if self.real is not None:
-            factor = 1 if decoder is None else decoder.factor
-            sides = [side * factor for side in dataset.shape[-2:]]
-            images = folder_of_images(self.real, sides[0], sides[-1])
-            return build_evaluator(images, world.device, features or Inception(""), world)
-        if decoder is not None or not len(dataset):
-            what = "latents" if decoder is not None else "no data of its own"
-            raise ValueError(
-                f"{trained.path} has {what} to be measured against: expected --fid-stats FILE.npz or --real FOLDER"
-            )
-        return build_evaluator(dataset, world.device, features, world, frames_per_clip)
-
-
-def folder_of_images(path: Path, height: int, width: int) -> Any:
-    """All images below ``path``, (3, height, width), without classes, cropped as facm latents encode does."""
-    from facm.data.pictures import CroppedPictures
-
-    return CroppedPictures(str(path), height, None if width == height else width).open()
 
 
 def _own(spec: str, *arguments: str) -> Any:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from facm.cli.device import Precision
+from facm.api.device import Precision
 
 if TYPE_CHECKING:
     import torch
@@ -78,54 +78,9 @@ class SolverOptions:
 
     def method(self, trained: Trained, sampler: Sampler, num_steps: int) -> Method:
         """The method with ``num_steps`` network evaluations. Raises ValueError where the network cannot do it."""
-        from facm.sampling.methods import (
-            Consistency,
-            DPMSolverPP,
-            EDMHeun,
-            Euler,
-            FlowThenJump,
-            Heun,
-            Jumps,
-            Phased,
-            default_method,
-        )
+        from facm.sampling.by_name import method_by_name
 
-        if num_steps < 1:
-            raise ValueError(f"--num-steps {num_steps}: zero steps make no sample; expected at least 1")
-        kinds: dict[str, Any] = {
-            "consistency": Consistency,
-            "flow-jump": FlowThenJump,
-            "phased": Phased,
-            "jumps": Jumps,
-            "euler": Euler,
-            "heun": Heun,
-            "dpm": DPMSolverPP,
-            "edm": EDMHeun,
-        }
-        automatic = sampler == "auto"
-        kind: Any = type(default_method(trained.interface, num_steps)) if automatic else kinds[sampler]
-        name = next(name for name, value in kinds.items() if value is kind)
-        if self.times and kind not in (Consistency, FlowThenJump, Jumps, Phased):
-            raise ValueError(
-                f"--times {self.times} with --sampler {name}, expected them with consistency, flow-jump, "
-                "phased or jumps only"
-            )
-        if self.shift != 1 and kind in (EDMHeun, FlowThenJump):
-            raise ValueError(
-                f"--shift {self.shift} with --sampler {name}, which has a schedule of its own; expected none"
-            )
-        head = ("anchor" if trained.interface.learns_shortcut else "native") if self.head == "auto" else self.head
-        method: Any
-        if kind is Phased:
-            method = Phased(num_steps, trained.interface.bounds, None, self.shift, self.times or None)
-        elif kind is FlowThenJump:
-            method = FlowThenJump(num_steps, self.times or None)
-        elif kind in (Consistency, Jumps):
-            method = kind(num_steps, self.shift, self.times or None)
-        else:
-            method = kind(num_steps, head) if kind is EDMHeun else kind(num_steps, head, self.shift)
-        method.check(trained.interface)
-        return method
+        return method_by_name(trained.interface, sampler, num_steps, self.head, self.shift, self.times)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from facm.cli.device import placed
+from facm.api.device import placed
 from facm.cli.parsing import Advanced, Group
 from facm.core.terminal import counting, say, warn
 from facm.distributed.engine import Engine
@@ -18,11 +18,8 @@ if TYPE_CHECKING:
     from facm.foundation.captions.manifest import Manifest
     from facm.foundation.prepare.pipeline import Options, Summary, Work
     from facm.foundation.prepare.sources import Source
-    from facm.foundation.prepare.text import Cut
 
 SHOWN = 5
-LEAST_SAID = 60
-"""Characters of a prompt that are shown."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +133,8 @@ def _prepare(source: Source, model: Path, out: Path, options: Options, quiet: bo
 
 
 def _warn_of(summary: Summary) -> None:
+    from facm.foundation.prepare.text import cut_line
+
     if summary.cut:
         many = summary.manifest.cut
         warn(f"{many} prompts are longer than the text encoder takes, and were cut:")
@@ -143,12 +142,6 @@ def _warn_of(summary: Summary) -> None:
             warn(f"  {cut_line(cut)}")
     if summary.enlarged:
         warn(f"{summary.enlarged} pictures are smaller than their size in the data, and were enlarged")
-
-
-def cut_line(cut: Cut) -> str:
-    """Which prompt was cut, and what the model does not see of it."""
-    lost = cut.lost if len(cut.lost) <= LEAST_SAID else f"{cut.lost[:LEAST_SAID]}..."
-    return f"number {cut.index + 1}, {cut.prompt[:LEAST_SAID]!r}...: without its last {len(cut.lost)} letters, {lost!r}"
 
 
 def _said(manifest: Manifest) -> list[str]:

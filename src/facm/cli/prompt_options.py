@@ -6,8 +6,6 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from facm.core.terminal import warn
-
 if TYPE_CHECKING:
     import torch
 
@@ -18,9 +16,6 @@ if TYPE_CHECKING:
     from facm.pretrained.trained import Trained
     from facm.sampling.methods import Method
     from facm.sampling.source import Source
-
-MOST_SHOWN = 8
-"""Prompts of the data that are shown where none are given."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,32 +114,7 @@ class Prompted:
 
 
 def _encoded(options: PromptOptions, trained: Trained, config: DiffusersModel, n: int | None, world: World) -> Prompted:
-    import numpy as np
+    from facm.foundation.prompted import prompted
 
-    from facm.cli.prepare import cut_line
-    from facm.core.cond import taken
-    from facm.core.types import HasPrompts
-    from facm.data.checked import first_indices
-    from facm.foundation.folder import open_model
-    from facm.foundation.prompting import cut_prompts, encode_prompts, shape_of
-
-    model, dataset = Path(config.path).expanduser(), trained.dataset
-    shape = tuple(dataset.shape)
-    if options.height or options.frames:
-        shape = shape_of(model, shape, options.height, options.width, options.frames)
-    fps = open_model(model).family.fps
-    texts = options.texts()
-    if not texts:
-        if not isinstance(dataset, HasPrompts):
-            raise ValueError(f"{trained.path} was trained on data without prompts: expected --prompt")
-        first = first_indices(dataset, len(dataset))
-        which = first[np.arange(n or min(MOST_SHOWN, len(first))) % len(first)]
-        return Prompted(dataset.prompts(which), dataset.read(which).cond, shape, fps)
-    if world.first:
-        for cut in cut_prompts(model, texts):
-            warn(f"a prompt is longer than the text encoder takes, and is cut: {cut_line(cut)}")
-    cond = encode_prompts(model, texts, world.device)
-    import torch
-
-    places = torch.arange(n or len(texts)) % len(texts)
-    return Prompted([texts[i] for i in places.tolist()], taken(cond, places), shape, fps)
+    sizes = (options.height, options.width, options.frames)
+    return Prompted(**vars(prompted(config, trained.dataset, options.texts(), n, world, *sizes)))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from facm.cli.device import in_precision, placed
+from facm.api.device import in_precision, placed
 from facm.cli.network_options import (
     NETWORK,
     SAMPLING,
@@ -47,8 +47,9 @@ BESIDE = (".npz", ".mp4")
 class SampleOptions:
     """How many samples, of what, and where they go."""
 
-    num_steps: int = 1
-    """Network evaluations for each sample."""
+    num_steps: int | None = None
+    """Network evaluations for each sample; default: 1, one for each phase, or 32 of a network that has learned the flow
+    alone."""
     num_samples: int | None = None
     """Number of samples; default: 100, or one for each prompt."""
     batch_size: int = 256
@@ -110,6 +111,7 @@ def sample(
     import torch
 
     from facm.distributed.process_group import opened
+    from facm.sampling.by_name import default_steps
     from facm.sampling.captioned import save_captioned
     from facm.sampling.clips import FPS, clip_to_uint8
     from facm.sampling.images import save_grid
@@ -118,10 +120,9 @@ def sample(
     with opened(Engine()) as ranks:
         world = placed(ranks, how.device)
         trained = which.open(network, how)
-        method = solver.method(trained, how.sampler, options.num_steps)
-        clock = "" if trained.images_seen is None else f"{trained.images_seen:012d}-"
-        name = f"{clock}{type(method).__name__.lower()}{options.num_steps}-seed{how.seed}"
-        folder = trained.samples
+        num_steps = default_steps(trained.interface) if options.num_steps is None else options.num_steps
+        method = solver.method(trained, how.sampler, num_steps)
+        name = f"{_clock(trained)}{type(method).__name__.lower()}{num_steps}-seed{how.seed}"
         prompted = options.prompts.of(trained, options.num_samples, world)
         decoder = which.decoder(trained, world.device)
         trained = in_precision(trained, how.precision, world.device)
@@ -141,7 +142,7 @@ def sample(
             rows.append(
                 _drawn(teacher, euler, decoder, n, options.batch_size, cond, how.seed, scale, world, trained.path)
             )
-            titles = [f"student, {options.num_steps} steps", f"teacher, {options.prompts.beside_teacher} steps"]
+            titles = [f"student, {num_steps} steps", f"teacher, {options.prompts.beside_teacher} steps"]
         if x is None:
             return
 
@@ -153,10 +154,10 @@ def sample(
 
         if options.out is not None:
             save(options.out)
-        target = options.out or _saved(save, folder, name)
+        target = options.out or _saved(save, trained.samples, name)
         fps = options.fps or (FPS if prompted is None else prompted.fps)
         clips = _save_clips(target.with_suffix(".mp4"), [row for row in rows if row is not None], fps)
-        say(f"{len(x)} samples, {type(method).__name__} with {options.num_steps} evaluations: {target}{clips}")
+        say(f"{len(x)} samples, {type(method).__name__} with {num_steps} evaluations: {target}{clips}")
         say(f"{trained.which} of {trained.path}{'' if decoder is None else f', decoded by {decoder.identity}'}")
         if options.npz:
             import numpy as np
@@ -164,6 +165,10 @@ def sample(
             labels = cond.numpy() if isinstance(cond, torch.Tensor) else np.zeros(0, np.int64)
             with atomically(target.with_suffix(".npz"), new=True) as partial, partial.open("wb") as file:
                 np.savez_compressed(file, images=clip_to_uint8(x), labels=labels)
+
+
+def _clock(trained: Trained) -> str:
+    return "" if trained.images_seen is None else f"{trained.images_seen:012d}-"
 
 
 def _drawn(
@@ -179,27 +184,14 @@ def _drawn(
     path: Path,
 ) -> torch.Tensor | None:
     """All samples, on the first rank. Raises ValueError for samples that are not finite."""
-    import torch
+    from facm.sampling.in_blocks import sample_in_blocks
 
-    from facm.core.cond import taken
-    from facm.distributed.collectives import in_order
-    from facm.sampling.generate import blocks
-    from facm.sampling.generate import sample as draw
-
-    def block(indices: range) -> tuple[torch.Tensor]:
-        here = taken(cond, slice(indices.start, indices.stop))
-        x = draw(source, method, indices, here, seed, guidance)
-        return (x if decoder is None else decoder(x),)
-
-    of_all = in_order(world, blocks(n, batch_size), block)
-    parts = [part for _, (part,) in of_all if part is not None]
-    if not world.first:
-        return None
-    x = torch.cat(parts)
-    if bad := int((~x.isfinite()).flatten(1).any(1).sum()):
-        what = f"{bad} of {len(x)} samples are not finite"
-        raise ValueError(f"{what}: {path} is damaged, or --latent-scale is wrong")
-    return x
+    try:
+        return sample_in_blocks(source, method, n, cond, seed, guidance, batch_size, decoder, world)
+    except ValueError as error:
+        if "not finite" not in str(error):
+            raise
+        raise ValueError(f"{error}: {path} is damaged, or --latent-scale is wrong") from error
 
 
 def _labels(trained: Trained, options: SampleOptions, n: int) -> torch.Tensor | None:

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from facm.api.device import Precision
+from facm.api.session import Session, Tracker
 from facm.cli import recipe_options
-from facm.cli.device import Precision, placed
 from facm.cli.errors import in_flags
 from facm.cli.parsing import Advanced, Group
-from facm.core.terminal import say, say_text, warn
+from facm.core.terminal import say, say_text
 from facm.distributed.engine import Engine
 
 if TYPE_CHECKING:
     from facm.cli.lookup import Recipe
-    from facm.distributed.process_group import World
-    from facm.latents.decode import ImageDecoder
     from facm.runs.config import Run
-    from facm.runs.folder import RunFolder
-    from facm.training.checks import CheckedRun
-    from facm.training.trainer import Trainer
+    from facm.training.loop import Outcome
 
 RecipeName = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")]
 RunPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -50,6 +45,8 @@ class TrainOptions:
     """Print the run as JSON, with every default, and do nothing else."""
     quiet: bool = False
     """Print nothing but errors."""
+    tracker: tuple[Tracker, ...] = ()
+    """Send the log to tensorboard, wandb or trackio, too; several after each other."""
     trust_recipe: bool = False
     """Execute the recipe files that came with the runs that this one starts or learns from, whoever wrote them."""
 
@@ -102,31 +99,25 @@ def run_train(words: list[str], prog: str) -> None:
 
 
 def _train(recipe: Recipe, options: TrainOptions, run: Run, engine: Engine) -> None:
+    from facm.api.device import placed
+    from facm.api.train import start
     from facm.cli.dry_run import dry_run
     from facm.distributed.collectives import by_first
     from facm.distributed.process_group import opened, restarts
     from facm.pretrained.trained import trust_sources
-    from facm.runs.folder import begun
-    from facm.runs.recipe_file import read_recipe
-    from facm.runs.trust import remember
     from facm.training.checks import check
 
     out, resume = options.out or Path("runs") / recipe.name, options.resume or restarts() > 0
-    with opened(engine) as ranks, contextlib.ExitStack() as stack:
-        world = placed(ranks, options.device)
-        if options.trust_recipe:
-            trust_sources(run)
-        checked = check(run, engine, world.ranks)  # before there is a folder
-        if options.dry_run:
+    if options.dry_run:
+        with opened(engine) as ranks:
+            world = placed(ranks, options.device)
+            if options.trust_recipe:
+                trust_sources(run)
+            checked = check(run, engine, world.ranks)
             by_first(world, lambda: dry_run(checked, out, recipe.file, resume, engine, world))
-            return
-        made = begun(out, run, recipe.spec, recipe.file, resume)
-        folder = by_first(world, lambda: stack.enter_context(made)[0])
-        if recipe.file is not None and not world.first:
-            remember(read_recipe(recipe.file), recipe.file.parent)  # on this machine, too
-        if world.first and not options.quiet:
-            say(f"training {recipe.spec} in {out}: {extent(run, world)}")
-        _run_to_end(checked, folder, options.quiet, engine, world)
+        return
+    session = Session(options.device, engine, options.quiet, options.tracker)
+    _ended(start(run, out, session, recipe.spec, recipe.file, resume, options.trust_recipe), out, options.quiet)
 
 
 def run_plan(words: list[str], prog: str) -> None:
@@ -155,6 +146,7 @@ def resume(
     run: RunPath,
     device: str = "auto",
     quiet: bool = False,
+    tracker: tuple[Tracker, ...] = (),
     trust_recipe: bool = False,
     engine: Advanced[Engine] = ENGINE,
 ) -> None:
@@ -164,76 +156,22 @@ def resume(
         run: the run's folder.
         device: where to compute: auto (a GPU if there is one), cpu, cuda, or a GPU's number as in cuda:1.
         quiet: print nothing but errors.
+        tracker: send the log to tensorboard, wandb or trackio, too; several after each other.
         trust_recipe: execute the recipe files that came with the run, and with the runs that it starts or learns from,
             from now on, whoever wrote them.
         engine: how the run is executed, which may differ from before.
     """
-    from facm.distributed.process_group import opened
-    from facm.pretrained.trained import trust_sources
-    from facm.runs.folder import open_run
-    from facm.training.checks import check
+    from facm.api.train import go_on
 
-    with opened(engine) as ranks:
-        folder, configured = open_run(run, trust_recipe)
-        if trust_recipe:
-            trust_sources(configured)
-        world = placed(ranks, device)
-        if world.first and not quiet:
-            say(f"continuing {folder.path} from its newest checkpoint: {extent(configured, world)}")
-        _run_to_end(check(configured, engine, world.ranks), folder, quiet, engine, world)
+    _ended(go_on(run, Session(device, engine, quiet, tracker), trust_recipe), run, quiet)
 
 
-def extent(run: Run, world: World) -> str:
-    """How long the run is, and what it is computed on."""
-    from facm.training.precision import resolved_precision
-
-    precision = resolved_precision(run, world.device)
-    ranks = "" if world.ranks == 1 else f"{world.ranks} x "
-    return f"{run.images} images in steps of {run.batch_size}, on {ranks}{world.device} in {precision}"
-
-
-def _run_to_end(checked: CheckedRun, folder: RunFolder, quiet: bool, engine: Engine, world: World) -> None:
-    """Train with progress and sample grids, and print how it ended."""
-    from facm.training.loop import train as train_run
-    from facm.training.progress import progress
-
-    run, draw = checked.run, _previews(checked, folder, world)
-    with progress(run, folder.path.name, quiet or not world.first) as report:
-        outcome = train_run(checked, folder, report=report, on_checkpoint=draw, engine=engine, world=world)
-    if not world.first:
+def _ended(outcome: Outcome | None, out: Path, quiet: bool) -> None:
+    """Print how a run ended; on other ranks than the first, nothing."""
+    if outcome is None:
         return
     if not outcome.finished:
-        reached = f"saved at {outcome.images} of {run.images} images"
-        say(f"{outcome.signal}: {reached}; go on with: facm resume {folder.path}")
+        say(f"{outcome.signal}: saved at {outcome.images} of {outcome.length} images; go on with: facm resume {out}")
     elif not quiet:
         spent = f"{outcome.images} images in {outcome.seconds:.0f} s, {outcome.skipped} steps skipped"
-        say(f"done: {spent}: {folder.path}")
-
-
-def _previews(checked: CheckedRun, folder: RunFolder, world: World) -> Callable[[Trainer], None]:
-    """Draws a small grid of the first EMA's samples, from the same noise at every checkpoint."""
-    from facm.training.preview import draw_preview
-
-    decode = _decoder(checked, world)
-
-    def draw(trainer: Trainer) -> None:
-        draw_preview(trainer, folder.samples / f"{trainer.state.images:012d}.png", decode)
-
-    return draw
-
-
-def _decoder(checked: CheckedRun, world: World) -> ImageDecoder | None:
-    """What makes images of the run's latents, on the first rank. One that the recipe names must be there; without the
-    one that only the latents' manifest names, a run has no previews, and prints why."""
-    from facm.latents.decode import decoder_of
-
-    if not world.first:
-        return None
-    dataset = checked.dataset
-    try:
-        return decoder_of(dataset, world.device)
-    except ValueError as error:
-        if getattr(dataset, "autoencoder", None) is not None:
-            raise
-        warn(f"no previews: {error}")
-        return None
+        say(f"done: {spent}: {out}")

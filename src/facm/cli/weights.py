@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
-from facm.core.terminal import say, warn
-
-if TYPE_CHECKING:
-    from facm.latents.statistics import Statistics
-    from facm.pretrained.trained import Trained
+from facm.core.terminal import say
 
 
 def export(
@@ -31,40 +27,14 @@ def export(
         raw: the raw weights instead of an EMA.
         trust_recipe: execute the recipe file that came with the run, from now on, whoever wrote it.
     """
-    from facm.flow.phases import WHOLE
-    from facm.pretrained import export_reference
-    from facm.pretrained.trained import export as write
+    from facm.api.export import check_weights, export_weights
     from facm.pretrained.trained import load_trained
 
-    if out.suffix not in (".safetensors", ".pt"):
-        raise ValueError(
-            f"--out {out}, expected a name that ends in .safetensors, or in .pt for the authors' layout; text-to-image "
-            "students are written with facm export --to"
-        )
-    if out.exists():
-        raise ValueError(f"--out {out} exists and is not overwritten; choose another name")
+    check_weights(out)
     trained = load_trained(run, ema, raw, trust_recipe=trust_recipe)
-    bounds = trained.interface.bounds
-    if out.suffix == ".pt" and bounds != WHOLE:
-        raise ValueError(
-            f"--out {out}: {run} jumps to the ends of its phases, {bounds}, which the authors' layout cannot say, "
-            "nor their sampler do; expected NAME.safetensors"
-        )
-    if out.suffix == ".pt":
-        export_reference(trained.network, trained.config, out, trained.interface.learns_shortcut)
-    else:
-        write(trained, out, _statistics(trained))
+    export_weights(trained, out)
     which = "raw weights" if trained.sigma_rel is None else f"EMA {trained.sigma_rel}"
     say(f"{which} at {trained.images_seen} images: {out}")
-
-
-def _statistics(trained: Trained) -> Statistics | None:
-    """Of the run's latents. Without its data, the file will be without them, too."""
-    try:
-        return getattr(trained.data.open(), "statistics", None)
-    except ValueError as error:
-        warn(f"without latent statistics: {error}")
-        return None
 
 
 def import_weights(

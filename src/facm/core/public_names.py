@@ -13,8 +13,8 @@ EXPORTS: dict[str, tuple[str, ...]] = {
         "Unconditional",
     ),
     "facm.data": (
-        *("Checkerboard", "Cifar10", "CroppedPictures", "Digits", "FolderPictures", "Gaussian", "Idx", "ImageFolder"),
-        *("Moons", "Noise", "Ring", "TarPictures"),
+        *("Checkerboard", "Cifar10", "CroppedPictures", "Digits", "FolderPictures", "Gaussian", "GivenData", "Idx"),
+        *("ImageFolder", "Moons", "Noise", "Ring", "TarPictures"),
     ),
     "facm.derivative": ("Chain", "FiniteDifference", "NoGraph", "OpLevel", "WholeNetwork"),
     "facm.flow": (
@@ -26,9 +26,11 @@ EXPORTS: dict[str, tuple[str, ...]] = {
         *("Captioned", "Captions", "DiffusersModel", "FromExperts", "FromModel", "LoRA", "OtherExpert", "OwnBase"),
     ),
     "facm.latents": ("LatentSpace", "Latents", "StableDiffusionVAE", "TAEF2", "VAVAE"),
-    "facm.networks": ("DDPMpp", "EDM", "Foreign", "LightningDiT", "MLP", "SimpleEDM", "VariancePreserving"),
+    "facm.networks": (
+        *("DDPMpp", "EDM", "Foreign", "GivenNetwork", "LightningDiT", "MLP", "SimpleEDM", "VariancePreserving"),
+    ),
     "facm.objectives": ("DoublingSteps", "OverStep", "ShrinkingGap", "SignalToNoise"),
-    "facm.pretrained": ("FromFile",),
+    "facm.pretrained": ("FromFile", "GivenWeights"),
     "facm.runs": ("Constant", "CosineDecay"),
     "facm.sampling": ("Consistency", "DPMSolverPP", "EDMHeun", "Euler", "FlowThenJump", "Heun", "Jumps", "Phased"),
 }

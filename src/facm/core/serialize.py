@@ -122,7 +122,12 @@ def find(name: str, recipe: ModuleType | None = None) -> type:
     elif recipe is not None:
         found = _in_recipe(recipe, module, qualified)
     else:
-        found = _recorded.get(name)
+        found = _recorded.get(name) or _in_main(module, qualified)
+    if found is None and module == "__main__":
+        raise ValueError(
+            f"{qualified} was defined in a notebook, or in a script itself: run its definition again there, and open "
+            "the run afterwards; to open it from anywhere, put the definition into a file and import it from there"
+        )
     if found is None:
         raise ValueError(
             f"{name} is no component of this package, and no recipe file that came with it defines or imports it: "
@@ -142,6 +147,12 @@ def _in_recipe(recipe: ModuleType, module: str, qualified: str) -> Any:
         if isinstance(home, str) and (module == home or module.startswith(f"{home}.")) and module in sys.modules:
             return _attribute(sys.modules[module], qualified)
     return None
+
+
+def _in_main(module: str, qualified: str) -> Any:
+    """What this process's own program, such as a notebook, has defined by itself under this name; else None."""
+    found = _attribute(sys.modules["__main__"], qualified) if module == "__main__" else None
+    return found if getattr(found, "__module__", None) == "__main__" else None
 
 
 def _attribute(value: Any, path: str) -> Any:

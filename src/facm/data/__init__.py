@@ -7,6 +7,7 @@ from facm.data.checked import read_checked
 from facm.data.cifar10 import Cifar10
 from facm.data.digits import Digits
 from facm.data.folder import ImageFolder
+from facm.data.given import GivenData, given_data
 from facm.data.idx import Idx
 from facm.data.in_memory import InMemory
 from facm.data.loader import batches
@@ -23,6 +24,7 @@ __all__ = [
     "Digits",
     "FolderPictures",
     "Gaussian",
+    "GivenData",
     "Idx",
     "ImageFolder",
     "InMemory",
@@ -32,5 +34,6 @@ __all__ = [
     "Stream",
     "TarPictures",
     "batches",
+    "given_data",
     "read_checked",
 ]

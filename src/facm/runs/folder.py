@@ -33,7 +33,7 @@ from facm.core.serialize import fingerprint, from_json, is_fingerprint_of, to_js
 from facm.core.untrusted.door import read_json
 from facm.runs.config import Run
 from facm.runs.environment import environment
-from facm.runs.recipe_file import Recipe, read_recipe
+from facm.runs.recipe_file import Recipe, RecipeSource, read_recipe, source_of
 from facm.runs.trust import is_trusted, remember
 
 REMOVED = ".removed"
@@ -147,7 +147,7 @@ def _own(path: Path, is_kind: Callable[[int], bool], kind: str) -> Path:
     return path
 
 
-def check_unused(path: Path, recipe_file: Path | None = None, resume: bool = False) -> None:
+def check_unused(path: Path, recipe_file: Path | RecipeSource | None = None, resume: bool = False) -> None:
     """Raise RunFolderError if a run's folder cannot be made at ``path``, for something is there.
 
     resume: what a kill left of a folder that was being made does not count, for it is tidied up; recipe_file: a copy of
@@ -165,7 +165,11 @@ def check_unused(path: Path, recipe_file: Path | None = None, resume: bool = Fal
 
 @contextlib.contextmanager
 def begun(
-    path: Path, run: Run, recipe: str | None = None, recipe_file: Path | None = None, resume: bool = False
+    path: Path,
+    run: Run,
+    recipe: str | None = None,
+    recipe_file: Path | RecipeSource | None = None,
+    resume: bool = False,
 ) -> Iterator[tuple[RunFolder, Run]]:
     """The run's folder with all that it needs before step 1, held from before anything is written in it until the
     context ends.
@@ -192,14 +196,16 @@ def begun(
             raise
 
 
-def create(path: Path, run: Run, recipe: str | None = None, recipe_file: Path | None = None) -> RunFolder:
+def create(
+    path: Path, run: Run, recipe: str | None = None, recipe_file: Path | RecipeSource | None = None
+) -> RunFolder:
     """Make a run's folder and write what it needs before step 1; see :func:`begun`."""
     with begun(path, run, recipe, recipe_file):
         return RunFolder(path)
 
 
 def create_or_continue(
-    path: Path, run: Run, recipe: str | None = None, recipe_file: Path | None = None
+    path: Path, run: Run, recipe: str | None = None, recipe_file: Path | RecipeSource | None = None
 ) -> tuple[RunFolder, Run]:
     """The run's folder, which may hold this very run already; see :func:`begun`."""
     if RunFolder(path).run_json.exists():  # perhaps one that cannot be written, or that is being trained in
@@ -208,14 +214,14 @@ def create_or_continue(
         return RunFolder(path), begun_run
 
 
-def _write(folder: RunFolder, run: Run, recipe: str | None, recipe_file: Path | None) -> None:
-    source = recipe_file and {"name": recipe_file.stem, "folder": str(recipe_file.parent.resolve())}
+def _write(folder: RunFolder, run: Run, recipe: str | None, recipe_file: Path | RecipeSource | None) -> None:
+    found = None if recipe_file is None else source_of(recipe_file)
+    source = found and {"name": found.name, "folder": str(found.home.resolve())}
     record = {"run": to_json(run), "fingerprint": fingerprint(run), "recipe": recipe, "source": source}
-    if recipe_file is not None:
-        content = read_recipe(recipe_file)
-        remember(content, recipe_file.parent)
+    if found is not None:
+        remember(found.content, found.home)
         with atomically(folder.recipe) as partial:  # byte for byte: its hash is part of its classes' names
-            partial.write_bytes(content)
+            partial.write_bytes(found.content)
     write_text(folder.environment_json, json.dumps(environment(), indent=2))
     write_text(folder.run_json, json.dumps(record, indent=2))  # last: its presence says the folder is complete
 
@@ -232,7 +238,7 @@ def _same(path: Path, run: Run) -> Run:
     return begun
 
 
-def _left_by_a_kill(files: list[Path], recipe_file: Path | None) -> bool:
+def _left_by_a_kill(files: list[Path], recipe_file: Path | RecipeSource | None) -> bool:
     """Whether these are what a kill leaves of a folder that is being made, and nothing else."""
     written = ("recipe.py", "environment.json", "run.json")
 
@@ -240,7 +246,7 @@ def _left_by_a_kill(files: list[Path], recipe_file: Path | None) -> bool:
         if not stat.S_ISREG(file.lstat().st_mode):
             return False
         if file.name == "recipe.py":
-            return recipe_file is not None and read_recipe(file) == read_recipe(recipe_file)
+            return recipe_file is not None and read_recipe(file) == source_of(recipe_file).content
         partial = file.name.endswith(PARTIAL) and file.name.startswith(tuple(f".{name}." for name in written))
         return partial or file.name == "environment.json"
 

@@ -21,6 +21,27 @@ def read_recipe(file: Path, links: bool = True) -> bytes:
 
 
 @dataclass(frozen=True)
+class RecipeSource:
+    """What a run's folder keeps of where its parts are defined.
+
+    name: of the file, without suffix.
+    home: the folder where its imports are found.
+    content: of the file, byte for byte.
+    """
+
+    name: str
+    home: Path
+    content: bytes
+
+
+def source_of(recipe: Path | RecipeSource) -> RecipeSource:
+    """The same of a user's own recipe file. Raises ValueError if it cannot be read."""
+    if isinstance(recipe, RecipeSource):
+        return recipe
+    return RecipeSource(recipe.stem, recipe.parent, read_recipe(recipe))
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A recipe file that was read and not yet executed.
 

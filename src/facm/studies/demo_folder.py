@@ -75,8 +75,8 @@ def train_part(run: Run, path: Path, part: str, clock: Clock, quiet: bool) -> bo
     if reached(folder, run) >= run.images:
         return True
     began = time.monotonic()
-    with progress(run, part, quiet) as report:
-        outcome = train(run, folder, report=report)
+    with progress(run, part, quiet) as shown:
+        outcome = train(run, folder, report=shown.on_log, on_step=shown.on_step)
     clock.add(part, time.monotonic() - began)
     if not outcome.finished:
         say(f"{outcome.signal}: saved at {outcome.images} of {run.images} images; the same command goes on from there")

@@ -116,7 +116,7 @@ def fulfil(entry: Entry, path: Path, evaluator: Evaluator, n: int) -> Outcome:
     """
     checked = check(entry.run)
     folder, run = _opened(path, entry)
-    outcome = Outcome(run.images, True)
+    outcome = Outcome(run.images, True, run.images)
     if stopped(path) is None and not trained_whole(path):
         try:
             outcome = train(checked, folder)

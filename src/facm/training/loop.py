@@ -38,19 +38,29 @@ class Reporter(Protocol):
         ...
 
 
+class StopTraining(Exception):
+    """Raised by what watches a run: it saves and ends after its step, and can be resumed."""
+
+
+STOPPED = "StopTraining"
+"""What stands for the signal's name where a run was stopped so."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How training ended.
 
     images: the clock.
     finished: whether the run came to its end; False: it was interrupted, after saving.
-    signal: name of the signal that interrupted it, or None.
+    length: of the run, in images.
+    signal: name of the signal that interrupted it, or "StopTraining", or None.
     seconds: time that this session took.
     skipped: steps that were skipped, over all sessions.
     """
 
     images: int
     finished: bool
+    length: int
     signal: str | None = None
     seconds: float = 0.0
     skipped: int = 0
@@ -61,6 +71,8 @@ def train(
     folder: RunFolder,
     *,
     report: Reporter | None = None,
+    on_begin: Callable[[Trainer], None] | None = None,
+    on_step: Callable[[int], None] | None = None,
     on_checkpoint: Callable[[Trainer], None] | None = None,
     device: torch.device | None = None,
     engine: Engine = AUTO,
@@ -69,6 +81,9 @@ def train(
     """Train ``run`` in ``folder``, from its newest checkpoint if it has one; resuming equals no interruption.
 
     report: called on the first rank with every line of the log.
+    on_begin: called on all ranks before the first step, at the clock that the run goes on from.
+    on_step: called on the first rank after every step with the clock, which the device may not have
+        reached yet; it draws no random numbers.
     on_checkpoint: called on all ranks after every checkpoint, and again for the one that the run goes on from, since
     the process may have ended before it was called.
     world: the ranks that train together, all of which call this; the first one writes and reports.
@@ -93,12 +108,15 @@ def train(
             log.rewind(folder.log, state.images)
             log.append(folder.sessions, {"images": state.images, **_session(trainer)})
         forget()
+        _call_back(on_begin, trainer, stop)
         if state.images:
-            _call_back(on_checkpoint, trainer)
+            _call_back(on_checkpoint, trainer, stop)
         stream = stack.enter_context(contextlib.closing(_batches(trainer)))
         first = True
         while not trainer.finished and not trainer.asked_to_stop(stop):
             trainer.step(trainer.next_of(stream))
+            if world.first and on_step is not None:
+                on_step(state.images)
             if first:
                 _after_first_step(trainer, folder)
                 first = False
@@ -109,24 +127,33 @@ def train(
                 if world.first:
                     log.append(folder.log, record)
                     if report is not None:
-                        report(record)
+                        _tell(report, record, stop)
             if run.every.ema_snapshots and trainer.due(run.every.ema_snapshots):
                 save_ema_snapshots(state, run, folder)
             if trainer.due(run.every.checkpoint):
                 save_checkpoint(state, run, folder, trainer.teacher_record)
-                _call_back(on_checkpoint, trainer)
+                _call_back(on_checkpoint, trainer, stop)
         if not trainer.finished:
             trainer.look()
             save_checkpoint(state, run, folder, trainer.teacher_record)
         signals = signals_of_all(world, stop)
         seconds = time.monotonic() - began
-        return Outcome(state.images, trainer.finished, signals[0] if signals else None, seconds, int(state.skips.total))
+        signal, skipped = signals[0] if signals else None, int(state.skips.total)
+        return Outcome(state.images, trainer.finished, run.images, signal, seconds, skipped)
 
 
-def _call_back(on_checkpoint: Callable[[Trainer], None] | None, trainer: Trainer) -> None:
-    if on_checkpoint is not None:
-        with borrowed_generators():  # what it draws changes nothing in the run
-            on_checkpoint(trainer)
+def _call_back(function: Callable[[Trainer], None] | None, trainer: Trainer, stop: list[str]) -> None:
+    if function is not None:
+        _tell(function, trainer, stop)
+
+
+def _tell(watcher: Callable[[Any], None], what: Any, stop: list[str]) -> None:
+    """Call what watches the run, which may ask it to stop. What it draws changes nothing in the run."""
+    try:
+        with borrowed_generators():
+            watcher(what)
+    except StopTraining:
+        stop.append(STOPPED)
 
 
 def _batches(trainer: Trainer) -> Generator[Batch]:

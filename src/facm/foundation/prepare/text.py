@@ -22,6 +22,8 @@ from facm.foundation.prepare.settings import Settings
 MASK = "mask"
 LENGTHS = 8
 """Embeddings with a mask are padded to a multiple of this number of tokens."""
+LEAST_SAID = 60
+"""Characters of a prompt that are shown."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,12 @@ class Cut:
     index: int
     prompt: str
     lost: str
+
+
+def cut_line(cut: Cut) -> str:
+    """Which prompt was cut, and what the model does not see of it."""
+    lost = cut.lost if len(cut.lost) <= LEAST_SAID else f"{cut.lost[:LEAST_SAID]}..."
+    return f"number {cut.index + 1}, {cut.prompt[:LEAST_SAID]!r}...: without its last {len(cut.lost)} letters, {lost!r}"
 
 
 def cut_of(family: Family, pipe: Any, index: int, prompt: str) -> Cut | None:

@@ -35,15 +35,19 @@ class Foreign(NetworkConfig):
     """Name of the network's time argument."""
     cond_name: str = "cond"
     """Name of the network's argument for the condition."""
+    input_name: str = ""
+    """Name of the network's argument for x; empty: x is its first argument."""
 
     def __post_init__(self) -> None:
         if self.time_scale == 0:
             raise refused(self, "time_scale", "a factor that is not 0")
-        for name in ("time_name", "cond_name"):
-            if not getattr(self, name).isidentifier():
+        for name in ("time_name", "cond_name", "input_name"):
+            if not getattr(self, name).isidentifier() and not (name == "input_name" and self.input_name == ""):
                 raise refused(self, name, "the name of an argument")
         if self.time_name == self.cond_name:
             raise refused(self, "cond_name", "another name than time_name's")
+        if self.input_name in (self.time_name, self.cond_name):
+            raise refused(self, "input_name", "another name than those of time and condition")
 
     def build(self) -> ForeignNetwork:
         return ForeignNetwork(self.network.build(), self)
@@ -60,9 +64,22 @@ class ForeignNetwork(Adapter):
         arguments: dict[str, Any] = {config.time_name: self.inner_time(t)}
         if cond is not None:
             arguments[config.cond_name] = cond
-        out = self.inner(x, **arguments)
-        return -out if config.reversed_time else out
+        out = self.inner(**{config.input_name: x}, **arguments) if config.input_name else self.inner(x, **arguments)
+        velocity = tensor_of(out, type(self.inner).__name__)
+        return -velocity if config.reversed_time else velocity
 
     def inner_time(self, t: Tensor) -> Tensor:
         c = at_least_float32(t)  # scaled by 1000, a time in bf16 would be off by whole steps
         return self.config.time_scale * (1 - c if self.config.reversed_time else c)
+
+
+def tensor_of(out: Any, name: str) -> Tensor:
+    """The prediction in what a network returned: a tensor, its attribute ``sample`` as diffusers' models have it, or
+    the first entry of a tuple. Raises ValueError for anything else."""
+    found = out[0] if isinstance(out, tuple | list) and out else getattr(out, "sample", out)
+    if not isinstance(found, Tensor):
+        raise ValueError(
+            f"network {name} returned {type(out).__name__}, expected a tensor, a tuple that begins with it, or an "
+            "object whose attribute 'sample' it is"
+        )
+    return found

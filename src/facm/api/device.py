@@ -28,17 +28,17 @@ def placed(world: World, device: str) -> World:
     if device == "cpu":
         return dataclasses.replace(world, chosen=torch.device("cpu"))
     if re.fullmatch(r"cuda(:\d+)?", device) is None:
-        raise ValueError(f"--device {device}, expected auto, cpu, cuda, or a GPU's number as in cuda:1")
+        raise ValueError(f"device = {device}, expected auto, cpu, cuda, or a GPU's number as in cuda:1")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count == 0:
-        raise ValueError(f"--device {device}, and PyTorch sees no GPU: expected auto or cpu")
+        raise ValueError(f"device = {device}, and PyTorch sees no GPU: expected auto or cpu")
     if device == "cuda":
         return world
     if world.ranks > 1:
-        raise ValueError(f"--device {device} with {world.ranks} ranks, which have a GPU each: expected cuda or auto")
+        raise ValueError(f"device = {device} with {world.ranks} ranks, which have a GPU each: expected cuda or auto")
     chosen = torch.device(device)
     if chosen.index >= count:
-        raise ValueError(f"--device {device}, and PyTorch sees {count} GPUs: expected cuda:0 to cuda:{count - 1}")
+        raise ValueError(f"device = {device}, and PyTorch sees {count} GPUs: expected cuda:0 to cuda:{count - 1}")
     torch.cuda.set_device(chosen)  # kernels of other libraries run on the current one
     return dataclasses.replace(world, chosen=chosen)
 

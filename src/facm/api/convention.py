@@ -1,0 +1,146 @@
+"""Which convention a network follows that somebody else trained: measured on its own data.
+
+A network that has learned the flow predicts v = x_1 - x_0 better than a constant does, under its own convention and no
+other: time that runs from noise to data or back, from 0 to 1 or to 1000, and the sign that goes with it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from facm.core.cond import Cond
+from facm.core.tensors import expand
+from facm.core.types import Batch, NetworkConfig
+from facm.networks.adapters.foreign import Foreign, tensor_of
+
+TIMES = ("t", "timestep", "timesteps", "time", "sigma", "noise_level")
+"""Names of a network's time argument, in this order."""
+INPUTS = ("x", "sample", "hidden_states", "xt", "x_t", "input", "inputs", "inp")
+CONDS = ("cond", "y", "class_labels", "class_label", "labels", "label", "c", "context")
+POINTS = (0.2, 0.4, 0.6, 0.8)
+"""Times at which the conventions are compared; those of one direction are those of the other."""
+CLEAR = 0.8
+"""The error of the right convention is at most this part of the next one's, and of a constant's."""
+
+
+@dataclass(frozen=True)
+class Convention:
+    """How a network that predicts a velocity is called.
+
+    noise_at: its time at noise, 0 or the time scale; data are at the other end.
+    time_scale: its time runs from 0 to this.
+    input_name, time_name, cond_name: its arguments; cond_name is empty where it takes no condition.
+    """
+
+    noise_at: float = 0.0
+    time_scale: float = 1.0
+    input_name: str = "x"
+    time_name: str = "t"
+    cond_name: str = ""
+
+    def adapted(self, network: NetworkConfig) -> NetworkConfig:
+        """``network`` seen in this package's convention."""
+        return Foreign(
+            network,
+            reversed_time=self.noise_at != 0,
+            time_scale=self.time_scale,
+            time_name=self.time_name,
+            cond_name=self.cond_name or "cond",
+            input_name=self.input_name,
+        )
+
+    def __str__(self) -> str:
+        ends = ("noise", "data") if self.noise_at == 0 else ("data", "noise")
+        return f"{self.time_name} from 0 ({ends[0]}) to {self.time_scale:g} ({ends[1]})"
+
+
+def arguments_of(network: nn.Module, input_name: str, time_name: str, cond_name: str | None) -> tuple[str, str, str]:
+    """Names of the arguments for x, the time and the condition, the last empty where there is none.
+
+    Names that are given are kept; cond_name: None: look for it. Raises ValueError where one is not to be found.
+    """
+    parameters = inspect.signature(network.forward).parameters
+    kind = type(network).__name__
+    names = [name for name, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+
+    def found(what: str, given: str, known: Sequence[str]) -> str:
+        name = given or next((name for name in known if name in names), "")
+        if name not in names:
+            raise ValueError(
+                f"network {kind} has the arguments {', '.join(names)}, and {what} = {given!r}: expected {what}, the "
+                "name of one of them"
+            )
+        return name
+
+    time = found("time_name", time_name, TIMES)
+    cond = found("cond_name", cond_name, CONDS) if cond_name else ""
+    if cond_name is None:
+        cond = next((name for name in CONDS if name in names and name != time), "")
+    return found("input_name", input_name, INPUTS), time, cond
+
+
+@torch.no_grad()
+def measured(network: nn.Module, batch: Batch, names: tuple[str, str, str], seed: int = 0) -> dict[Convention, float]:
+    """The error of each convention, the least first: the mean square of prediction - v, in parts of that of v itself.
+
+    network: as it was given, in eval mode meanwhile. batch: a few dozen samples of its data.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    parameter = next(network.parameters())
+    x_1 = batch.x_1.to(parameter.device, parameter.dtype)
+    x_0 = torch.randn(x_1.shape, generator=rng).to(x_1)
+    training = network.training
+    network.eval()
+    try:
+        return _errors(network, x_0, x_1, batch.cond, names)
+    finally:
+        network.train(training)
+
+
+def _errors(
+    network: nn.Module, x_0: Tensor, x_1: Tensor, cond: Cond, names: tuple[str, str, str]
+) -> dict[Convention, float]:
+    input_name, time_name, cond_name = names
+    given = {cond_name: _on(cond, x_1.device)} if cond_name and cond is not None else {}
+    v, errors = x_1 - x_0, dict[Convention, float]()
+    for scale in (1.0, 1000.0):
+        total = {0.0: 0.0, scale: 0.0}
+        for t in POINTS:
+            times = torch.full((len(x_1),), t, device=x_1.device, dtype=x_1.dtype)
+            x_t = (1 - expand(times, x_1)) * x_0 + expand(times, x_1) * x_1
+            for noise_at, tau in ((0.0, times), (scale, 1 - times)):
+                out = network(**{input_name: x_t, time_name: scale * tau}, **given)
+                predicted = tensor_of(out, type(network).__name__)
+                if predicted.shape != v.shape:
+                    raise ValueError(
+                        f"network {type(network).__name__} returned {tuple(predicted.shape)} for x of shape "
+                        f"{tuple(v.shape)}, expected a velocity of the same shape"
+                    )
+                sign = 1 if noise_at == 0 else -1
+                total[noise_at] += float((sign * predicted - v).square().mean() / v.square().mean()) / len(POINTS)
+        for noise_at, error in total.items():
+            errors[Convention(noise_at, scale, *names)] = error
+    return dict(sorted(errors.items(), key=lambda item: item[1]))
+
+
+def clearest(errors: Mapping[Convention, float]) -> Convention:
+    """The convention that the network follows. Raises ValueError with all errors where none stands out."""
+    (best, least), (_, second), *_ = errors.items()
+    if least < CLEAR * min(second, 1.0):
+        return best
+    listed = "; ".join(f"{convention}: {error:.2f}" for convention, error in errors.items())
+    raise ValueError(
+        "the network's convention cannot be told from its errors, in parts of the velocity's mean square: "
+        f"{listed}. Expected one clearly below 1 and below the others, as of a trained flow; where you know it, say "
+        "time_scale and noise_at, such as noise_at = 0, time_scale = 1"
+    )
+
+
+def _on(cond: Any, device: torch.device) -> Any:
+    return {k: v.to(device) for k, v in cond.items()} if isinstance(cond, Mapping) else cond.to(device)
