@@ -23,10 +23,11 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.autograd.forward_ad as fwd
@@ -35,11 +36,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import flop_registry
 
+from facm.core.fused import norm, rotary
+from facm.core.fused.base import Fused
 from facm.core.torch_private import (
     TorchDispatchMode,
     backward,
     inside_dual_level,
     overload_packet,
+    rms_norm_backward,
     storage_key,
     tree_leaves,
 )
@@ -54,19 +58,24 @@ from facm.objectives.facm import FACM
 from facm.training.memory_plan.rehearsal import AsOnDevice, built
 
 CLASSES = 1000
-KINDS = {  # the parts of a network, by the class of the innermost module that is running
+KINDS = {  # the parts of a network, by the innermost module that is running or the fused operation
     "RMSNorm": "norm",
     "LayerNorm": "norm",
     "RotaryPositions": "rotary",
     "Attention": "attention",
     "SwiGLU": "mlp",
     "MLP": "mlp",
-    "Block": "modulation, residual",
-    "FinalLayer": "modulation, residual",
+    "Block": "residual",
+    "FinalLayer": "residual",
     "Linear": "linear",
     "Conv2d": "linear",
+    "plain_norm_modulate": "norm, modulation",
+    "plain_gated_sum": "residual",
+    "plain_queries_keys": "q, k norm, rotary",
+    "plain_swiglu": "mlp",
 }
-ROWS = ("products", "attention", "norm", "rotary", "modulation, residual", "mlp", "linear", "embedding", "loss", "cast")
+ROWS = ("products", "attention", "q, k norm, rotary", "norm, modulation", "norm", "rotary", "residual", "mlp", "linear")
+ROWS += ("embedding", "loss", "cast")
 ROWS += ("clip", "adamw", "ema")
 DERIVATIVES: dict[str, Derivative] = {
     "op_level": OpLevel("plain"),
@@ -112,6 +121,23 @@ class Trace:
     ) -> None:
         self.kept += [*reads, *writes]
         self.operations.append(Operation(kind or self.kind, name, _bytes(reads), _bytes(writes), flops))
+
+    def tag(self, out: Any, given: Any) -> None:
+        """Give the nodes of the graph between ``given`` and ``out`` the row by which their backward pass is counted."""
+        before = {x.grad_fn for x in tree_leaves(given) if isinstance(x, Tensor)}
+        pending = [x.grad_fn for x in tree_leaves(out) if isinstance(x, Tensor)]
+        while pending:
+            node = pending.pop()
+            if node is None or node in before or "kind" in node.metadata or node.name().endswith("AccumulateGrad"):
+                continue
+            node.metadata["kind"] = self.modules[-1] if self.modules else "loss"
+            pending += [following for following, _ in node.next_functions]
+
+    @contextmanager
+    def inside(self, kind: str) -> Iterator[None]:
+        self.modules.append(kind)
+        yield
+        self.modules.pop()
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -191,26 +217,58 @@ class Tagging(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        if func in (nnf.rms_norm, torch.rms_norm) and not _any_moves(given):
+        if isinstance(func, Fused):
+            with self.trace.inside(KINDS[func.__name__]):
+                out = func(*args)
+                self.trace.tag(out, given)
+        elif func in (nnf.rms_norm, torch.rms_norm) and not _any_moves(given):
             out = FusedNorm.apply(self.trace, *_norm_arguments(*args, **kwargs))
         elif func is nnf.scaled_dot_product_attention and not _any_moves(given):
             out = FusedAttention.apply(self.trace, *args[:3])
         else:
             out = func(*args, **kwargs)
-        before = {x.grad_fn for x in given}
-        for x in tree_leaves(out):
-            if isinstance(x, Tensor) and x.grad_fn is not None:
-                self._tag(x.grad_fn, before)
+        self.trace.tag(out, given)
         return out
 
-    def _tag(self, node: Any, before: set[Any]) -> None:
-        pending = [node]
-        while pending:
-            node = pending.pop()
-            if node is None or node in before or "kind" in node.metadata or node.name().endswith("AccumulateGrad"):
-                continue
-            node.metadata["kind"] = self.trace.modules[-1] if self.trace.modules else "loss"
-            pending += [following for following, _ in node.next_functions]
+
+@contextmanager
+def fused_operations(trace: Trace, bf16: bool) -> Iterator[None]:
+    """This package's fused operations, each in its row, with the kernels that they call on a GPU."""
+    pair = Fused.pair
+
+    def marked(self: Fused, args: Any, tangents: Any) -> Any:
+        with trace.inside(KINDS[self.__name__]):
+            out = pair(self, args, tangents)
+            trace.tag(None if out is None else out[0], args)
+            return out
+
+    def dense(x: Tensor) -> Tensor:
+        """As the kernels make it first, where it is not."""
+        if x.is_contiguous():
+            return x
+        with trace.pause():
+            copy = x.contiguous()
+        trace.add("contiguous", [x], [copy])
+        return copy
+
+    def forward(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        x = dense(x)
+        with trace.pause():
+            out, root = torch.empty_like(x), x.new_empty(*x.shape[:-1], 1)
+        trace.add("_fused_rms_norm", [x], [out, root])
+        return out, root
+
+    def backward(gradient: Tensor, x: Tensor, root: Tensor) -> Tensor:
+        return rms_norm_backward(dense(gradient), dense(x), root)
+
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(Fused, "pair", marked))
+        if bf16:
+            stack.enter_context(mock.patch.object(norm, "autocast_dtype", return_value=torch.bfloat16))
+        for module in (norm, rotary):
+            stack.enter_context(mock.patch.object(module, "rms_norm_forward", forward))
+            stack.enter_context(mock.patch.object(module, "rms_norm_backward", backward))
+        yield
 
 
 def _any_moves(tensors: list[Tensor]) -> bool:
@@ -275,25 +333,37 @@ def step(options: argparse.Namespace) -> Trace:
     network, teacher = built(config), built(config).requires_grad_(False)
     prepare(list(network.blocks), options.checkpointing, compiled=False)  # type: ignore[arg-type]
     objective = FACM(Labels(CLASSES), TeacherVelocity(Guidance()), derivative=DERIVATIVES[options.strategy])
-    trace = Trace()
-    marks = [_marked(module, trace) for each in (network, teacher) for module in each.modules()]
+    trace, bf16 = Trace(), options.precision == "bf16"
+    for each in (network, teacher):
+        for module in each.modules():
+            _mark(module, trace)
     with torch.device("meta"):
         x_1 = torch.empty(options.batch, config.in_channels, options.side, options.side)
         batch = Batch(x_1, torch.zeros(options.batch, dtype=torch.long))
-        with Recorder(trace), AsOnDevice(options.precision == "bf16", fused=False), Tagging(trace):
+        with (
+            fused_operations(trace, bf16),
+            Recorder(trace),
+            AsOnDevice(bf16, fused=False),
+            Tagging(trace),
+        ):
             for term in objective.loss_terms(network, batch, torch.Generator(), teacher):
                 backward(term().total)
-    del marks
     _update(network, trace)
     return trace
 
 
-def _marked(module: nn.Module, trace: Trace) -> None:
+def _mark(module: nn.Module, trace: Trace) -> None:
     name = type(module).__name__
     kind = KINDS.get(name) or ("embedding" if "Embedding" in name else None)
-    if kind is not None:
-        module.register_forward_pre_hook(lambda *_: trace.modules.append(kind))
-        module.register_forward_hook(lambda *_: trace.modules.pop() and None)
+    if kind is None:
+        return
+
+    def done(_: Any, args: Any, out: Any) -> None:
+        trace.tag(out, args)
+        trace.modules.pop()
+
+    module.register_forward_pre_hook(lambda *_: trace.modules.append(kind))
+    module.register_forward_hook(done)
 
 
 def _update(network: nn.Module, trace: Trace) -> None:

@@ -205,6 +205,37 @@ def cudnn_attention(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: flo
     return out, lse
 
 
+# Norms and activations
+
+
+def rms_norm_forward(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x / rms (..., D) and 1 / rms (..., 1) of x (..., D); the public function does not return the second."""
+    if x.is_cuda:
+        out, root = torch.ops.aten._fused_rms_norm(x, (x.shape[-1],), None, eps)
+        return out, root.to(x.dtype)
+    root = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return x * root, root
+
+
+def rms_norm_backward(gradient: Tensor, x: Tensor, root: Tensor) -> Tensor:
+    """r (g - h mean(h g)), h = x r: J g of x / rms, whose Jacobian J is symmetric; (..., D) like all but root (..., 1).
+
+    Nothing public runs a norm's backward kernel. Layer norm's with mean 0 differs by r mean(g).
+    """
+    shape = (x.shape[-1],)
+    if x.device.type == "cpu":
+        out = torch.ops.aten.native_layer_norm_backward(
+            gradient, x, shape, torch.zeros_like(root), root, None, None, (True, False, False)
+        )[0]
+        return out.add_(gradient.mean(-1, keepdim=True).mul_(root))
+    return torch.ops.aten._fused_rms_norm_backward(gradient, x, shape, root.float(), None, (True, False))[0]
+
+
+def silu_backward(gradient: Tensor, x: Tensor, out: Tensor) -> Tensor:
+    """g silu'(x), written into ``out``, which may be g."""
+    return torch.ops.aten.silu_backward(gradient, x, grad_input=out)
+
+
 # Dispatch
 
 
