@@ -210,11 +210,16 @@ def cudnn_attention(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: flo
 
 def rms_norm_forward(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """x / rms (..., D) and 1 / rms (..., 1) of x (..., D); the public function does not return the second."""
-    if x.is_cuda:
+    if x.is_cuda and hasattr(torch.ops.aten, "_fused_rms_norm_backward"):
         out, root = torch.ops.aten._fused_rms_norm(x, (x.shape[-1],), None, eps)
         return out, root.to(x.dtype)
-    root = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    root = rms_norm_root(x, eps)
     return x * root, root
+
+
+def rms_norm_root(x: Tensor, eps: float) -> Tensor:
+    """1 / rms (..., 1) of x (..., D)."""
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
 
 
 def rms_norm_backward(gradient: Tensor, x: Tensor, root: Tensor) -> Tensor:
@@ -228,7 +233,42 @@ def rms_norm_backward(gradient: Tensor, x: Tensor, root: Tensor) -> Tensor:
             gradient, x, shape, torch.zeros_like(root), root, None, None, (True, False, False)
         )[0]
         return out.add_(gradient.mean(-1, keepdim=True).mul_(root))
-    return torch.ops.aten._fused_rms_norm_backward(gradient, x, shape, root.float(), None, (True, False))[0]
+    if x.device.type in ("cuda", "meta") and hasattr(torch.ops.aten, "_fused_rms_norm_backward"):
+        root = root if x.dtype == torch.float64 else root.float()
+        return torch.ops.aten._fused_rms_norm_backward(gradient, x, shape, root, None, (True, False))[0]
+    h = x * root
+    return (gradient - h * (h * gradient).mean(-1, keepdim=True)) * root
+
+
+def layer_norm_backward(gradient: Tensor, x: Tensor, shape: tuple[int, ...], eps: float) -> Tensor:
+    """J g of a layer norm without weight over the last dimensions ``shape``."""
+    _, mean, root = torch.native_layer_norm(x, shape, None, None, eps)
+    kernel, wanted = torch.ops.aten.native_layer_norm_backward, (True, False, False)
+    return kernel(gradient, x, shape, mean, root, None, None, wanted)[0]
+
+
+def group_norm_backward(gradient: Tensor, x: Tensor, groups: int, eps: float) -> Tensor:
+    """J g of a group norm without weight of x (B, C, ...)."""
+    sizes = (x.shape[0], x.shape[1], x[0, 0].numel(), groups)
+    _, mean, root = torch.native_group_norm(x, None, None, *sizes, eps)
+    kernel, wanted = torch.ops.aten.native_group_norm_backward, (True, False, False)
+    return kernel(gradient, x, mean, root, None, *sizes, wanted)[0]
+
+
+def softmax_backward(gradient: Tensor, y: Tensor, dim: int) -> Tensor:
+    return torch.ops.aten._softmax_backward_data(gradient, y, dim, y.dtype)
+
+
+def gelu_backward(gradient: Tensor, x: Tensor, approximate: str) -> Tensor:
+    return torch.ops.aten.gelu_backward(gradient, x, approximate=approximate)
+
+
+def sigmoid_backward(gradient: Tensor, y: Tensor) -> Tensor:
+    return torch.ops.aten.sigmoid_backward(gradient, y)
+
+
+def tanh_backward(gradient: Tensor, y: Tensor) -> Tensor:
+    return torch.ops.aten.tanh_backward(gradient, y)
 
 
 def silu_backward(gradient: Tensor, x: Tensor, out: Tensor) -> Tensor:

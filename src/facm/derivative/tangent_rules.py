@@ -46,6 +46,8 @@ from facm.derivative.lost_tangents import (
     named,
     unpack,
 )
+from facm.derivative.symmetric import RULES as SYMMETRIC
+from facm.derivative.symmetric import symmetric_tangent
 
 
 def _writes(name: str) -> bool:
@@ -135,6 +137,7 @@ KINDS = {
     "product": PRODUCTS,
     "times": TIMES,
     "biased": BIASED,
+    "symmetric": frozenset(SYMMETRIC),
     "norm": NORMS,
     "draw": DRAW,
     "statistics": KEEP_STATISTICS,
@@ -313,7 +316,18 @@ def _product(call: _Call) -> Tensor:
     return total
 
 
+def _symmetric(call: _Call) -> Tensor | None:
+    """Eagerly: compiled code fuses what PyTorch's own forward mode does."""
+    if not call.only_first_moves or torch.compiler.is_compiling():
+        return None
+    (x, *rest), kwargs = call.arguments
+    dx = call.tangents[0]
+    assert dx is not None
+    return symmetric_tangent(call.func, x, dx, call.value, rest, kwargs)
+
+
 BY_HAND: dict[str, Callable[[_Call], Tensor | None]] = {
+    "symmetric": _symmetric,
     "biased": _biased,
     "linear": _linear,
     "norm": _norm,
