@@ -11,7 +11,8 @@ writes its outputs to it. *compiled*: all that lies between two products is take
 was made outside of it and writes what is needed after it; an estimate, for Inductor fuses a little less and recomputes
 some of what is counted as written. A product, attention included, takes its FLOPs or its bytes, whichever is longer.
 
-Counted as on a GPU: attention and RMS norm by the fused kernels that PyTorch has there, casts as autocast makes them.
+Counted as on a GPU: attention, its tangent and RMS norm by the fused kernels that there are, casts as autocast makes
+them.
 What a second does (--tflops, --tb-per-s) is assumed, not measured: by default an H100 at what large products and copies
 reach of its 989 TFLOP/s and 3.35 TB/s.
 """
@@ -48,7 +49,8 @@ from facm.core.torch_private import (
     tree_leaves,
 )
 from facm.core.types import Batch
-from facm.derivative import Chain, Derivative, NoGraph, OpLevel, WholeNetwork
+from facm.derivative import Chain, Derivative, NoGraph, OpLevel, WholeNetwork, tangent_rules
+from facm.derivative.attention.dispatch import attention_pair
 from facm.distributed.block_transforms import prepare
 from facm.flow.conditions import Labels
 from facm.flow.guidance import Guidance
@@ -78,7 +80,8 @@ ROWS = ("products", "attention", "q, k norm, rotary", "norm, modulation", "norm"
 ROWS += ("embedding", "loss", "cast")
 ROWS += ("clip", "adamw", "ema")
 DERIVATIVES: dict[str, Derivative] = {
-    "op_level": OpLevel("plain"),
+    "op_level": OpLevel("kernel"),
+    "op_level, plain attention": OpLevel("plain"),
     "chain": Chain(),
     "no_graph": NoGraph(),
     "whole": WholeNetwork(),
@@ -179,6 +182,8 @@ class Recorder(TorchDispatchMode):
         count = flop_registry.get(overload_packet(func))
         flops = count(*args, **(kwargs or {}), out_val=out) if count is not None else 0
         cast = name in ("_to_copy", "copy_") and given and given[-1].dtype != made[0].dtype
+        if cast:
+            name = f"{_short(given[-1])} to {_short(made[0])}: {self.trace.kind}"
         self.trace.add(name, given, written, flops, "cast" if cast else None)
         return out
 
@@ -261,7 +266,20 @@ def fused_operations(trace: Trace, bf16: bool) -> Iterator[None]:
     def backward(gradient: Tensor, x: Tensor, root: Tensor) -> Tensor:
         return rms_norm_backward(dense(gradient), dense(x), root)
 
+    def pair_of_attention(primals: Any, tangents: Any, *, kernel: str = "auto", **options: Any) -> Any:
+        if kernel == "plain":
+            return attention_pair(primals, tangents, kernel="plain", **options)
+        value, tangent = attention_pair(primals, tangents, kernel="kernel", **options)
+        (q, k, _), moving = primals, [d for d in tangents if d is not None]
+        lse = q.new_empty(q.shape[:-1], dtype=torch.float32)
+        products = 3 + sum(d is not None for d in tangents[1:]) - (tangents[0] is None)  # S, dq k, q dk, H v, P dv
+        trace.add(
+            "attention tangent", [*primals, *moving, value, lse], [tangent], products * 2 * q.numel() * k.shape[-2]
+        )
+        return value, tangent
+
     with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(tangent_rules, "attention_pair", pair_of_attention))
         stack.enter_context(mock.patch.object(Fused, "pair", marked))
         if bf16:
             stack.enter_context(mock.patch.object(norm, "autocast_dtype", return_value=torch.bfloat16))
