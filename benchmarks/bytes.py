@@ -188,6 +188,10 @@ class Recorder(TorchDispatchMode):
         return out
 
 
+def _short(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")
+
+
 FREE = {
     "empty",
     "new_empty",
@@ -476,7 +480,7 @@ def main() -> None:
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--tflops", type=float, default=600.0, help="assumed of large products")
     parser.add_argument("--tb-per-s", type=float, default=2.7, help="assumed of memory")
-    parser.add_argument("--operations", metavar="KIND", help="also the operations of one row, the most bytes first")
+    parser.add_argument("--operations", metavar="KIND", nargs="+", help="also the operations of these rows")
     parser.add_argument("--json", type=Path, help="file to write")
     options = parser.parse_args()
     trace = step(options)
@@ -485,13 +489,14 @@ def main() -> None:
     for name, way in ways.items():
         result[name] = rows = table(way(trace), options)
         show(name, rows, options)
-    if options.operations:
+    for kind in options.operations or ():
         by: dict[str, list[int]] = defaultdict(list)
         for operation in trace.operations:
-            if operation.kind == options.operations:
+            if operation.kind == kind:
                 by[operation.name].append(operation.bytes)
+        print(kind)
         for name, sizes in sorted(by.items(), key=lambda item: -sum(item[1])):
-            print(f"{name:40}{sum(sizes) / 1e9:9.2f} GB{len(sizes):8} calls")
+            print(f"    {name:50}{sum(sizes) / 1e9:9.2f} GB{len(sizes):8} calls")
     if options.json:
         said = {k: v for k, v in vars(options).items() if k not in ("json", "operations")}
         options.json.write_text(json.dumps({"options": said, "torch": torch.__version__, **result}, indent=1) + "\n")
