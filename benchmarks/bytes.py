@@ -23,7 +23,7 @@ import argparse
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -241,9 +241,16 @@ class Tagging(TorchFunctionMode):
 
 
 @contextmanager
-def fused_operations(trace: Trace, bf16: bool) -> Iterator[None]:
-    """This package's fused operations, each in its row, with the kernels that they call on a GPU."""
+def fused_operations(trace: Trace, bf16: bool, formulas: bool) -> Iterator[None]:
+    """This package's fused operations, each in its row, with the kernels that they call on a GPU; formulas: as compiled
+    code has them."""
     pair = Fused.pair
+
+    def formula(self: Fused, *args: Any) -> Tensor:
+        with trace.inside(KINDS[self.__name__]):
+            out = self.formula(*args)
+            trace.tag(out, args)
+            return out
 
     def marked(self: Fused, args: Any, tangents: Any) -> Any:
         with trace.inside(KINDS[self.__name__]):
@@ -285,10 +292,13 @@ def fused_operations(trace: Trace, bf16: bool) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(tangent_rules, "attention_pair", pair_of_attention))
         stack.enter_context(mock.patch.object(Fused, "pair", marked))
+        if formulas:
+            stack.enter_context(mock.patch.object(Fused, "__call__", formula))
         if bf16:
             stack.enter_context(mock.patch.object(norm, "autocast_dtype", return_value=torch.bfloat16))
         for module in (norm, rotary):
-            stack.enter_context(mock.patch.object(module, "rms_norm_forward", forward))
+            if module is norm:
+                stack.enter_context(mock.patch.object(module, "rms_norm_forward", forward))
             stack.enter_context(mock.patch.object(module, "rms_norm_backward", backward))
         yield
 
@@ -349,7 +359,7 @@ class FusedAttention(torch.autograd.Function):
 # One step
 
 
-def step(options: argparse.Namespace) -> Trace:
+def step(options: argparse.Namespace, formulas: bool) -> Trace:
     """The operations of one step, its update included."""
     config = lightning_dit(f"{options.size}/1", input_size=options.side, num_classes=CLASSES)
     network, teacher = built(config), built(config).requires_grad_(False)
@@ -363,7 +373,7 @@ def step(options: argparse.Namespace) -> Trace:
         x_1 = torch.empty(options.batch, config.in_channels, options.side, options.side)
         batch = Batch(x_1, torch.zeros(options.batch, dtype=torch.long))
         with (
-            fused_operations(trace, bf16),
+            fused_operations(trace, bf16, formulas),
             Recorder(trace),
             AsOnDevice(bf16, fused=False),
             Tagging(trace),
@@ -401,10 +411,6 @@ def _update(network: nn.Module, trace: Trace) -> None:
 
 
 # Counting
-
-
-def eager(trace: Trace) -> list[Operation]:
-    return trace.operations
 
 
 def fused(trace: Trace) -> list[Operation]:
@@ -470,6 +476,18 @@ def show(name: str, rows: dict[str, dict[str, float]], options: argparse.Namespa
     )
 
 
+def listed(trace: Trace, kinds: Sequence[str]) -> None:
+    """The operations of some rows, the most bytes first."""
+    for kind in kinds:
+        by: dict[str, list[int]] = defaultdict(list)
+        for operation in trace.operations:
+            if operation.kind == kind:
+                by[operation.name].append(operation.bytes)
+        print(kind)
+        for name, sizes in sorted(by.items(), key=lambda item: -sum(item[1])):
+            print(f"    {name:50}{sum(sizes) / 1e9:9.2f} GB{len(sizes):8} calls")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="XL", help="LightningDiT's size: S, B, L, XL, 1p0B, 1p6B")
@@ -483,20 +501,13 @@ def main() -> None:
     parser.add_argument("--operations", metavar="KIND", nargs="+", help="also the operations of these rows")
     parser.add_argument("--json", type=Path, help="file to write")
     options = parser.parse_args()
-    trace = step(options)
-    ways: dict[str, Callable[[Trace], list[Operation]]] = {"eager": eager, "compiled, estimated": fused}
     result = {}
-    for name, way in ways.items():
-        result[name] = rows = table(way(trace), options)
+    for name, compiled in (("eager", False), ("compiled, estimated", True)):
+        trace = step(options, formulas=compiled)
+        result[name] = rows = table(fused(trace) if compiled else trace.operations, options)
         show(name, rows, options)
-    for kind in options.operations or ():
-        by: dict[str, list[int]] = defaultdict(list)
-        for operation in trace.operations:
-            if operation.kind == kind:
-                by[operation.name].append(operation.bytes)
-        print(kind)
-        for name, sizes in sorted(by.items(), key=lambda item: -sum(item[1])):
-            print(f"    {name:50}{sum(sizes) / 1e9:9.2f} GB{len(sizes):8} calls")
+        if not compiled:
+            listed(trace, options.operations or ())
     if options.json:
         said = {k: v for k, v in vars(options).items() if k not in ("json", "operations")}
         options.json.write_text(json.dumps({"options": said, "torch": torch.__version__, **result}, indent=1) + "\n")

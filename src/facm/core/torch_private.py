@@ -218,17 +218,20 @@ def rms_norm_forward(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def rms_norm_root(x: Tensor, eps: float) -> Tensor:
-    """1 / rms (..., 1) of x (..., D)."""
-    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    """1 / rms (..., 1) of x (..., D), in at least float32."""
+    dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
 
 
 def rms_norm_backward(gradient: Tensor, x: Tensor, root: Tensor) -> Tensor:
     """r (g - h mean(h g)), h = x r: J g of x / rms, whose Jacobian J is symmetric; (..., D) like all but root (..., 1).
 
+    root: In at least float32, as everything is computed; the kernels of a GPU take and return half precision.
     Nothing public runs a norm's backward kernel. Layer norm's with mean 0 differs by r mean(g).
     """
     shape = (x.shape[-1],)
     if x.device.type == "cpu":
+        gradient, x = gradient.to(root.dtype), x.to(root.dtype)
         out = torch.ops.aten.native_layer_norm_backward(
             gradient, x, shape, torch.zeros_like(root), root, None, None, (True, False, False)
         )[0]

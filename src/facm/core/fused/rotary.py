@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from facm.core.fused.base import Fused, Tangents, without_autocast
+from facm.core.fused.base import Fused, Tangents, into, without_autocast
 from facm.core.tensors import at_least_float32
-from facm.core.torch_private import rms_norm_backward, rms_norm_forward
+from facm.core.torch_private import rms_norm_backward, rms_norm_root
 
 
 def plain_queries_keys(qk: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
@@ -34,9 +34,11 @@ class _QueriesKeys(torch.autograd.Function):
         ctx: Any, qk: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float
     ) -> tuple[Tensor, ...]:
         with without_autocast(qk):
-            y, root = rms_norm_forward(at_least_float32(qk), eps)
-            y = y.contiguous().mul_(_weights(q_weight, k_weight))
-            out = _rotate(y, _turn(cos, sin, y.dtype)).to(qk.dtype)
+            root = rms_norm_root(qk, eps)
+            weighted = (qk * _weights(q_weight, k_weight)).contiguous()
+            turned = _rotate(weighted, _turn(cos, sin, weighted.dtype))
+            # Lengths of pairs commute with rotations, so that 1 / rms comes last, together with the cast.
+            out = into(qk.dtype, torch.mul, turned, root, like=turned)
         ctx.save_for_backward(qk, root, q_weight, k_weight, cos, sin)
         ctx.mark_non_differentiable(root)
         ctx.set_materialize_grads(False)
@@ -48,15 +50,16 @@ class _QueriesKeys(torch.autograd.Function):
         if gradient is None:
             return (None,) * 6
         qk, root, q_weight, k_weight, cos, sin = ctx.saved_tensors
-        h = at_least_float32(qk)
-        g = gradient.to(h.dtype, copy=True, memory_format=torch.contiguous_format)
-        g = _rotate(g, _turn(cos, -sin, h.dtype))
+        g = gradient.to(root.dtype, copy=True, memory_format=torch.contiguous_format)
+        g = _rotate(g, _turn(cos, -sin, g.dtype))
         g_weights: Any = (None, None)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            # Tokens first: a sum over one leading dimension is the fast one.
-            g_weights = (g * h).mul_(root).flatten(0, 1).sum(0).sum(1).to(q_weight.dtype).unbind(0)
-        g = rms_norm_backward(g.mul_(_weights(q_weight, k_weight)), h, root)
-        return g.to(qk.dtype), *g_weights, None, None, None
+            # The sum over samples and tokens of g h r: the product with r takes the sum on the way.
+            moved, roots = (z.flatten(2, 3).flatten(0, 1).transpose(0, 1) for z in (g * qk, root))
+            summed = torch.bmm(roots.mT, moved).unflatten(0, (2, -1)).sum((1, 2))
+            g_weights = summed.to(q_weight.dtype).unbind(0)
+        g = into(qk.dtype, torch.mul, g, _weights(q_weight, k_weight), like=g)
+        return rms_norm_backward(g, qk, root).to(qk.dtype), *g_weights, None, None, None
 
 
 def _weights(q_weight: Tensor, k_weight: Tensor) -> Tensor:
@@ -81,8 +84,8 @@ def _tangent(args: Sequence[Any], tangents: Tangents, kept: Sequence[Tensor]) ->
         return None
     (root,) = kept
     with without_autocast(qk):
-        out = rms_norm_backward(at_least_float32(d_qk), at_least_float32(qk), root)
-        return _rotate(out.mul_(_weights(q_weight, k_weight)), _turn(cos, sin, out.dtype))
+        out = (rms_norm_backward(d_qk, qk, root) * _weights(q_weight, k_weight)).contiguous()
+        return _rotate(out, _turn(cos, sin, out.dtype))
 
 
 queries_keys = Fused(plain_queries_keys, _QueriesKeys, _tangent)
