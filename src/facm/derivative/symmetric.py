@@ -27,6 +27,7 @@ from facm.core.torch_private import (
     softmax_backward,
     tanh_backward,
 )
+from facm.derivative.lost_tangents import named
 
 Rule = Callable[..., Tensor | None]
 """(dx, y, x, *arguments as of the operation) -> dy; dx, x and y have one floating-point type."""
@@ -62,6 +63,16 @@ def _group_norm(
     return dy if weight is None else dy.mul_(weight.reshape(-1, *[1] * (x.ndim - 2)))
 
 
+BY_NAME: dict[str, Rule] = {  # of torch, Tensor and torch.nn.functional
+    "sigmoid": lambda dx, y, x: sigmoid_backward(dx, y),
+    "tanh": lambda dx, y, x: tanh_backward(dx, y),
+    "exp": lambda dx, y, x: dx * y,
+    "square": lambda dx, y, x: (dx * x).mul_(2),
+    "rsqrt": lambda dx, y, x: (dx * y).mul_(y).mul_(y).mul_(-0.5),
+    "sqrt": lambda dx, y, x: (dx / y).mul_(0.5),
+    "sin": lambda dx, y, x: dx * x.cos(),
+    "cos": lambda dx, y, x: (dx * x.sin()).neg_(),
+}
 RULES: dict[Callable[..., Any], Rule] = {
     nnf.silu: lambda dx, y, x, inplace=False: silu_backward(dx, x, torch.empty_like(y)),
     nnf.gelu: lambda dx, y, x, approximate="none": gelu_backward(dx, x, approximate),
@@ -71,19 +82,7 @@ RULES: dict[Callable[..., Any], Rule] = {
     nnf.layer_norm: _layer_norm,
     nnf.rms_norm: _rms_norm,
     nnf.group_norm: _group_norm,
-} | {
-    function: rule
-    for functions, rule in (
-        ((torch.sigmoid, Tensor.sigmoid, nnf.sigmoid), lambda dx, y, x: sigmoid_backward(dx, y)),
-        ((torch.tanh, Tensor.tanh, nnf.tanh), lambda dx, y, x: tanh_backward(dx, y)),
-        ((torch.exp, Tensor.exp), lambda dx, y, x: dx * y),
-        ((torch.square, Tensor.square), lambda dx, y, x: (dx * x).mul_(2)),
-        ((torch.rsqrt, Tensor.rsqrt), lambda dx, y, x: (dx * y).mul_(y).mul_(y).mul_(-0.5)),
-        ((torch.sqrt, Tensor.sqrt), lambda dx, y, x: (dx / y).mul_(0.5)),
-        ((torch.sin, Tensor.sin), lambda dx, y, x: dx * x.cos()),
-        ((torch.cos, Tensor.cos), lambda dx, y, x: (dx * x.sin()).neg_()),
-    )
-    for function in functions
+    **{function: rule for name, rule in BY_NAME.items() for function in named(name, torch, Tensor, nnf)},
 }
 
 

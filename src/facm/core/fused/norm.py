@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from facm.core.fused.base import Fused, Tangents, autocast_dtype, into, without_autocast
+from facm.core.fused.base import Fused, Tangents, autocast_dtype, backward_of, into, keep, kept, without_autocast
 from facm.core.tensors import at_least_float32
 from facm.core.torch_private import rms_norm_backward, rms_norm_forward
 
@@ -29,7 +28,7 @@ def plain_norm_modulate(x: Tensor, weight: Tensor, shift: Tensor | None, scale: 
 
 
 def _out_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, weight.dtype) if autocast_dtype(x) == x.dtype else autocast_dtype(x)
+    return autocast_dtype(x) or torch.promote_types(x.dtype, weight.dtype)
 
 
 class _NormModulate(torch.autograd.Function):
@@ -46,22 +45,18 @@ class _NormModulate(torch.autograd.Function):
                 out = into(dtype, torch.mul, y, factor, like=y)
             else:
                 out = into(dtype, torch.addcmul, at_least_float32(shift)[:, None], y, factor, like=y)
-        ctx.save_for_backward(x, root, weight, scale, factor)
-        ctx.shift = None if shift is None else shift.dtype
+        keep(ctx, (x, weight, shift, scale, eps), root, factor)
         ctx.mark_non_differentiable(root, factor)
         ctx.set_materialize_grads(False)
         return out, root, factor
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        if gradient is None:
-            return (None,) * 5
-        x, root, weight, scale, factor = ctx.saved_tensors
+    @backward_of(plain_norm_modulate)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (x, weight, shift, scale, _), (root, factor) = kept(ctx)
         h = at_least_float32(x)
         g_shift = None
-        if ctx.shift is not None and ctx.needs_input_grad[2]:
-            g_shift = gradient.sum(1, dtype=h.dtype).to(ctx.shift)
+        if shift is not None and ctx.needs_input_grad[2]:
+            g_shift = gradient.sum(1, dtype=h.dtype).to(shift.dtype)
         g_weight = g_scale = g_x = None
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[3]:
             # The sum over tokens of g h, h = x r: the product with r takes the sum on the way.
@@ -73,12 +68,12 @@ class _NormModulate(torch.autograd.Function):
         return g_x, g_weight, g_shift, g_scale, None
 
 
-def _tangent(args: Sequence[Any], tangents: Tangents, kept: Sequence[Tensor]) -> Tensor | None:
+def _tangent(args: Sequence[Any], tangents: Tangents, others: Sequence[Tensor]) -> Tensor | None:
     x, weight, shift, *_ = args
     dx, d_weight, d_shift, d_scale, _ = tangents
     if d_weight is not None:
         return None
-    root, factor = kept
+    root, factor = others
     dtype = _out_dtype(x, weight)
     with without_autocast(x):
         h = at_least_float32(x)

@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from facm.core.fused.base import Fused, Tangents, into, without_autocast
+from facm.core.fused.base import Fused, Tangents, backward_of, into, keep, kept, without_autocast
 
 
 def plain_gated_sum(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
@@ -20,27 +19,23 @@ def plain_gated_sum(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
 class _GatedSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gate: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(gate, y)
-        ctx.x = x.dtype
+        keep(ctx, (x, gate, y))
         ctx.set_materialize_grads(False)
         with without_autocast(x):
             return (torch.addcmul(x, gate[:, None], y),)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
-        if gradient is None:
-            return None, None, None
-        gate, y = ctx.saved_tensors
+    @backward_of(plain_gated_sum)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (x, gate, y), _ = kept(ctx)
         g_gate = g_y = None
         if ctx.needs_input_grad[1]:
             g_gate = (gradient * y).sum(1).to(gate.dtype)
         if ctx.needs_input_grad[2]:
             g_y = torch.mul(gradient, gate[:, None], out=torch.empty_like(gradient, dtype=y.dtype))
-        return gradient.to(ctx.x), g_gate, g_y
+        return gradient.to(x.dtype), g_gate, g_y
 
 
-def _tangent(args: Sequence[Any], tangents: Tangents, kept: Sequence[Tensor]) -> Tensor | None:
+def _tangent(args: Sequence[Any], tangents: Tangents, _: Sequence[Tensor]) -> Tensor | None:
     x, gate, y = args
     dx, d_gate, dy = tangents
     dtype = torch.promote_types(x.dtype, torch.promote_types(gate.dtype, y.dtype))

@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from facm.core.fused.base import Fused, Tangents, into, without_autocast
+from facm.core.fused.base import Fused, Tangents, backward_of, into, keep, kept, without_autocast
 from facm.core.tensors import at_least_float32
 from facm.core.torch_private import rms_norm_backward, rms_norm_root
 
@@ -39,17 +38,14 @@ class _QueriesKeys(torch.autograd.Function):
             turned = _rotate(weighted, _turn(cos, sin, weighted.dtype))
             # Lengths of pairs commute with rotations, so that 1 / rms comes last, together with the cast.
             out = into(qk.dtype, torch.mul, turned, root, like=turned)
-        ctx.save_for_backward(qk, root, q_weight, k_weight, cos, sin)
+        keep(ctx, (qk, q_weight, k_weight, cos, sin, eps), root)
         ctx.mark_non_differentiable(root)
         ctx.set_materialize_grads(False)
         return out, root
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        if gradient is None:
-            return (None,) * 6
-        qk, root, q_weight, k_weight, cos, sin = ctx.saved_tensors
+    @backward_of(plain_queries_keys)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (qk, q_weight, k_weight, cos, sin, _), (root,) = kept(ctx)
         g = gradient.to(root.dtype, copy=True, memory_format=torch.contiguous_format)
         g = _rotate(g, _turn(cos, -sin, g.dtype))
         g_weights: Any = (None, None)
@@ -77,15 +73,15 @@ def _rotate(h: Tensor, turn: Tensor) -> Tensor:
     return h
 
 
-def _tangent(args: Sequence[Any], tangents: Tangents, kept: Sequence[Tensor]) -> Tensor | None:
+def _tangent(args: Sequence[Any], tangents: Tangents, others: Sequence[Tensor]) -> Tensor | None:
     qk, q_weight, k_weight, cos, sin, _ = args
-    d_qk, *others = tangents
-    if d_qk is None or any(d is not None for d in others):
+    d_qk, *constant = tangents
+    if d_qk is None or any(d is not None for d in constant):
         return None
-    (root,) = kept
+    (root,) = others
     with without_autocast(qk):
         out = (rms_norm_backward(d_qk, qk, root) * _weights(q_weight, k_weight)).contiguous()
         return _rotate(out, _turn(cos, sin, out.dtype))
 
 
-queries_keys = Fused(plain_queries_keys, _QueriesKeys, _tangent)
+queries_keys = Fused(plain_queries_keys, _QueriesKeys, _tangent, constants=(3, 4))

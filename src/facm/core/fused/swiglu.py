@@ -8,9 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from facm.core.fused.base import Fused, Tangents
+from facm.core.fused.base import Fused, Tangents, backward_of, keep, kept
 from facm.core.torch_private import silu_backward
 
 
@@ -25,28 +24,25 @@ class _SwiGLU(torch.autograd.Function):
     def forward(ctx: Any, h: Tensor) -> tuple[Tensor, ...]:
         gate, value = h.chunk(2, dim=-1)
         opened = nnf.silu(gate)
-        ctx.save_for_backward(h, opened)
+        keep(ctx, (h,), opened)
         ctx.mark_non_differentiable(opened)
         ctx.set_materialize_grads(False)
         return opened * value, opened
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor | None, *_: Any) -> Tensor | None:
-        if gradient is None:
-            return None
-        h, opened = ctx.saved_tensors
+    @backward_of(plain_swiglu)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor]:
+        (h,), (opened,) = kept(ctx)
         gate, value = h.chunk(2, dim=-1)
         out = torch.empty_like(h)
         g_gate, g_value = out.chunk(2, dim=-1)
         torch.mul(gradient, value, out=g_gate)
         silu_backward(g_gate, gate, out=g_gate)
         torch.mul(gradient, opened, out=g_value)
-        return out
+        return (out,)
 
 
-def _tangent(args: Sequence[Any], tangents: Tangents, kept: Sequence[Tensor]) -> Tensor | None:
-    (h,), (dh,), (opened,) = args, tangents, kept
+def _tangent(args: Sequence[Any], tangents: Tangents, others: Sequence[Tensor]) -> Tensor | None:
+    (h,), (dh,), (opened,) = args, tangents, others
     assert dh is not None
     gate, value = h.chunk(2, dim=-1)
     d_gate, d_value = dh.chunk(2, dim=-1)
