@@ -5,6 +5,7 @@
     python benchmarks/step.py --depths 4 8 16 32                  # peak bytes over depth, counted, nothing is run
     python benchmarks/step.py --grid                              # over width, depth, tokens and batch
     python benchmarks/step.py --device cuda --preset xl --compile # LightningDiT-XL/1, 256 tokens, bf16: not run so far
+    python benchmarks/step.py --against FACM --compile            # and the authors' own step, from a copy of their code
 
 The naive step is what public implementations do, on the same network and weights: torch.func.jvp through the whole
 network with its graph, two passes of the teacher, one backward pass of the summed loss, PyTorch's default AdamW, an EMA
@@ -79,9 +80,9 @@ class Strategy:
     tolerance: float = 1e-4
     """Largest relative error of a parameter's gradient in float32."""
 
-    def objective(self) -> FACM:
+    def objective(self, classes: int = CLASSES) -> FACM:
         velocity = SeparatePasses() if self.naive else TeacherVelocity(GUIDANCE)
-        return FACM(Labels(CLASSES), velocity, derivative=self.derivative)
+        return FACM(Labels(classes), velocity, derivative=self.derivative)
 
 
 EAGER = (
@@ -108,12 +109,12 @@ class Size:
     tokens: int = 64
     batch: int = 16
 
-    def network(self) -> LightningDiT:
+    def network(self, classes: int = CLASSES) -> LightningDiT:
         side = round(self.tokens**0.5)
         if side * side != self.tokens:
             raise SystemExit(f"--tokens {self.tokens}, expected a square")
         heads = max(1, self.width // 64)
-        options: dict[str, Any] = {"patch_size": 1, "in_channels": 4, "num_classes": CLASSES}
+        options: dict[str, Any] = {"patch_size": 1, "in_channels": 4, "num_classes": classes}
         return LightningDiT(input_size=side, hidden_size=self.width, depth=self.depth, num_heads=heads, **options)
 
 
@@ -133,7 +134,7 @@ class Step:
             prepare(list(blocks_of(self.network).values()), strategy.checkpointing, strategy.compile)
             prepare(list(blocks_of(self.teacher).values()), False, strategy.compile)
         self.ema = EMA(PowerEMA((0.2,)), self.network)
-        self.objective = strategy.objective()
+        self.objective = strategy.objective(config.num_classes)
 
     def gradients(self, batch: Batch, seed: int = 0) -> float:
         """Gradients of the step's loss into ``.grad``; the loss."""
@@ -184,22 +185,20 @@ def perturbed(config: LightningDiT, seed: int = 0) -> dict[str, Tensor]:
 
 
 def compared(
-    step: Step, expected: dict[str, Tensor] | None, loss: float, batch: Batch
+    step: Any, expected: dict[str, Tensor] | None, loss: float, batch: Batch, name: str, tolerance: float = 1e-4
 ) -> tuple[dict[str, Tensor], float]:
-    """The strategy's gradients, checked against the naive ones."""
+    """A step's gradients, checked against those of the first row."""
     found_loss = step.gradients(batch)
     found = {n: p.grad.detach().clone() for n, p in step.network.named_parameters() if p.grad is not None}
     step.optimizer.zero_grad(set_to_none=True)
-    tolerance = 0.05 if step.device.type == "cuda" else step.strategy.tolerance
+    tolerance = 0.05 if step.device.type == "cuda" else tolerance
     if expected is not None:
         if abs(found_loss - loss) > tolerance * abs(loss):
-            raise SystemExit(f"{step.strategy.name}: the loss is {found_loss}, expected {loss} as in the naive step")
-        for name, gradient in expected.items():
-            error = float((found[name] - gradient).norm() / gradient.norm().clamp(min=1e-12))
+            raise SystemExit(f"{name}: the loss is {found_loss}, expected {loss} as in the first row")
+        for parameter, gradient in expected.items():
+            error = float((found[parameter] - gradient).norm() / gradient.norm().clamp(min=1e-12))
             if not error <= tolerance:
-                raise SystemExit(
-                    f"{step.strategy.name}: the gradient of {name} differs by {error:.1e} from the naive one"
-                )
+                raise SystemExit(f"{name}: the gradient of {parameter} differs by {error:.1e} from the first row's")
     return found, found_loss
 
 
@@ -266,7 +265,7 @@ def measure(
     for strategy in strategies:
         steps[strategy.name] = step = Step(strategy, config, weights, device)
         began = time.perf_counter()
-        found, found_loss = compared(step, expected, loss, batch)
+        found, found_loss = compared(step, expected, loss, batch, strategy.name, strategy.tolerance)
         rows[strategy.name] = {"first_s": time.perf_counter() - began}
         if expected is None:
             expected, loss = found, found_loss
@@ -292,9 +291,61 @@ def measure(
     return rows
 
 
+def against(folder: Path, size: Size, options: argparse.Namespace, device: torch.device) -> dict[str, dict[str, Any]]:
+    """The authors' step, eager and as they ship it, beside the naive step and this package's, interleaved."""
+    from authors import CLASSES as theirs
+    from authors import TheirStep
+
+    config = lightning_dit("XL/1", num_classes=theirs) if options.preset else size.network(theirs)
+    weights, batch = perturbed(config), drawn(size, config, device)
+    made: dict[str, Callable[[], Any]] = {"theirs": lambda: TheirStep(folder, config, weights, device, False)}
+    if options.compile:
+        made["theirs, as shipped"] = lambda: TheirStep(folder, config, weights, device, True)
+    chosen = ("naive", "op_level", "op_level+checkpoint", "op_level+compile", "op_level+checkpoint+compile")
+    for strategy in EAGER + (COMPILED if options.compile else ()):
+        if strategy.name in (options.only or chosen):
+            made[strategy.name] = lambda strategy=strategy: Step(strategy, config, weights, device)  # type: ignore[misc]
+    steps, rows = {}, dict[str, dict[str, Any]]()
+    expected: dict[str, Tensor] | None = None
+    loss = 0.0
+    for name, make in made.items():
+        began = time.perf_counter()
+        steps[name] = step = make()
+        found, found_loss = compared(step, expected, loss, batch, name)
+        rows[name] = {"first_s": time.perf_counter() - began, "loss": found_loss}
+        if expected is None:
+            expected, loss = found, found_loss
+        step(batch)
+    del expected, found
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(options.rounds):
+        for name, step in steps.items():
+            cpu, wall = timed(lambda step=step: step(batch), device)  # type: ignore[misc]
+            times[name].append(wall if device.type == "cuda" else cpu)
+    for name, seconds in times.items():
+        rows[name] |= {"s": statistics.median(seconds), "of_theirs": ratio(seconds, times["theirs"])}
+    return rows
+
+
+def ratio(ours: list[float], theirs: list[float]) -> list[float]:
+    """The ratio of the medians over the rounds, and the ends of its 95 % interval (2,000 bootstrap draws of rounds)."""
+    rounds = torch.randint(len(ours), (2000, len(ours)), generator=torch.Generator().manual_seed(0))
+    a, b = torch.tensor(ours), torch.tensor(theirs)
+    spread = (a[rounds].quantile(0.5, 1) / b[rounds].quantile(0.5, 1)).quantile(torch.tensor([0.025, 0.975]))
+    return [statistics.median(ours) / statistics.median(theirs), *spread.tolist()]
+
+
+def show_against(rows: dict[str, dict[str, Any]]) -> None:
+    print(f"{'step':30}{'s':>9}{'ratio':>9}{'95 %':>16}{'first s':>9}{'loss':>12}")
+    for name, row in rows.items():
+        middle, low, high = row["of_theirs"]
+        interval = f"{low:.2f} - {high:.2f}"
+        print(f"{name:30}{row['s']:9.3f}{middle:9.3f}{interval:>16}{row['first_s']:9.1f}{row['loss']:12.6f}")
+
+
 def drawn(size: Size, config: LightningDiT, device: torch.device) -> Batch:
     x_1 = torch.randn(size.batch, config.in_channels, config.input_size, config.input_size)
-    return Batch(x_1, torch.arange(size.batch) % CLASSES).to(device)
+    return Batch(x_1, torch.arange(size.batch) % config.num_classes).to(device)
 
 
 def equivalents(config: LightningDiT, strategies: tuple[Strategy, ...]) -> dict[str, dict[str, float]]:
@@ -372,6 +423,7 @@ def main() -> None:
     parser.add_argument("--depths", type=int, nargs="+", help="only count peak bytes over these depths")
     parser.add_argument("--grid", action="store_true", help="a smaller choice of strategies over several sizes")
     parser.add_argument("--peak-tflops", type=float, default=989.0, help="of the GPU, for MFU (H100, bf16: 989)")
+    parser.add_argument("--against", type=Path, metavar="DIR", help="a copy of the authors' code, to be compared with")
     parser.add_argument("--json", type=Path, help="file to write")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -402,11 +454,15 @@ def main() -> None:
         "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
     }
-    if options.depths:
+    if options.against:
+        rows = against(options.against, size, options, device)
+        show_against(rows)
+        result: dict[str, Any] = {**where, "size": vars(size), "preset": options.preset, "against": rows}
+    elif options.depths:
         table = list(over_depth(size, options.depths))
         for row in table:
             print("  ".join(f"{k} {v / 1e6:.1f} MB" if k != "depth" else f"depth {v:3}" for k, v in row.items()))
-        result: dict[str, Any] = {**where, "size": vars(size), "depths": table}
+        result = {**where, "size": vars(size), "depths": table}
     elif options.grid:
         result = {**where, "grid": []}
         grid = [size, replace(size, width=128), replace(size, width=512), replace(size, depth=12)]

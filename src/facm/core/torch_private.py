@@ -205,6 +205,80 @@ def cudnn_attention(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: flo
     return out, lse
 
 
+# Norms and activations
+
+
+def rms_norm_forward(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x / rms (..., D) and 1 / rms (..., 1) of x (..., D); the public function does not return the second."""
+    if x.is_cuda and hasattr(torch.ops.aten, "_fused_rms_norm_backward"):
+        out, root = torch.ops.aten._fused_rms_norm(x, (x.shape[-1],), None, eps)
+        return out, root.to(x.dtype)
+    root = rms_norm_root(x, eps)
+    return x * root, root
+
+
+def rms_norm_root(x: Tensor, eps: float) -> Tensor:
+    """1 / rms (..., 1) of x (..., D), in at least float32."""
+    dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+
+
+def rms_norm_backward(gradient: Tensor, x: Tensor, root: Tensor) -> Tensor:
+    """r (g - h mean(h g)), h = x r: J g of x / rms, whose Jacobian J is symmetric; (..., D) like all but root (..., 1).
+
+    root: In at least float32, as everything is computed; the kernels of a GPU take and return half precision.
+    Nothing public runs a norm's backward kernel. Layer norm's with mean 0 differs by r mean(g).
+    """
+    shape = (x.shape[-1],)
+    if x.device.type == "cpu":
+        gradient, x = gradient.to(root.dtype), x.to(root.dtype)
+        out = torch.ops.aten.native_layer_norm_backward(
+            gradient, x, shape, torch.zeros_like(root), root, None, None, (True, False, False)
+        )[0]
+        return out.add_(gradient.mean(-1, keepdim=True).mul_(root))
+    if x.device.type in ("cuda", "meta") and hasattr(torch.ops.aten, "_fused_rms_norm_backward"):
+        root = root if x.dtype == torch.float64 else root.float()
+        return torch.ops.aten._fused_rms_norm_backward(gradient, x, shape, root, None, (True, False))[0]
+    h = x * root
+    return (gradient - h * (h * gradient).mean(-1, keepdim=True)) * root
+
+
+def layer_norm_backward(gradient: Tensor, x: Tensor, shape: tuple[int, ...], eps: float) -> Tensor:
+    """J g of a layer norm without weight over the last dimensions ``shape``."""
+    _, mean, root = torch.native_layer_norm(x, shape, None, None, eps)
+    kernel, wanted = torch.ops.aten.native_layer_norm_backward, (True, False, False)
+    return kernel(gradient, x, shape, mean, root, None, None, wanted)[0]
+
+
+def group_norm_backward(gradient: Tensor, x: Tensor, groups: int, eps: float) -> Tensor:
+    """J g of a group norm without weight of x (B, C, ...)."""
+    sizes = (x.shape[0], x.shape[1], x[0, 0].numel(), groups)
+    _, mean, root = torch.native_group_norm(x, None, None, *sizes, eps)
+    kernel, wanted = torch.ops.aten.native_group_norm_backward, (True, False, False)
+    return kernel(gradient, x, mean, root, None, *sizes, wanted)[0]
+
+
+def softmax_backward(gradient: Tensor, y: Tensor, dim: int) -> Tensor:
+    return torch.ops.aten._softmax_backward_data(gradient, y, dim, y.dtype)
+
+
+def gelu_backward(gradient: Tensor, x: Tensor, approximate: str) -> Tensor:
+    return torch.ops.aten.gelu_backward(gradient, x, approximate=approximate)
+
+
+def sigmoid_backward(gradient: Tensor, y: Tensor) -> Tensor:
+    return torch.ops.aten.sigmoid_backward(gradient, y)
+
+
+def tanh_backward(gradient: Tensor, y: Tensor) -> Tensor:
+    return torch.ops.aten.tanh_backward(gradient, y)
+
+
+def silu_backward(gradient: Tensor, x: Tensor, out: Tensor) -> Tensor:
+    """g silu'(x), written into ``out``, which may be g."""
+    return torch.ops.aten.silu_backward(gradient, x, grad_input=out)
+
+
 # Dispatch
 
 

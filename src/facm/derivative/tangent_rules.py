@@ -21,6 +21,7 @@ import torch.nn.functional as nnf
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from facm.core.fused.base import Fused
 from facm.core.torch_private import (
     constant_under_compile,
     dual_functions,
@@ -45,6 +46,8 @@ from facm.derivative.lost_tangents import (
     named,
     unpack,
 )
+from facm.derivative.symmetric import RULES as SYMMETRIC
+from facm.derivative.symmetric import symmetric_tangent
 
 
 def _writes(name: str) -> bool:
@@ -134,6 +137,7 @@ KINDS = {
     "product": PRODUCTS,
     "times": TIMES,
     "biased": BIASED,
+    "symmetric": frozenset(SYMMETRIC),
     "norm": NORMS,
     "draw": DRAW,
     "statistics": KEEP_STATISTICS,
@@ -213,8 +217,8 @@ def apply_rule(func: Callable[..., Any], args: Any, kwargs: dict[str, Any], atte
         )
     if "write" in kind or kwargs.get("inplace") or kwargs.get("out") is not None:
         return _write(func, kind, flat, plain, tangents, spec)
-    if "attention" in kind and not _mask_moves(args, kwargs):
-        return _attention(args, kwargs, attention)
+    if (pair := _together(func, kind, args, kwargs, attention)) is not None:
+        return _pack(*pair)
     plain_args, plain_kwargs = tree_unflatten(plain, spec)
     if "draw" in kind and _draws(func, args, kwargs):
         rewind = _generator(flat)
@@ -312,7 +316,18 @@ def _product(call: _Call) -> Tensor:
     return total
 
 
+def _symmetric(call: _Call) -> Tensor | None:
+    """Eagerly: compiled code fuses what PyTorch's own forward mode does."""
+    if not call.only_first_moves or torch.compiler.is_compiling():
+        return None
+    (x, *rest), kwargs = call.arguments
+    dx = call.tangents[0]
+    assert dx is not None
+    return symmetric_tangent(call.func, x, dx, call.value, rest, kwargs)
+
+
 BY_HAND: dict[str, Callable[[_Call], Tensor | None]] = {
+    "symmetric": _symmetric,
     "biased": _biased,
     "linear": _linear,
     "norm": _norm,
@@ -350,16 +365,23 @@ def _write(
     return flat[0]
 
 
-def _attention(args: Any, kwargs: dict[str, Any], kernel: Kernel) -> Tensor:
+def _together(
+    func: Callable[..., Any], kind: tuple[str, ...], args: Any, kwargs: dict[str, Any], kernel: Kernel
+) -> tuple[Tensor, Tensor] | None:
+    """Value and tangent of an operation that computes both, without a graph of the tangent; None for any other."""
+    if isinstance(func, Fused):
+        pairs = [unpack(arg) for arg in args]
+        return func.pair([p for p, _ in pairs], [d for _, d in pairs])
+    if "attention" not in kind or _mask_moves(args, kwargs):
+        return None
     given = _attention_arguments(args, kwargs)
     pairs = [unpack(given.pop(name)) for name in ("query", "key", "value")]
-    value, tangent = attention_pair(
+    return attention_pair(
         tuple(p for p, _ in pairs),
         tuple(d for _, d in pairs),  # type: ignore[arg-type]
         kernel=kernel,
         **given,
     )
-    return _pack(value, tangent)
 
 
 def _attention_arguments(args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:

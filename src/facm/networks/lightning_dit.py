@@ -15,6 +15,10 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from facm.core.component import Classes, Range, component, refused
+from facm.core.fused.norm import norm_modulate
+from facm.core.fused.residual import gated_sum
+from facm.core.fused.rotary import queries_keys
+from facm.core.fused.swiglu import swiglu
 from facm.core.state_dict import without_wrappers
 from facm.core.tensors import at_least_float32
 from facm.core.types import NetworkConfig
@@ -203,10 +207,17 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, rope: nn.Module | None) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        q, k = self.q_norm(q), self.k_norm(k)
-        if rope is not None:
-            q, k = rope(q), rope(k)
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
+        if isinstance(rope, RotaryPositions) and isinstance(self.q_norm, RMSNorm) and isinstance(self.k_norm, RMSNorm):
+            qk, v = qkv.split([2, 1], dim=2)
+            weights, eps = (self.q_norm.weight, self.k_norm.weight), self.q_norm.eps
+            q, k = queries_keys(qk, *weights, rope.freqs_cos, rope.freqs_sin, eps).transpose(1, 3).unbind(2)
+            v = v.squeeze(2).transpose(1, 2)
+        else:
+            q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+            q, k = self.q_norm(q), self.k_norm(k)
+            if rope is not None:
+                q, k = rope(q), rope(k)
         return self.proj(nnf.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
@@ -219,8 +230,7 @@ class SwiGLU(nn.Module):
         self.w3 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.w12(x).chunk(2, dim=-1)
-        return self.w3(nnf.silu(gate) * value)
+        return self.w3(swiglu(self.w12(x)))
 
 
 class MLP(nn.Module):
@@ -249,6 +259,17 @@ def modulate_normalised(x: Tensor, shift: Tensor | None, scale: Tensor) -> Tenso
     return modulate(x, None if shift is None else pixel_norm(shift), pixel_norm(scale))
 
 
+def normalised_and_modulated(
+    norm: nn.Module, x: Tensor, shift: Tensor | None, scale: Tensor, pixel_normalised: bool
+) -> Tensor:
+    """The norm of x (B, tokens, dim), modulated by shift and scale (B, dim), or by those of unit mean square."""
+    if isinstance(norm, RMSNorm):
+        if pixel_normalised:
+            shift, scale = None if shift is None else pixel_norm(shift), pixel_norm(scale)
+        return norm_modulate(x, norm.weight, shift, scale, norm.eps)
+    return (modulate_normalised if pixel_normalised else modulate)(norm(x), shift, scale)
+
+
 def pixel_norm(x: Tensor) -> Tensor:
     """x (B, dim) divided by its root mean square."""
     h = at_least_float32(x)
@@ -262,7 +283,7 @@ class Block(nn.Module):
         super().__init__()
         dim, hidden = config.hidden_size, int(config.hidden_size * config.mlp_ratio)
         self.shift = config.shift
-        self.modulate = modulate_normalised if config.pixel_norm else modulate
+        self.pixel_norm = config.pixel_norm
         self.norm1 = _norm(dim, config.rmsnorm, affine=False)
         self.norm2 = _norm(dim, config.rmsnorm, affine=False)
         self.attn = Attention(config)
@@ -275,8 +296,10 @@ class Block(nn.Module):
             shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = parts
         else:
             (scale_1, gate_1, scale_2, gate_2), shift_1, shift_2 = parts, None, None
-        x = x + gate_1[:, None] * self.attn(self.modulate(self.norm1(x), shift_1, scale_1), rope)
-        return x + gate_2[:, None] * self.mlp(self.modulate(self.norm2(x), shift_2, scale_2))
+        h = normalised_and_modulated(self.norm1, x, shift_1, scale_1, self.pixel_norm)
+        x = gated_sum(x, gate_1, self.attn(h, rope))
+        h = normalised_and_modulated(self.norm2, x, shift_2, scale_2, self.pixel_norm)
+        return gated_sum(x, gate_2, self.mlp(h))
 
 
 class TimeEmbedding(nn.Module):
@@ -332,14 +355,14 @@ class FinalLayer(nn.Module):
     def __init__(self, config: LightningDiT) -> None:
         super().__init__()
         dim, channels = config.hidden_size, config.in_channels * (2 if config.learn_sigma else 1)
-        self.modulate = modulate_normalised if config.pixel_norm else modulate
+        self.pixel_norm = config.pixel_norm
         self.norm_final = _norm(dim, config.rmsnorm, affine=False)
         self.linear = nn.Linear(dim, config.patch_size**2 * channels)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 2 * dim))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
-        return self.linear(self.modulate(self.norm_final(x), shift, scale))
+        return self.linear(normalised_and_modulated(self.norm_final, x, shift, scale, self.pixel_norm))
 
 
 class WeightHead(nn.Module):

@@ -3,7 +3,8 @@
 The step itself never waits for the device, and no rank waits for another but to reduce gradients: whether a gradient is
 finite stays on the device, and is looked at every few steps.
 
-A guided teacher does wait, once a micro-batch: facm.flow.guidance asks it only for samples whose times are guided.
+A teacher that is guided in a small part of [0, 1] does wait, once a micro-batch: facm.flow.guidance asks it only for
+samples whose times are guided.
 """
 
 from __future__ import annotations

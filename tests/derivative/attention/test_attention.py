@@ -24,6 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import facm
 from facm.derivative.attention import dispatch, triton_kernel
 from facm.derivative.attention.dispatch import attention_pair, chosen, forget
+from facm.derivative.attention.operator import attention_tangent
 from facm.derivative.attention.reference import plain_tangent
 from facm.derivative.attention.sdpa import value_and_lse, without_lse
 from facm.derivative.attention.triton_kernel import kernel_tangent, supports
@@ -285,28 +286,26 @@ def why(m, mask=None, gqa=False, d=72, kind="auto"):
     return dispatch._why_plain(on_cuda(m, d), mask, False, None, gqa, kind)
 
 
-def test_auto_takes_the_kernel_on_cuda_from_512_keys_where_it_can(monkeypatch):
-    reason, surprising = why(512)
+def test_auto_takes_the_kernel_on_cuda_from_128_keys_where_it_can(monkeypatch):
+    reason, surprising = why(128)
     if not torch.cuda.is_available():
         assert reason in {"triton is not installed", "there is no CUDA device (and TRITON_INTERPRET is not set to 1)"}
         assert surprising
     monkeypatch.setattr(triton_kernel, "available", lambda: None)
     monkeypatch.setattr(dispatch, "without_lse", lambda *_, **__: None)
-    assert why(512) == (None, True)
-    assert why(511) == ("fewer than 512 keys", False)
-    assert why(511, kind="kernel") == (None, True)
-    assert why(512, kind="plain") == ("asked for", False)
-    assert why(512, mask=lower(40, 512)) == ("masks go through the plain formula", True)
-    assert why(512, gqa=True) == ("grouped queries (enable_gqa) go through the plain formula", True)
-    assert why(512, d=257) == ("head dimension 257, expected at most 256", True)
+    assert why(128) == (None, True)
+    assert why(127) == ("fewer than 128 keys", False)
+    assert why(127, kind="kernel") == (None, True)
+    assert why(128, kind="plain") == ("asked for", False)
+    assert why(128, mask=lower(40, 128)) == ("masks go through the plain formula", True)
+    assert why(128, gqa=True) == ("grouped queries (enable_gqa) go through the plain formula", True)
+    assert why(128, d=257) == ("head dimension 257, expected at most 256", True)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    reason, surprising = why(512)
-    assert "torch.compile" in reason
-    assert surprising
+    assert why(128) == (None, True)  # as an operator
     monkeypatch.undo()
     monkeypatch.setattr(triton_kernel, "available", lambda: None)
     monkeypatch.setattr(dispatch, "without_lse", lambda *_, **__: "switched off")
-    assert why(512) == ("switched off", True)
+    assert why(128) == ("switched off", True)
 
 
 def test_a_kernel_that_fails_is_replaced_reported_once_and_not_tried_again(monkeypatch):
@@ -332,12 +331,63 @@ def test_a_kernel_that_fails_is_replaced_reported_once_and_not_tried_again(monke
     forget()
     with pytest.warns(UserWarning, match="the kernel failed"):
         attention_pair(primals, tangents)
+    forget()
 
 
 def test_nothing_is_warned_about_on_the_cpu():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         attention_pair(*inputs(7, 600), attn_mask=lower(7, 600))
+
+
+# The operator
+
+
+@pytest.mark.parametrize("given", GIVEN)
+def test_the_operator_is_the_plain_formula_also_inside_a_graph(given):
+    primals, tangents = inputs(7, 7, 8)
+    tangents = some(tangents, given)
+    out, lse = value_and_lse(*primals)
+
+    def twice(*z):
+        return 2 * attention_tangent(*z, out, lse, False, 8**-0.5)
+
+    expected = plain_tangent(*primals, *tangents)
+    for run in (twice, torch.compile(twice, backend="aot_eager", fullgraph=True)):
+        torch.testing.assert_close(run(*primals, *tangents), 2 * expected)
+
+
+@pytest.mark.slow
+def test_the_operator_says_the_truth_about_itself():
+    """Its schema, and the shape and layout of its result without content."""
+    primals, tangents = inputs(7, 7, 8)
+    for made in (primals, [z.transpose(1, 2).contiguous().transpose(1, 2) for z in primals]):
+        out, lse = value_and_lse(*made)
+        arguments = (*made, *tangents, out.detach(), lse, True, 0.3)
+        torch.library.opcheck(torch.ops.facm.attention_tangent.default, arguments)
+
+
+COMPILED = """
+import torch
+from facm.derivative.attention.dispatch import attention_pair, chosen
+draw = lambda: torch.randn(2, 2, 20, 16)
+torch.manual_seed(0)
+primals, tangents = [draw().requires_grad_() for _ in range(3)], [draw() for _ in range(3)]
+expected = attention_pair(primals, tangents, kernel="plain")
+pair = torch.compile(lambda *z: attention_pair(z[:3], z[3:], kernel="kernel"), fullgraph=True, dynamic=False)
+found = pair(*primals, *tangents)
+assert chosen()["compiled"] == "kernel", chosen()
+torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+gradients = [torch.autograd.grad(value.square().sum(), primals) for value, _ in (found, expected)]
+torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
+print("equal")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+def test_compiled_code_takes_the_kernel_for_value_tangent_and_gradient():
+    assert python("-c", COMPILED, TRITON_INTERPRET="1").strip() == "equal"
 
 
 # The kernel

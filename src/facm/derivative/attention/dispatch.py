@@ -15,16 +15,17 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from facm.core.torch_private import constant_under_compile
-from facm.derivative.attention.reference import Tangents, Three, plain_tangent
+from facm.derivative.attention.operator import attention_tangent, by_kernel, forget_failures
+from facm.derivative.attention.reference import Tangents, Three, default_scale, plain_tangent
 from facm.derivative.attention.sdpa import value_and_lse, without_lse
 
 Kernel = Literal["auto", "plain", "kernel"]
-FEWEST_KEYS = 512
-"""Below so many keys the plain formula's scores are small; not measured on a GPU yet."""
+FEWEST_KEYS = 128
+"""From so many keys on the plain formula moves more bytes than q, k, v and their tangents have; counted
+(benchmarks/bytes.py), not measured on a GPU yet."""
 
 _chosen: dict[str, str] = {}
 _warned: set[str] = set()
-_failed: dict[tuple[object, ...], str] = {}  # kernels that failed to compile are not tried again
 
 
 def chosen() -> dict[str, str]:
@@ -34,8 +35,9 @@ def chosen() -> dict[str, str]:
 
 def forget() -> None:
     """Start a new record, so that warnings are repeated."""
-    for record in (_chosen, _warned, _failed):
-        record.clear()
+    _chosen.clear()
+    _warned.clear()
+    forget_failures()
 
 
 def attention_pair(
@@ -114,13 +116,10 @@ def _why_plain(
         return f"on {q.device.type}", False
     if kernel == "auto" and k.shape[-2] < FEWEST_KEYS:
         return f"fewer than {FEWEST_KEYS} keys", False
-    if torch.compiler.is_compiling():
-        reason: str | None = "inside torch.compile, which does not see through the kernel"
-    else:
-        from facm.derivative.attention.triton_kernel import available, supports  # importing triton is slow
+    from facm.derivative.attention.triton_kernel import available, supports  # importing triton is slow
 
-        reason = available() or supports(q, k, v, mask=mask, enable_gqa=enable_gqa)
-        reason = reason or without_lse(q, k, v, is_causal=is_causal, scale=scale)
+    reason = available() or supports(q, k, v, mask=mask, enable_gqa=enable_gqa)
+    reason = reason or without_lse(q, k, v, is_causal=is_causal, scale=scale)
     if kernel == "kernel" and reason is not None:
         raise ValueError(f'attention: kernel = "kernel", expected "auto" or "plain" here: {reason}')
     return reason, True
@@ -129,23 +128,11 @@ def _why_plain(
 def _by_kernel(
     primals: Three, tangents: Tangents, value: Tensor, lse: Tensor, is_causal: bool, scale: float | None, kernel: Kernel
 ) -> tuple[Tensor | None, str | None]:
-    """The kernel's tangent, or the reason why it failed."""
-    from facm.derivative.attention.triton_kernel import kernel_tangent
-
-    q = primals[0]
-    build = (q.device, q.dtype, q.shape[-1], is_causal, *(d is None for d in tangents))
-    if kernel == "auto" and build in _failed:
-        return None, _failed[build]
-    try:
-        return kernel_tangent(*primals, *tangents, value, lse, is_causal=is_causal, scale=scale), None
-    except (ValueError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        # Compilers, drivers and header files can be missing in many ways, which must not end a long run.
-        if kernel == "kernel":
-            raise
-        _failed[build] = f"the kernel failed with {type(error).__name__}: {str(error).strip()[:200]}"
-        return None, _failed[build]
+    """The kernel's tangent, or the reason why it failed; in compiled code the operator, which decides when it runs."""
+    if torch.compiler.is_compiling():
+        scale = default_scale(primals[0], scale)
+        return attention_tangent(*primals, *tangents, value.detach(), lse, is_causal, scale), None
+    return by_kernel(*primals, *tangents, value, lse, is_causal, scale, must=kernel == "kernel")
 
 
 def _situation(q: Tensor, k: Tensor) -> str:

@@ -6,11 +6,13 @@ that it calls do; they have the same derivative, so that the value's graph is th
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
 from facm.core.torch_private import (
+    constant_under_compile,
     cpu_flash_attention,
     cudnn_attention,
     efficient_attention,
@@ -24,8 +26,32 @@ FUSED = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.
 
 def _backend(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: float | None) -> SDPBackend | None:
     """The fused backend that PyTorch would choose inside the present ``sdpa_kernel``; None where it would not fuse."""
-    chosen = fused_attention_choice(q, k, v, is_causal, scale)
+    if torch.compiler.is_compiling():  # the choice is no tensor, so that it cannot be part of a graph
+        sizes = q.shape[-2], k.shape[-2], q.shape[-1], v.shape[-1]
+        chosen = _choice(q.device.type, q.device.index, q.dtype, *sizes, q.requires_grad, is_causal, scale)
+    else:
+        chosen = fused_attention_choice(q, k, v, is_causal, scale)
     return next((backend for backend in FUSED if backend.value == chosen), None)
+
+
+@constant_under_compile
+def _choice(
+    device: str,
+    index: int | None,
+    dtype: torch.dtype,
+    n: int,
+    m: int,
+    head: int,
+    v_head: int,
+    requires_grad: bool,
+    is_causal: bool,
+    scale: float | None,
+) -> int:
+    """What PyTorch would choose for one sample and one head of these sizes; it runs while a graph is traced."""
+    place = device if index is None else f"{device}:{index}"
+    shapes = (1, 1, n, head), (1, 1, m, head), (1, 1, m, v_head)
+    q, k, v = (torch.empty(shape, dtype=dtype, device=place, requires_grad=requires_grad) for shape in shapes)
+    return fused_attention_choice(q, k, v, is_causal, scale)
 
 
 def without_lse(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool = False, scale: float | None = None) -> str | None:
