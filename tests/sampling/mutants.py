@@ -20,21 +20,26 @@ NEEDS_BOTH = (f"{BOTH}::test_it_needs_both_fields",)
 
 MUTANTS = (
     # along the flow, then a jump
-    Mutant("sampling/solvers.py", "_at(v, x + (t_next - t) * d, t_next,", "_at(v, x, t_next,", BY_HAND),
+    Mutant("sampling/solvers.py", "at_time(v, x + (t_next - t) * d, t_next,", "at_time(v, x, t_next,", BY_HAND),
     Mutant("sampling/solvers.py", "x_1_hat + (1 - times[0]) *", "x_1_hat + times[0] *", FIRST_JUMP),
     Mutant(
-        "sampling/solvers.py", "(x + (1 - t) * _at(F, x, t, x_0.dtype)).to", "(x + _at(F, x, t, x_0.dtype)).to", BY_HAND
+        "sampling/solvers.py", "(x + (1 - t) * at_time(F, x, t, x_0.dtype)).to", "(x + at_time(F, x, t, x_0.dtype)).to", BY_HAND
     ),
-    Mutant("sampling/solvers.py", "x_1_hat = x + _at(F, x, 0.0, x_0.dtype)", "x_1_hat = x", FIRST_JUMP),
-    Mutant("sampling/methods.py", 'fields.velocity("anchor")', 'fields.velocity("native")', BOTH_HEADS),
+    Mutant("sampling/solvers.py", "x_1_hat = x + at_time(F, x, 0.0, x_0.dtype)", "x_1_hat = x", FIRST_JUMP),
     Mutant(
         "sampling/methods.py",
-        "interface.learns_shortcut and interface.learns_flow",
-        "interface.learns_shortcut",
+        'flow_then_jump(fields.velocity("anchor")',
+        'flow_then_jump(fields.velocity("native")',
+        BOTH_HEADS,
+    ),
+    Mutant(
+        "sampling/methods.py",
+        "not interface.learns_shortcut or (flow and not interface.learns_flow)",
+        "not interface.learns_shortcut",
         NEEDS_BOTH,
     ),
     # phase by phase
-    Mutant("sampling/solvers.py", "x + (end - t) * _at", "x + (1 - t) * _at", INSIDE),
+    Mutant("sampling/solvers.py", "x + (end - t) * at_time", "x + (1 - t) * at_time", INSIDE),
     Mutant("sampling/solvers.py", "1 - t, t / end", "1 - t, t", INSIDE),
     Mutant("sampling/solvers.py", "s**2 - (kept * (1 - end)) ** 2", "s**2", INSIDE),
     Mutant("sampling/solvers.py", "* noise.to(x_end)", "* 0", INSIDE),
@@ -43,7 +48,7 @@ MUTANTS = (
     Mutant("sampling/methods.py", '_check_whole(f"nfe = {nfe}", interface)', "pass", OWN_METHOD),
     Mutant("sampling/solvers.py", "x = t * x_1_hat + (1 - t) * fresh", "x = (1 - t) * x_1_hat + t * fresh", BY_HAND),
     Mutant(
-        "sampling/solvers.py", "        x = x + (t_next - t) * _at", "        x = x + (t - t_next) * _at", EULER_HEUN
+        "sampling/solvers.py", "        x = x + (t_next - t) * at_time", "        x = x + (t - t_next) * at_time", EULER_HEUN
     ),
     Mutant(
         "sampling/solvers.py",

@@ -37,6 +37,7 @@ FLAGS = {
     "resume": _RUN,
     "sample": _NETWORK,
     "evaluate": _NETWORK,
+    "schedule": {**_NETWORK, "trials": "--trials"},
     "weights": _NETWORK,
     "prepare": {
         **{name: f"--{name.replace('_', '-')}" for name in ("batch_size", "shard_size", "size", "steps", "seed")},

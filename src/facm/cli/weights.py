@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ from facm.core.terminal import say, warn
 if TYPE_CHECKING:
     from facm.latents.statistics import Statistics
     from facm.pretrained.trained import Trained
+    from facm.sampling.schedule import Schedule
 
 
 def export(
@@ -35,6 +37,7 @@ def export(
     from facm.pretrained import export_reference
     from facm.pretrained.trained import export as write
     from facm.pretrained.trained import load_trained
+    from facm.runs.folder import RunFolder
 
     if out.suffix not in (".safetensors", ".pt"):
         raise ValueError(
@@ -52,10 +55,25 @@ def export(
         )
     if out.suffix == ".pt":
         export_reference(trained.network, trained.config, out, trained.interface.learns_shortcut)
+        schedule = None
     else:
-        write(trained, out, _statistics(trained))
+        schedule = _schedule(trained)
+        write(trained, out, _statistics(trained), schedule)
+    if schedule is None and RunFolder(run).schedule.exists():
+        warn(
+            f"without the searched schedule of {run}, which "
+            + ("the authors' layout cannot hold" if out.suffix == ".pt" else "is of other weights, or damaged")
+        )
     which = "raw weights" if trained.sigma_rel is None else f"EMA {trained.sigma_rel}"
     say(f"{which} at {trained.images_seen} images: {out}")
+
+
+def _schedule(trained: Trained) -> Schedule | None:
+    """The run's searched schedule, where it is of these weights."""
+    with contextlib.suppress(ValueError):
+        found = trained.schedule()
+        return found if found.network == trained.identity else None
+    return None
 
 
 def _statistics(trained: Trained) -> Statistics | None:
