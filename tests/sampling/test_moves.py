@@ -106,9 +106,9 @@ def test_the_flow_must_have_been_learned_only_where_it_is_followed():
     jumps, flow = Moves(("jump",), (0.0, 0.5)), Moves(("adams", "jump"), (0.0, 0.5, 0.7))
     flow.check(facm)
     jumps.check(plain)
-    with pytest.raises(ValueError, match="needs a flow and average velocities to its end.*has not learned both"):
+    with pytest.raises(ValueError, match=r"needs a flow and average velocities to its end.*has not learned both"):
         flow.check(plain)
-    with pytest.raises(ValueError, match="needs average velocities to its end.*has not learned them"):
+    with pytest.raises(ValueError, match=r"needs average velocities to its end.*has not learned them"):
         jumps.check(FlowMatching(Labels(CLASSES)).interface)
 
 

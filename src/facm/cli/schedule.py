@@ -18,7 +18,6 @@ from facm.distributed.engine import Engine
 
 if TYPE_CHECKING:
     from facm.evaluation.evaluator import Evaluator
-    from facm.evaluation.samples import Sampling
     from facm.pretrained.trained import Trained
 
 
@@ -28,8 +27,8 @@ class SearchOptions:
 
     num_steps: tuple[int, ...] = (1, 2, 3, 4, 6, 8)
     """Network evaluations, 1 to 16: a schedule for each number."""
-    num_samples: int = 2000
-    """Samples that each schedule is measured with."""
+    num_samples: int = 1000
+    """Samples that each schedule is measured with; the best few are measured again with four times as many."""
     trials: int = 12
     """Schedules that each of four compass searches may try, besides families as they are: the cost of the search."""
     batch_size: int = 256
@@ -83,7 +82,7 @@ def schedule(
     from facm.distributed.process_group import opened
     from facm.evaluation.evaluator import Evaluator
     from facm.evaluation.samples import Sampling
-    from facm.evaluation.schedule_search import Distance, search, seed_of_search
+    from facm.evaluation.schedule_search import CONFIRM_WITH, Distance, search, seed_of_search
     from facm.runs.folder import RunFolder
     from facm.sampling.methods import Consistency
     from facm.sampling.schedule import Schedule, write_schedule
@@ -107,22 +106,24 @@ def schedule(
         if not isinstance(evaluator, Evaluator):
             raise ValueError(f"--clip {metrics.clip} alone, expected features to measure distances in")
         trained = in_precision(trained, "auto", world.device)
-        seed = seed_of_search(options.seed)
         sampling = Sampling(
             Consistency(1),
             options.num_samples,
-            seed,
+            seed_of_search(options.seed),
             batch_size=options.batch_size,
             labels=metrics.labels,
             decoder=decoder,
         )
-        distance, found = Distance(trained, sampling, evaluator), []
+        distance = Distance(trained, sampling, evaluator)
+        again = dataclasses.replace(sampling, n=CONFIRM_WITH * sampling.n, seed=seed_of_search(options.seed, 1))
+        confirm = Distance(trained, again, evaluator)
+        found = []
         for nfe in options.num_steps:
-            found.append(search(nfe, trained.interface.learns_flow, distance, options.trials))
+            found.append(search(nfe, trained.interface.learns_flow, distance, options.trials, confirm))
             if world.first and not options.quiet:
                 say(_line(found[-1]))
         if world.first:
-            described = _described(options, trained, sampling, evaluator)
+            described = _described(options, trained, evaluator)
             write_schedule(out, Schedule(identity, trained.which, tuple(found), described))
             if not options.quiet:
                 say(f"searched for {trained.which}: {out}")
@@ -137,7 +138,7 @@ def _line(found: Any) -> str:
     )
 
 
-def _described(options: SearchOptions, trained: Trained, sampling: Sampling, evaluator: Evaluator) -> dict[str, Any]:
+def _described(options: SearchOptions, trained: Trained, evaluator: Evaluator) -> dict[str, Any]:
     """How the schedules were searched, for the record."""
     from facm.runs.environment import environment
 
@@ -145,8 +146,7 @@ def _described(options: SearchOptions, trained: Trained, sampling: Sampling, eva
         "images": trained.images_seen,
         "checkpoint": trained.checkpoint_sha256,
         "seed": options.seed,
-        "seed_of_noise": sampling.seed,
-        "samples": sampling.n,
+        "samples": options.num_samples,
         "trials": options.trials,
         "features": evaluator.extractor.identity,
         "reference": evaluator.reference.fingerprint,

@@ -1,17 +1,22 @@
 """The search behind ``facm schedule``: the moves and times of a student's sampler, for each number of evaluations.
 
 What is minimised is the Fréchet distance of n samples from the data, in the features of an evaluator. All schedules are
-measured on the same noise (common random numbers), so that they differ by what they do and not by luck; its seed is
-derived, so that no seed that an evaluation is given draws the same noise. For each number of evaluations:
+measured on the same noise (common random numbers), whose seed is derived, so that no seed that an evaluation is given
+draws it. For each number of evaluations:
 
 1. every family of :func:`facm.sampling.families.families` at its ordinary times, and the methods that need no search;
 2. from the best FINALISTS of them, a compass search over the family's few numbers;
-3. from the best of all, a compass search over its times themselves.
+3. from the best of all, a compass search over its times themselves;
+4. the best of each of the CONFIRMED best sequences of moves, and the methods that need no search, are measured with
+   CONFIRM_WITH n samples of further noise, and the best of these is chosen.
+
+The last is there since the least of many noisy distances is small by luck (the winner's curse): between families, whose
+draws have little in common, luck at n = 1000 is more than what most schedules differ by.
 
 A compass search (Kolda, Lewis and Torczon, SIAM Review 45, 2003) tries a step up and down in each coordinate, goes
 where that is better, and halves its step where nothing is. Each stops after ``trials`` schedules, so that the cost is
-bounded: at most families + 2 + (FINALISTS + 1) trials. The best of all that was measured is kept, so that on the noise
-of the search no schedule is worse than a method that needs none.
+bounded: at most families + 2 + (FINALISTS + 1) trials with n samples, and CONFIRMED + 2 with CONFIRM_WITH n. On the
+noise of the last stage no schedule is worse than a method that needs none.
 """
 
 from __future__ import annotations
@@ -44,15 +49,20 @@ FIRST_STEP = 0.2
 """Of the compass search over a family's numbers, which are in [0, 1]."""
 FIRST_STEP_OF_TIMES = 0.1
 """Of the compass search over times, as shares of what is left up to 1."""
+CONFIRMED = 4
+"""Sequences of moves whose best schedules are measured again."""
+CONFIRM_WITH = 4
+"""Times as many samples as in the search."""
 NEAREST = 0.02
 """Times are at least this share of what is left up to 1 apart."""
 _SEARCH = 0x5EA2C4
 """Sets the noise of searches apart from that of evaluations."""
 
 
-def seed_of_search(seed: int) -> int:
-    """The seed of the noise of a search: of 63 bits, as nobody gives an evaluation."""
-    return derive(seed, _SEARCH)
+def seed_of_search(seed: int, stage: int = 0) -> int:
+    """The seed of the noise of a search: of 63 bits, as nobody gives an evaluation. stage: 1 for the noise that its
+    best schedules are measured on again."""
+    return derive(seed, _SEARCH, stage)
 
 
 @dataclass(frozen=True)
@@ -89,11 +99,18 @@ class Distance:
         )
 
 
-def search(nfe: int, flow: bool, distance: Callable[[Method], float], trials: int) -> Found:
+def search(
+    nfe: int,
+    flow: bool,
+    distance: Callable[[Method], float],
+    trials: int,
+    confirm: Callable[[Method], float] | None = None,
+) -> Found:
     """The best schedule with ``nfe`` evaluations that was found.
 
     flow: whether the network has learned the flow besides the shortcut. distance: what is minimised, the same value
-    whenever it is asked about a method. trials: schedules that each compass search may try.
+    whenever it is asked about a method. trials: schedules that each compass search may try. confirm: the same distance
+    on more and other noise, which chooses among the best; None: ``distance`` does.
     Raises ValueError for another nfe than 1 to 16, and trials below 0.
     """
     if not 1 <= nfe <= MOST_EVALUATIONS:
@@ -109,9 +126,9 @@ def search(nfe: int, flow: bool, distance: Callable[[Method], float], trials: in
             measured[schedule] = distance(schedule)
         return measured[schedule]
 
-    defaults: dict[str, float] = {}
-    for name, method in _defaults(nfe, flow).items():
-        defaults[name] = of(as_moves(method))
+    defaults = {name: as_moves(method) for name, method in _defaults(nfe, flow).items()}
+    for method in defaults.values():
+        of(method)
     starts = sorted(families(nfe, flow), key=lambda family: of(family.schedule(family.start())))
     for family in starts[:FINALISTS]:
         compass(_of_numbers(family, of), family.start(), FIRST_STEP, trials)
@@ -119,8 +136,23 @@ def search(nfe: int, flow: bool, distance: Callable[[Method], float], trials: in
     if best.moves:
         shares = _shares(best.times)
         compass(lambda point: of(of_times(best.moves, _times(point))), shares, FIRST_STEP_OF_TIMES, trials)
-        best = min(measured, key=measured.__getitem__)
-    return Found(best, measured[best], len(measured), defaults)
+    confirmed = _confirmed(measured, confirm, tuple(defaults.values()))
+    best = min(confirmed, key=confirmed.__getitem__)
+    by_name = {name: confirmed[method] for name, method in defaults.items()}
+    return Found(best, confirmed[best], len(measured), by_name)
+
+
+def _confirmed(
+    measured: dict[Moves, float], confirm: Callable[[Method], float] | None, defaults: tuple[Moves, ...]
+) -> dict[Moves, float]:
+    """The distances that the choice is made by."""
+    if confirm is None:
+        return measured
+    by_moves: dict[tuple[Move, ...], Moves] = {}
+    for method in sorted(measured, key=measured.__getitem__):
+        by_moves.setdefault(method.moves, method)
+    candidates = dict.fromkeys((*list(by_moves.values())[:CONFIRMED], *defaults))  # in order, each once
+    return {method: confirm(method) for method in candidates}
 
 
 def _of_numbers(family: Family, of: Callable[[Moves | None], float]) -> Callable[[Point], float]:
