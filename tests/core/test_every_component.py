@@ -256,6 +256,8 @@ def test_a_field_takes_its_own_kind_of_component_and_no_other(field):
         ("FlowThenJump", {"nfe": 3, "times": (0.1, 0.5)}, "times = .*, expected 2 times from 0, for nfe = 3"),
         ("FlowThenJump", {"nfe": 4, "times": (0.0, 0.5)}, "times = .*, expected 2 times from above 0, for nfe = 4"),
         ("FlowThenJump", {"nfe": 5, "times": (0.0, 0.5)}, "times = .*, expected 3 times from 0, for nfe = 5"),
+        ("Moves", {"times": (0.0, 0.6, 0.3)}, "times = .*, expected times that start at 0 and increase strictly below"),
+        ("Moves", {"times": (0.0, 0.6, 0.7)}, "times = .*, expected 2 times, one more than moves"),
         ("Jumps", {"nfe": 2, "times": (0.0, 0.0)}, "times = .*, expected times that start at 0 and increase"),
         ("DoublingSteps", {"mean": 1000.0}, "mean = 1000.0, expected less than 6 std from the noise levels"),
         ("DoublingSteps", {"images": 3}, "images = 3, expected at least one for each"),

@@ -6,7 +6,33 @@ METRICS = "tests/evaluation/test_metrics.py"
 
 CLIPS = "tests/evaluation/test_clips.py"
 
+SEARCH = "tests/evaluation/test_schedule_search.py"
+
 MUTANTS = (
+    Mutant(
+        "evaluation/schedule_search.py",
+        "return derive(seed, _SEARCH, stage)",
+        "return seed",
+        (f"{SEARCH}::test_no_seed_that_an_evaluation_is_given_draws_the_noise_of_a_search",),
+    ),
+    Mutant(
+        "evaluation/schedule_search.py",
+        "(*list(by_moves.values())[:CONFIRMED], *defaults)",
+        "(*list(by_moves.values())[:CONFIRMED],)",
+        (f"{SEARCH}::test_it_is_never_worse_than_no_search_and_costs_no_more_than_it_says",),
+    ),
+    Mutant(
+        "evaluation/schedule_search.py",
+        "for sign in (1, -1):",
+        "for sign in (1,):",
+        (f"{SEARCH}::test_the_compass_finds_the_bottom_of_a_bowl_within_its_trials",),
+    ),
+    Mutant(
+        "evaluation/schedule_search.py",
+        "            if tried == trials:\n                    return best, least\n",
+        "",
+        (f"{SEARCH}::test_the_compass_finds_the_bottom_of_a_bowl_within_its_trials",),
+    ),
     Mutant(
         "evaluation/features.py",
         "return features_of(extractor, as_stored(x))",

@@ -13,28 +13,72 @@ ACROSS = (f"{PHASED}::test_a_step_for_each_phase_is_the_flow_and_draws_nothing",
 OWN_METHOD = (f"{PHASED}::test_each_student_is_sampled_by_its_own_method",)
 
 BOTH = "tests/sampling/test_flow_then_jump.py"
-BY_HAND = (f"{BOTH}::test_steps_by_hand",)
+FLOW_BY_HAND = (f"{BOTH}::test_steps_by_hand",)
 FIRST_JUMP = (f"{BOTH}::test_the_first_jump_is_renoised_to_where_the_flow_begins",)
 BOTH_HEADS = (f"{BOTH}::test_it_asks_both_heads_and_says_what_it_spends",)
 NEEDS_BOTH = (f"{BOTH}::test_it_needs_both_fields",)
 
+MOVES = "tests/sampling/test_moves.py"
+MOVES_BY_HAND = (f"{MOVES}::test_moves_by_hand",)
+NUMBERS_BY_HAND = (f"{MOVES}::test_numbers_place_times_by_hand",)
+STORED = (f"{MOVES}::test_a_schedule_is_of_its_network_and_its_numbers_of_evaluations",)
+
 MUTANTS = (
-    # along the flow, then a jump
-    Mutant("sampling/solvers.py", "_at(v, x + (t_next - t) * d, t_next,", "_at(v, x, t_next,", BY_HAND),
-    Mutant("sampling/solvers.py", "x_1_hat + (1 - times[0]) *", "x_1_hat + times[0] *", FIRST_JUMP),
+    # move by move
+    Mutant("sampling/moves.py", "slope = d + h / (2 * h_before) *", "slope = d + h_before / (2 * h) *", MOVES_BY_HAND),
+    Mutant("sampling/moves.py", "(d + at_time(v, x + h * d, t_next,", "(d + at_time(v, x + h * d, t,", MOVES_BY_HAND),
     Mutant(
-        "sampling/solvers.py", "(x + (1 - t) * _at(F, x, t, x_0.dtype)).to", "(x + _at(F, x, t, x_0.dtype)).to", BY_HAND
+        "sampling/moves.py",
+        "fresh_noise(jumps).to(x), None",
+        "fresh_noise(jumps).to(x), before",
+        (f"{MOVES}::test_adams_after_a_jump_does_not_extrapolate_across_it",),
     ),
-    Mutant("sampling/solvers.py", "x_1_hat = x + _at(F, x, 0.0, x_0.dtype)", "x_1_hat = x", FIRST_JUMP),
-    Mutant("sampling/methods.py", 'fields.velocity("anchor")', 'fields.velocity("native")', BOTH_HEADS),
+    Mutant("sampling/moves.py", "+ (1 - t_next) * fresh_noise", "+ (1 - t) * fresh_noise", MOVES_BY_HAND),
+    Mutant("sampling/moves.py", '"heun": 2', '"heun": 1', MOVES_BY_HAND),
     Mutant(
         "sampling/methods.py",
-        "interface.learns_shortcut and interface.learns_flow",
-        "interface.learns_shortcut",
+        'v = fields.velocity("anchor") if',
+        'v = fields.velocity("native") if',
+        (f"{MOVES}::test_it_asks_both_heads_for_the_noise_of_each_jump",),
+    ),
+    Mutant(
+        "sampling/methods.py",
+        "flow=self.uses_the_flow)",
+        "flow=False)",
+        (f"{MOVES}::test_the_flow_must_have_been_learned_only_where_it_is_followed",),
+    ),
+    Mutant(
+        "sampling/families.py",
+        "end = at + left.pop(0) * (LATEST - at)\n            uneven",
+        "end = left.pop(0)\n            uneven",
+        NUMBERS_BY_HAND,
+    ),
+    Mutant("sampling/families.py", "s = 16.0 ** (uneven - 0.5)", "s = 16.0 ** (0.5 - uneven)", NUMBERS_BY_HAND),
+    Mutant("sampling/schedule.py", "if network != self.network:", "if False:", STORED),
+    # along the flow, then a jump
+    Mutant("sampling/solvers.py", "at_time(v, x + (t_next - t) * d, t_next,", "at_time(v, x, t_next,", FLOW_BY_HAND),
+    Mutant("sampling/solvers.py", "x_1_hat + (1 - times[0]) *", "x_1_hat + times[0] *", FIRST_JUMP),
+    Mutant(
+        "sampling/solvers.py",
+        "(x + (1 - t) * at_time(F, x, t, x_0.dtype)).to",
+        "(x + at_time(F, x, t, x_0.dtype)).to",
+        FLOW_BY_HAND,
+    ),
+    Mutant("sampling/solvers.py", "x_1_hat = x + at_time(F, x, 0.0, x_0.dtype)", "x_1_hat = x", FIRST_JUMP),
+    Mutant(
+        "sampling/methods.py",
+        'flow_then_jump(fields.velocity("anchor")',
+        'flow_then_jump(fields.velocity("native")',
+        BOTH_HEADS,
+    ),
+    Mutant(
+        "sampling/methods.py",
+        "not interface.learns_shortcut or (flow and not interface.learns_flow)",
+        "not interface.learns_shortcut",
         NEEDS_BOTH,
     ),
     # phase by phase
-    Mutant("sampling/solvers.py", "x + (end - t) * _at", "x + (1 - t) * _at", INSIDE),
+    Mutant("sampling/solvers.py", "x + (end - t) * at_time", "x + (1 - t) * at_time", INSIDE),
     Mutant("sampling/solvers.py", "1 - t, t / end", "1 - t, t", INSIDE),
     Mutant("sampling/solvers.py", "s**2 - (kept * (1 - end)) ** 2", "s**2", INSIDE),
     Mutant("sampling/solvers.py", "* noise.to(x_end)", "* 0", INSIDE),
@@ -43,7 +87,10 @@ MUTANTS = (
     Mutant("sampling/methods.py", '_check_whole(f"nfe = {nfe}", interface)', "pass", OWN_METHOD),
     Mutant("sampling/solvers.py", "x = t * x_1_hat + (1 - t) * fresh", "x = (1 - t) * x_1_hat + t * fresh", BY_HAND),
     Mutant(
-        "sampling/solvers.py", "        x = x + (t_next - t) * _at", "        x = x + (t - t_next) * _at", EULER_HEUN
+        "sampling/solvers.py",
+        "        x = x + (t_next - t) * at_time",
+        "        x = x + (t - t_next) * at_time",
+        EULER_HEUN,
     ),
     Mutant(
         "sampling/solvers.py",

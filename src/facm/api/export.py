@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -11,6 +12,7 @@ from facm.flow.phases import WHOLE
 from facm.pretrained.convert import export_reference
 from facm.pretrained.trained import Trained
 from facm.pretrained.trained import export as write
+from facm.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from facm.foundation.export.lowrank import LowRank
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from facm.foundation.folder import Part
     from facm.foundation.network import DiffusersNetwork
     from facm.latents.statistics import Statistics
+    from facm.sampling.schedule import Schedule
 
 To = Literal["diffusers", "lora", "comfyui"]
 
@@ -47,8 +50,23 @@ def export_weights(trained: Trained, out: Path) -> None:
         )
     if out.suffix == ".pt":
         export_reference(trained.network, trained.config, out, trained.interface.learns_shortcut)
+        schedule = None
     else:
-        write(trained, out, _statistics(trained))
+        schedule = _schedule(trained)
+        write(trained, out, _statistics(trained), schedule)
+    if schedule is None and RunFolder(trained.path).schedule.exists():
+        warn(
+            f"without the searched schedule of {trained.path}, which "
+            + ("the authors' layout cannot hold" if out.suffix == ".pt" else "is of other weights, or damaged")
+        )
+
+
+def _schedule(trained: Trained) -> Schedule | None:
+    """The run's searched schedule, where it is of these weights."""
+    with contextlib.suppress(ValueError):
+        found = trained.schedule()
+        return found if found.network == trained.identity else None
+    return None
 
 
 def _statistics(trained: Trained) -> Statistics | None:

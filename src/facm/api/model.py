@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from facm.api.device import Precision, in_precision, placed
+from facm.api.searched import searched
 from facm.core.component import shown
 from facm.core.cond import Cond
 from facm.core.cond import size as size_of
@@ -202,6 +203,12 @@ class Model:
         interface = self.trained.interface
         if isinstance(sampler, str):
             steps = default_steps(interface) if num_steps is None else num_steps
+            if sampler == "searched":
+                if schedule:
+                    raise ValueError(
+                        f"{', '.join(schedule)} with sampler = searched, whose schedule says all of it; expected none"
+                    )
+                return searched(self.trained, steps)
             return method_by_name(interface, sampler, steps, **schedule)
         if not isinstance(sampler, Method):
             raise ValueError(f"sampler = {shown(sampler)}, expected a name, or a method such as facm.sampling.Heun(8)")
@@ -242,7 +249,8 @@ class Model:
         makes, in pixels; 0: as in its data.
         cond: a condition of another kind, as the data set gives it, one entry per sample.
         seed: sample i is a function of (seed, i) alone, whatever n and batch_size are.
-        sampler: "auto", "consistency", "flow-jump", "phased", "jumps", "euler", "heun", "dpm", "edm", or a method.
+        sampler: "auto", "consistency", "flow-jump", "phased", "jumps", "euler", "heun", "dpm", "edm", "searched"
+        (``facm schedule``), or a method.
         guidance_scale: 1 for a student, which has learned guidance.
         decode: whether latents become images. schedule: see :meth:`method`.
         Raises ValueError naming the argument, its value and what was expected.

@@ -46,6 +46,7 @@ FLAGS = {
     "resume": _RUN,
     "sample": _NETWORK,
     "evaluate": _NETWORK,
+    "schedule": {**_NETWORK, "trials": "--trials"},
     "weights": {**_NETWORK, "out": "--out"},
     "prepare": {
         **{name: f"--{name.replace('_', '-')}" for name in ("batch_size", "shard_size", "size", "steps", "seed")},

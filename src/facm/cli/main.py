@@ -20,6 +20,7 @@ from facm.cli.outline import outline
 from facm.cli.parsing import call, renamed
 from facm.cli.prepare import prepare
 from facm.cli.sample import sample
+from facm.cli.schedule import schedule
 from facm.cli.show import demo, list_all, show
 from facm.cli.streams import standard_streams
 from facm.cli.study import study
@@ -57,6 +58,7 @@ COMMANDS = {
     "outline": Command("a published model's configuration without weights, to plan with", outline),
     "sample": Command("draw samples from a run or a published file", sample, old=SAMPLING),
     "evaluate": Command("measure a run or a published file", evaluate, old=SAMPLING),
+    "schedule": Command("search moves and times of a student's sampler", schedule),
     "statistics": Command("statistics of a folder of real images, to measure against", statistics),
     "study": Command("re-run one of the paper's tables", study, old={"--n": "--num-samples"}),
     "prepare": Command("prompts, or pictures with captions, into data of a text-to-image model", prepare),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from facm.pretrained.trained import Trained
     from facm.sampling.methods import Method
 
-Sampler = Literal["auto", "consistency", "flow-jump", "phased", "jumps", "euler", "heun", "dpm", "edm"]
+Sampler = Literal["auto", "consistency", "flow-jump", "searched", "phased", "jumps", "euler", "heun", "dpm", "edm"]
 Head = Literal["auto", "native", "anchor"]
 NetworkPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|FILE")]
 FILES = (".pt", ".pth", ".safetensors", ".pkl", ".bin", ".ckpt")
@@ -38,8 +38,8 @@ class SamplingOptions:
     """How samples are made, and on what."""
 
     sampler: Sampler = "auto"
-    """auto: consistency for a shortcut to the end, phased for those to ends of phases, jumps for those to any time,
-    euler for a flow; flow-jump: flow, then shortcut; dpm: DPM-Solver++(2M); edm: EDM's Heun."""
+    """auto: consistency for a shortcut to the end, phased to ends of phases, jumps to any time, euler for a flow;
+    flow-jump: flow, then shortcut; searched: by facm schedule; dpm: DPM-Solver++(2M)."""
     guidance_scale: float = 1.0
     """Guidance w >= 1. A student that was distilled with guidance is sampled with 1."""
     seed: int = 0
@@ -80,7 +80,18 @@ class SolverOptions:
         """The method with ``num_steps`` network evaluations. Raises ValueError where the network cannot do it."""
         from facm.sampling.by_name import method_by_name
 
+        if sampler == "searched":
+            return self._searched(trained, num_steps)
         return method_by_name(trained.interface, sampler, num_steps, self.head, self.shift, self.times)
+
+    def _searched(self, trained: Trained, num_steps: int) -> Method:
+        if self.times or self.shift != 1 or self.head != "auto":
+            raise ValueError(
+                "--times, --shift or --head with --sampler searched, whose schedule says all of it; expected none"
+            )
+        from facm.api.searched import searched
+
+        return searched(trained, num_steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +156,7 @@ class NetworkOptions:
             self.family,
             self.weights,
             self.heads,
-            learns_shortcut={"auto": None, "consistency": True}.get(sampling.sampler, False),
+            learns_shortcut=_LEARNS_SHORTCUT.get(sampling.sampler, False),
             autoencoder=autoencoder_at(self.autoencoder) if self.autoencoder else None,
             statistics=self.latent_stats,
             scale=self.latent_scale,
@@ -159,6 +170,9 @@ class NetworkOptions:
 
         return trained.decoder(device, autoencoder_at(self.autoencoder) if self.autoencoder else None)
 
+
+_LEARNS_SHORTCUT = {"auto": None, "searched": None, "phased": None, "consistency": True, "flow-jump": True}
+"""Samplers -> what they say about the network in a file; None where the file itself must say it."""
 
 SAMPLING = SamplingOptions()
 SOLVER = SolverOptions()

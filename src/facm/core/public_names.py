@@ -32,7 +32,9 @@ EXPORTS: dict[str, tuple[str, ...]] = {
     "facm.objectives": ("DoublingSteps", "OverStep", "ShrinkingGap", "SignalToNoise"),
     "facm.pretrained": ("FromFile", "GivenWeights"),
     "facm.runs": ("Constant", "CosineDecay"),
-    "facm.sampling": ("Consistency", "DPMSolverPP", "EDMHeun", "Euler", "FlowThenJump", "Heun", "Jumps", "Phased"),
+    "facm.sampling": (
+        *("Consistency", "DPMSolverPP", "EDMHeun", "Euler", "FlowThenJump", "Heun", "Jumps", "Moves", "Phased"),
+    ),
 }
 """Package -> the components that it exports. A name stands for one component in all of them."""
 

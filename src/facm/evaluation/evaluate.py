@@ -49,7 +49,7 @@ def evaluate(trained: Trained, sampling: Sampling, evaluator: Evaluator | CLIPEv
     scores: list[Tensor] = []
 
     def extracted(indices: range) -> tuple[Tensor | None, ...]:
-        cond = _cond(dataset, sampling, source, indices)
+        cond = conditions(dataset, sampling, source, indices)
         labels = cond if isinstance(cond, Tensor) else None
         x = sampling.draw(source, indices, cond)
         if frames is not None:
@@ -109,7 +109,7 @@ def _places(dataset: Dataset, indices: range) -> np.ndarray:
     return first[np.array(indices) % len(first)]
 
 
-def _cond(dataset: Dataset, sampling: Sampling, source: Source, indices: range) -> Cond:
+def conditions(dataset: Dataset, sampling: Sampling, source: Source, indices: range) -> Cond:
     """The labels of samples ``indices``, or the prompts of the data set."""
     if isinstance(dataset, HasPrompts):
         return dataset.read(_places(dataset, indices)).cond

@@ -39,6 +39,8 @@ def import_file(
     }
     if published.bounds != WHOLE:
         said["bounds"] = json.dumps(published.bounds)
+    if not published.learns_flow:
+        said["learns_flow"] = "false"
     if published.statistics is not None:
         said["statistics"] = said_of(published.statistics)
     write_own(out, published.network, published.state, said)

@@ -90,6 +90,7 @@ def load_file(
         condition=Labels(found.num_classes) if found.num_classes else Unconditional(),
         task=AuxiliaryTime() if getattr(network, "auxiliary_time", False) else ExpandedInterval(),
         learns_shortcut=shortcut,
+        learns_flow=found.learns_flow,
         bounds=found.bounds,
     )
     return Trained(network, found.network, interface, space, path, found.which, None, None, found.sha256)

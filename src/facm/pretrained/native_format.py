@@ -1,9 +1,10 @@
 """This package's own file of a network (``facm weights export | import``): safetensors, whose metadata say what it is.
 
-config: the network's configuration as JSON. Optional: family, learns_shortcut ("true", "false", "unknown"), which,
-sigma_rel (of the EMA, or "raw"), images (the clock), bounds (of phases other than [0, 1], as a JSON list), statistics
-(of the latents: mean, std, multiplier), source and source_sha256 (the file that it was imported from), sha256 (of all
-of this and the weights).
+config: the network's configuration as JSON. Optional: family, learns_shortcut ("true", "false", "unknown"), learns_flow
+("false" of a student without an anchor), which, sigma_rel (of the EMA, or "raw"), images (the clock), bounds (of phases
+other than [0, 1], as a JSON list), schedule (the searched one, see :mod:`facm.sampling.schedule`), statistics (of the
+latents: mean, std, multiplier), source and source_sha256 (the file that it was imported from), sha256 (of all of this
+and the weights).
 """
 
 from __future__ import annotations

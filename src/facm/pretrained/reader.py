@@ -48,6 +48,7 @@ class Published:
     path: the file.
     statistics: of its latents, where this package wrote the file.
     bounds: where its phases begin and end, for a student that does not jump to 1 from all times.
+    learns_flow: False for a student without an anchor, where this package wrote the file.
     """
 
     network: NetworkConfig
@@ -62,6 +63,7 @@ class Published:
     path: Path
     statistics: Statistics | None = None
     bounds: tuple[float, ...] = WHOLE
+    learns_flow: bool = True
 
 
 def open_published(
@@ -122,7 +124,12 @@ def _own(
         learns = family == "facm"
     check_seal(metadata, state, path)
     opened = _fitted(path, config_of(metadata, path), dict(state), found, learns, which_of(metadata), ())
-    return dataclasses.replace(opened, statistics=statistics_of(metadata, path), bounds=bounds_of(metadata, path))
+    return dataclasses.replace(
+        opened,
+        statistics=statistics_of(metadata, path),
+        bounds=bounds_of(metadata, path),
+        learns_flow=metadata.get("learns_flow") != "false",
+    )
 
 
 def _fitted(

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import torch
 
 from facm.core.component import Range, component
+from facm.core.hashing import digest
 from facm.core.modules import without_memory
 from facm.core.objective import NetworkInterface, as_objective
 from facm.core.state_dict import CheckpointError, check_fits, load_strictly
@@ -21,12 +22,14 @@ from facm.latents.autoencoders.types import AutoencoderConfig
 from facm.latents.decode import ImageDecoder, decoder_of
 from facm.latents.statistics import Statistics
 from facm.pretrained.latent_space import STABLE_DIFFUSION, VAVAE
-from facm.pretrained.native_format import said_of, spelled, write_own
+from facm.pretrained.native_format import metadata_of, said_of, spelled, write_own
 from facm.runs.checkpointer import Stored, clock_of, load_snapshot, of_newest, open_of_run
 from facm.runs.config import Pretrained, Run
 from facm.runs.ema import LENGTHS, Snapshot, synthesise
 from facm.runs.folder import RunFolder, open_run
+from facm.sampling import schedule as schedules
 from facm.sampling.images import is_image
+from facm.sampling.schedule import Schedule
 from facm.sampling.source import Source
 
 
@@ -86,6 +89,23 @@ class Trained:
     def evaluations(self) -> Path:
         """Where rows of measured numbers go: in the run's folder, or beside the file."""
         return RunFolder(self.path).evaluations if self.path.is_dir() else self._beside("evaluations.jsonl")
+
+    @cached_property
+    def identity(self) -> str:
+        """The sha256 of the weights themselves, the same in a run and in the file that they are exported to."""
+        return digest(self.network.state_dict())
+
+    def schedule(self) -> Schedule:
+        """The searched schedule that lies with the run, or in the exported file; it may be of other weights, which its
+        method says. Raises ValueError where there is none, or it is damaged."""
+        if not self.path.is_dir():
+            if "schedule" not in (metadata := metadata_of(self.path)):
+                raise ValueError(f"{self.path} has no searched schedule, expected one exported from a run that has one")
+            return schedules.parsed(metadata["schedule"], f"the schedule in {self.path}")
+        file = RunFolder(self.path).schedule
+        if not file.exists():
+            raise ValueError(f"{self.path} has no {file.name}, expected one that 'facm schedule {self.path}' searches")
+        return schedules.read_schedule(file)
 
     @property
     def samples(self) -> Path:
@@ -210,11 +230,12 @@ def _averaged(checkpoint: Stored, folder: RunFolder, run: Run, sigma_rel: float)
     return synthesise(snapshots, int(checkpoint.meta["images"]), sigma_rel, unit_sum=True)
 
 
-def export(trained: Trained, out: Path, statistics: Statistics | None = None) -> None:
+def export(trained: Trained, out: Path, statistics: Statistics | None = None, schedule: Schedule | None = None) -> None:
     """The network's weights under its own names in one safetensors file; its metadata say what they are, so that
     :func:`load_file` needs nothing else but an autoencoder.
 
-    statistics: of its latents. Raises ValueError if the file exists, CheckpointError where it cannot be written.
+    statistics: of its latents. schedule: searched for these weights. Raises ValueError if the file exists,
+    CheckpointError where it cannot be written.
     """
     said = {
         "learns_shortcut": spelled(trained.interface.learns_shortcut),
@@ -223,8 +244,12 @@ def export(trained: Trained, out: Path, statistics: Statistics | None = None) ->
     }
     if trained.interface.bounds != WHOLE:
         said["bounds"] = json.dumps(trained.interface.bounds)
+    if not trained.interface.learns_flow:
+        said["learns_flow"] = "false"
     if statistics is not None:
         said["statistics"] = said_of(statistics)
+    if schedule is not None:
+        said["schedule"] = schedules.spelled(schedule)
     write_own(out, trained.config, trained.network.state_dict(), said)
 
 

@@ -9,6 +9,7 @@ checkpoints/       NNN.safetensors, or directories NNN of a sharded run, the new
 ema/               snapshots for post-hoc synthesis
 samples/           grids
 evaluations.jsonl  one row per evaluation, with its provenance
+schedule.json      moves and times of the sampler for each number of evaluations, where they were searched
 """
 
 from __future__ import annotations
@@ -88,6 +89,10 @@ class RunFolder:
     @property
     def evaluations(self) -> Path:
         return self._file("evaluations.jsonl")
+
+    @property
+    def schedule(self) -> Path:
+        return self._file("schedule.json")
 
     @property
     def samples(self) -> Path:

@@ -9,6 +9,7 @@ from facm.sampling.methods import (
     Heun,
     Jumps,
     Method,
+    Moves,
     Phased,
     default_method,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "Heun",
     "Jumps",
     "Method",
+    "Moves",
     "Phased",
     "Source",
     "VelocityFields",

@@ -13,6 +13,7 @@ from facm.core.component import Positive, Range, component, refused
 from facm.core.objective import NetworkInterface
 from facm.flow.phases import WHOLE, Bounds
 from facm.sampling import solvers
+from facm.sampling.moves import Move, evaluations, follow
 from facm.sampling.source import Head, VelocityFields
 
 Evaluations = Annotated[int, Range("[1, 10000]")]
@@ -157,16 +158,49 @@ class FlowThenJump(Method):
         return list(self.times or solvers.flow_then_jump_times(self.nfe))
 
     def check(self, interface: NetworkInterface) -> None:
-        if not (interface.learns_shortcut and interface.learns_flow):
-            raise ValueError(
-                f"{self} needs a flow and average velocities to its end, as FACM trains them, and the network has not "
-                "learned both"
-            )
+        _check_heads(self, interface)
         _check_jumps_to_1(self, interface)
         interface.check_nfe(self.nfe)
 
     def solve(self, fields: VelocityFields, x_0: Tensor, fresh_noise: FreshNoise) -> Tensor:
         return solvers.flow_then_jump(fields.velocity("anchor"), fields.shortcut(), x_0, self.schedule(), fresh_noise)
+
+
+@dataclass(frozen=True)
+@component
+class Moves(Method):
+    """On both heads of a FACM student, move by move, as ``facm schedule`` searches them; a last jump leads to data.
+
+    moves: how each time leads to the next: "jump", renoised, or "euler", "adams" or "heun" along the anchor's flow.
+    times: where they begin and end: one more than moves, from 0 on and increasing below 1.
+    """
+
+    moves: Annotated[tuple[Move, ...], Range("[0, 9999]")] = ("heun",)
+    times: Times = (0.0, 0.6)
+
+    def __post_init__(self) -> None:
+        _check_increasing(self, self.times)
+        if len(self.times) != len(self.moves) + 1:
+            raise refused(self, "times", f"{len(self.moves) + 1} times, one more than moves")
+
+    @property
+    def nfe(self) -> int:
+        return evaluations(self.moves)
+
+    @property
+    def uses_the_flow(self) -> bool:
+        """Whether a move goes along the flow, so that the network must have learned it."""
+        return any(move != "jump" for move in self.moves)
+
+    def check(self, interface: NetworkInterface) -> None:
+        _check_heads(self, interface, flow=self.uses_the_flow)
+        _check_jumps_to_1(self, interface)
+        interface.check_nfe(self.nfe)
+
+    def solve(self, fields: VelocityFields, x_0: Tensor, fresh_noise: FreshNoise) -> Tensor:
+        # A network without an anchor is not asked for it.
+        v = fields.velocity("anchor") if self.uses_the_flow else fields.shortcut()
+        return follow(v, fields.shortcut(), x_0, self.times, self.moves, fresh_noise)
 
 
 @dataclass(frozen=True)
@@ -319,7 +353,16 @@ def _check_whole(method: Method | str, interface: NetworkInterface) -> None:
         )
 
 
-def _check_jumps_to_1(method: Consistency | FlowThenJump, interface: NetworkInterface) -> None:
+def _check_heads(method: FlowThenJump | Moves, interface: NetworkInterface, flow: bool = True) -> None:
+    """Raise ValueError for a network without a shortcut, or without the flow where the method follows it."""
+    if not interface.learns_shortcut or (flow and not interface.learns_flow):
+        raise ValueError(
+            f"{method} needs {'a flow and ' * flow}average velocities to its end, as FACM trains them, and the network "
+            f"has not learned {'both' if flow else 'them'}"
+        )
+
+
+def _check_jumps_to_1(method: Consistency | FlowThenJump | Moves, interface: NetworkInterface) -> None:
     """Raise ValueError for a network that has not learned all times, or jumps to the ends of phases."""
     _check_whole(method, interface)
     if interface.bounds != WHOLE:
@@ -329,10 +372,14 @@ def _check_jumps_to_1(method: Consistency | FlowThenJump, interface: NetworkInte
         )
 
 
-def _check_schedule(method: Consistency | Jumps | Phased) -> None:
-    times = method.times or (0.0,)
+def _check_increasing(method: Consistency | Jumps | Moves | Phased, times: tuple[float, ...]) -> None:
     if times[0] != 0 or any(a >= b for a, b in pairwise(times)):
         raise refused(method, "times", "times that start at 0 and increase strictly below 1")
+
+
+def _check_schedule(method: Consistency | Jumps | Phased) -> None:
+    times = method.times or (0.0,)
+    _check_increasing(method, times)
     if method.times is not None and len(times) != method.nfe:
         raise refused(method, "times", f"{method.nfe} times, one for each evaluation")
 

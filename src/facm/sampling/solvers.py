@@ -38,7 +38,8 @@ def check_times(times: Sequence[float]) -> None:
         raise ValueError(f"times = {list(times)}, expected times that start at 0 and increase strictly below 1")
 
 
-def _at(F: VelocityField, x: Tensor, t: float, dtype: torch.dtype) -> Tensor:
+def at_time(F: VelocityField, x: Tensor, t: float, dtype: torch.dtype) -> Tensor:
+    """F (B, ...) in float64 at x (B, ...) and one time for all, asked in ``dtype``."""
     return F(x.to(dtype), torch.full((len(x),), t, dtype=dtype, device=x.device)).double()
 
 
@@ -59,7 +60,7 @@ def consistency(
         if i > 0:
             assert fresh_noise is not None
             x = t * x_1_hat + (1 - t) * fresh_noise(i).to(x)
-        x_1_hat = x + (1 - t) * _at(F, x, t, x_0.dtype)
+        x_1_hat = x + (1 - t) * at_time(F, x, t, x_0.dtype)
     return x_1_hat.to(x_0.dtype)
 
 
@@ -82,7 +83,7 @@ def phased(
     x = x_0.double()
     for i, t in enumerate(times):
         end = min(bound for bound in bounds if bound > t)
-        x_end = x + (end - t) * _at(F, x, t, x_0.dtype)
+        x_end = x + (end - t) * at_time(F, x, t, x_0.dtype)
         if i + 1 == len(times) or times[i + 1] == end:
             x = x_end
             continue
@@ -127,7 +128,7 @@ def euler(F: VelocityField, x_0: Tensor, times: Sequence[float]) -> Tensor:
     check_times(times)
     x = x_0.double()
     for t, t_next in zip(times, [*times[1:], 1.0], strict=True):
-        x = x + (t_next - t) * _at(F, x, t, x_0.dtype)
+        x = x + (t_next - t) * at_time(F, x, t, x_0.dtype)
     return x.to(x_0.dtype)
 
 
@@ -137,10 +138,10 @@ def heun(F: VelocityField, x_0: Tensor, times: Sequence[float]) -> Tensor:
     check_times(times)
     x = x_0.double()
     for t, t_next in zip(times, [*times[1:], 1.0], strict=True):
-        d = _at(F, x, t, x_0.dtype)
+        d = at_time(F, x, t, x_0.dtype)
         x_next = x + (t_next - t) * d
         if t_next < 1:
-            x_next = x + (t_next - t) * (d + _at(F, x_next, t_next, x_0.dtype)) / 2
+            x_next = x + (t_next - t) * (d + at_time(F, x_next, t_next, x_0.dtype)) / 2
         x = x_next
     return x.to(x_0.dtype)
 
@@ -164,13 +165,13 @@ def flow_then_jump(
     if times[0] > 0:
         if fresh_noise is None:
             raise ValueError(f"times = {list(times)} begin after 0 and need fresh_noise, got None")
-        x_1_hat = x + _at(F, x, 0.0, x_0.dtype)
+        x_1_hat = x + at_time(F, x, 0.0, x_0.dtype)
         x = times[0] * x_1_hat + (1 - times[0]) * fresh_noise(1).to(x)
     for t, t_next in pairwise(times):
-        d = _at(v, x, t, x_0.dtype)
-        x = x + (t_next - t) * (d + _at(v, x + (t_next - t) * d, t_next, x_0.dtype)) / 2
+        d = at_time(v, x, t, x_0.dtype)
+        x = x + (t_next - t) * (d + at_time(v, x + (t_next - t) * d, t_next, x_0.dtype)) / 2
     t = times[-1]
-    return (x + (1 - t) * _at(F, x, t, x_0.dtype)).to(x_0.dtype)
+    return (x + (1 - t) * at_time(F, x, t, x_0.dtype)).to(x_0.dtype)
 
 
 def flow_then_jump_times(nfe: int) -> list[float]:
@@ -194,7 +195,7 @@ def jumps(F: Callable[[Tensor, Tensor, Tensor], Tensor], x_0: Tensor, times: Seq
     x = x_0.double()
     for t, r in zip(times, [*times[1:], 1.0], strict=True):
         told = torch.full((len(x),), r, dtype=x_0.dtype, device=x.device)
-        x = x + (r - t) * _at(lambda x, t, r=told: F(x, t, r), x, t, x_0.dtype)
+        x = x + (r - t) * at_time(lambda x, t, r=told: F(x, t, r), x, t, x_0.dtype)
     return x.to(x_0.dtype)
 
 
@@ -211,7 +212,7 @@ def dpm_solver_pp(F: VelocityField, x_0: Tensor, times: Sequence[float]) -> Tens
     x, before = x_0.double(), x_0.double()
     nodes = [*times, 1.0]
     for i, (t, t_next) in enumerate(pairwise(nodes)):
-        D = x + (1 - t) * _at(F, x, t, x_0.dtype)
+        D = x + (1 - t) * at_time(F, x, t, x_0.dtype)
         towards = D
         if i > 1 and t_next < 1:
             behind, here, ahead = (math.log(node / (1 - node)) for node in nodes[i - 1 : i + 2])
@@ -244,7 +245,7 @@ def edm_heun(F: VelocityField, x_0: Tensor, sigmas: Sequence[float]) -> Tensor:
 
     def slope(y: Tensor, sigma: float) -> Tensor:
         t = 1 / (1 + sigma)
-        return (y - t * y - (1 - t) * _at(F, t * y, t, x_0.dtype)) / sigma
+        return (y - t * y - (1 - t) * at_time(F, t * y, t, x_0.dtype)) / sigma
 
     y = sigmas[0] * x_0.double()
     for sigma, lower in pairwise([*sigmas, 0.0]):

@@ -1,0 +1,72 @@
+"""Schedules that ``facm schedule`` chose, judged on other noise: beside consistency sampling and flow-jump.
+
+    facm schedule demo/student --num-steps 2 3 4 6
+    python benchmarks/schedules.py --schedule demo/student/schedule.json --students demo/student --json schedules.jsonl
+
+The moves and times of one student's schedule are used with all of the students, so that it also shows whether they
+carry over to students of other seeds. Two feature spaces, of the classifier and the pixels themselves; the noise is that
+of the given evaluation seeds, which no search draws. Rows that the file has already are not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+
+from facm.evaluation import Identity, Sampling, SmallClassifier, build_evaluator
+from facm.evaluation.evaluate import evaluate
+from facm.pretrained.trained import load_trained
+from facm.sampling.methods import Consistency, FlowThenJump
+from facm.sampling.schedule import read_schedule
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--students", type=Path, nargs="+", required=True, help="runs of students, one a training seed")
+    parser.add_argument("--schedule", type=Path, help="of one of them; without: no searched rows")
+    parser.add_argument("--methods", nargs="+", default=["searched", "flow-jump", "consistency"])
+    parser.add_argument("--num-steps", type=int, nargs="+", default=[1, 2, 3, 4, 6, 8])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[11, 12, 13], help="of the evaluation")
+    parser.add_argument("--n", type=int, default=2_000)
+    parser.add_argument("--small-classifier", action="store_true", help="one pass over the data, for larger data sets")
+    parser.add_argument("--json", type=Path, required=True)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = [json.loads(line) for line in arguments.json.read_text().splitlines()] if arguments.json.exists() else []
+    have = {(row["student"], row["who"], row["nfe"], row["seed"], row["features"]) for row in rows}
+    chosen = (
+        {} if arguments.schedule is None else {f.method.nfe: f.method for f in read_schedule(arguments.schedule).found}
+    )
+    students = [load_trained(path) for path in arguments.students]
+    data, cpu = students[0].dataset, torch.device("cpu")
+    classifier = SmallClassifier(epochs=1, width=16) if arguments.small_classifier else None
+    evaluators = [build_evaluator(data, cpu, classifier), build_evaluator(data, cpu, Identity())]
+    for seed in arguments.seeds:
+        for nfe in arguments.num_steps:
+            methods = {"searched": chosen.get(nfe), "flow-jump": FlowThenJump(nfe), "consistency": Consistency(nfe)}
+            for who in arguments.methods:
+                method = methods[who]
+                if method is None or (nfe <= 2 and who == "flow-jump"):  # which is consistency sampling there
+                    continue
+                for k, student in enumerate(students):
+                    for evaluator in evaluators:
+                        if (k, who, nfe, seed, evaluator.extractor.identity) in have:
+                            continue
+                        began = time.process_time()
+                        found = evaluate(student, Sampling(method, arguments.n, seed), evaluator).measurement
+                        row = {"student": k, "who": who, "nfe": nfe, "seed": seed, "n": arguments.n}
+                        names = ("frechet_distance", "precision", "recall", "accuracy", "features")
+                        row |= {name: getattr(found, name) for name in names}
+                        row["cpu_s"] = time.process_time() - began
+                        rounded = {name: round(v, 5) if isinstance(v, float) else v for name, v in row.items()}
+                        print(json.dumps(rounded), flush=True)
+                        with arguments.json.open("a", encoding="utf-8") as file:
+                            file.write(json.dumps(rounded) + "\n")
+
+
+if __name__ == "__main__":
+    main()
