@@ -26,6 +26,7 @@ from facm.sampling.by_name import default_steps, method_by_name
 from facm.sampling.generate import balanced_labels
 from facm.sampling.in_blocks import sample_in_blocks
 from facm.sampling.methods import Method
+from facm.sampling.source import Source
 
 if TYPE_CHECKING:
     from facm.evaluation.features import Features
@@ -276,6 +277,19 @@ class Model:
         )
         assert x is not None
         return x.float().cpu()
+
+    @property
+    def takes_prompts(self) -> bool:
+        """Whether it is a text-to-image model."""
+        return _prompted(self.trained) is not None
+
+    def asked(
+        self, n: int, labels: Sequence[int] | None = None, prompts: Sequence[str] | None = None
+    ) -> tuple[Source, Cond]:
+        """What :meth:`sample` draws from: the network, of the shape that it makes, and ``n`` samples' conditions."""
+        source = self.trained.source(self.world.device)
+        _, cond, shape = self._conditions(n, labels, prompts, None, 0, 0, 0)
+        return dataclasses.replace(source, shape=shape or source.shape), cond
 
     def _conditions(
         self,

@@ -18,6 +18,7 @@ from facm.cli.lookup import did_you_mean
 from facm.cli.malloc import keep_freed_memory
 from facm.cli.outline import outline
 from facm.cli.parsing import call, renamed
+from facm.cli.play import play
 from facm.cli.prepare import prepare
 from facm.cli.sample import sample
 from facm.cli.schedule import schedule
@@ -56,6 +57,7 @@ COMMANDS = {
     "finetune": Command("fine-tune one by flow matching, so that it can teach", finetune, of_model("finetune")),
     "plan": Command("predict the memory that a recipe takes on each GPU", plan, run_plan, only_prints=True),
     "outline": Command("a published model's configuration without weights, to plan with", outline),
+    "play": Command("a page on this machine to try a network by hand", play),
     "sample": Command("draw samples from a run or a published file", sample, old=SAMPLING),
     "evaluate": Command("measure a run or a published file", evaluate, old=SAMPLING),
     "schedule": Command("search moves and times of a student's sampler", schedule),

@@ -95,22 +95,13 @@ class Prompted:
 
     def teacher(self, trained: Trained, source: Source, steps: int) -> tuple[Source, Method, Guidance]:
         """The teacher of the run, its sampler and its guidance. Raises ValueError for a run without one."""
-        from facm.core.objective import as_objective
-        from facm.flow.velocity import guidance_of
-        from facm.foundation.experts.pair import TrainedPair, teacher_of_pair
-        from facm.runs.config import teacher_of
-        from facm.runs.folder import open_run
+        from facm.api.teacher import has_teacher, teacher_of_trained
         from facm.sampling.methods import Euler
 
-        if isinstance(trained, TrainedPair):
-            of_both, guidance = teacher_of_pair(trained)
-            return dataclasses.replace(source, network=of_both), Euler(steps), guidance
-        _, run = open_run(trained.path)
-        if run.teacher is None:
+        if not has_teacher(trained):
             raise ValueError(f"--beside-teacher {steps} with {trained.path}, which has no teacher; expected 0")
-        network = teacher_of(run, source.network, source.device)
-        guidance = guidance_of(as_objective(run.objective).velocity)
-        return dataclasses.replace(source, network=network), Euler(steps), guidance
+        teacher, guidance = teacher_of_trained(trained, source)
+        return teacher, Euler(steps), guidance
 
 
 def _encoded(options: PromptOptions, trained: Trained, config: DiffusersModel, n: int | None, world: World) -> Prompted:

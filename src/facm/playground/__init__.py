@@ -1,0 +1,1 @@
+"""facm play: a page on this machine to try a trained network by hand."""
