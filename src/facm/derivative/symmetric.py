@@ -68,8 +68,8 @@ BY_NAME: dict[str, Rule] = {  # of torch, Tensor and torch.nn.functional
     "tanh": lambda dx, y, x: tanh_backward(dx, y),
     "exp": lambda dx, y, x: dx * y,
     "square": lambda dx, y, x: (dx * x).mul_(2),
-    "rsqrt": lambda dx, y, x: (dx * y).mul_(y).mul_(y).mul_(-0.5),
-    "sqrt": lambda dx, y, x: (dx / y).mul_(0.5),
+    "rsqrt": lambda dx, y, x: (dx * -0.5).mul_(y.pow(3)),
+    "sqrt": lambda dx, y, x: dx / (2 * y),
     "sin": lambda dx, y, x: dx * x.cos(),
     "cos": lambda dx, y, x: (dx * x.sin()).neg_(),
 }
