@@ -4,8 +4,8 @@
     python benchmarks/schedules.py --schedule demo/student/schedule.json --students demo/student --json schedules.jsonl
 
 The moves and times of one student's schedule are used with all of the students, so that it also shows whether they
-carry over to students of other seeds. Two feature spaces, of the classifier and the pixels themselves; the noise is that of
-the given evaluation seeds, which no search draws. Rows that the file has already are not made again.
+carry over to students of other seeds. Two feature spaces, of the classifier and the pixels themselves; the noise is
+that of the given evaluation seeds, which no search draws. Rows that the file has already are not made again.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from facm.core.files import TakenError
-from facm.core.terminal import say
+from facm.core.terminal import say, warn
 
 if TYPE_CHECKING:
     from facm.foundation.export.lowrank import LowRank
@@ -53,6 +53,7 @@ def export_to(
     from facm.foundation.export.lora_file import write_lora
     from facm.foundation.export.schedule import check_steps
     from facm.foundation.folder import TRANSFORMER
+    from facm.runs.folder import RunFolder
 
     _check(to, out, num_steps, lora_rank, high_noise)
     student = _student(run, high_noise, ema, raw, trust_recipe, alone=to == "comfyui")
@@ -75,6 +76,8 @@ def export_to(
     say(f"{student.origin['weights']} at {student.origin['images_seen']} images: {out}")
     if kept:
         say(kept)
+    if RunFolder(run).schedule.exists():
+        warn(f"without the searched schedule of {run}, which --to {to} has no place for: it stays with the run")
 
 
 def _check(to: str, out: Path, num_steps: int, lora_rank: int | None, high_noise: Path | None) -> None:
