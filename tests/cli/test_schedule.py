@@ -9,7 +9,7 @@ import torch
 from facm.flow.conditions import Labels
 from facm.pretrained.trained import load_trained
 from facm.sampling.generate import balanced_labels, sample
-from tests.cli.cli_parts import command, refused
+from tests.cli.cli_parts import OVERRIDES, command, refused
 
 SMALL = ("--num-steps", 2, 3, "--num-samples", 16, "--trials", 1, "--quiet")
 SEARCHED = ("--sampler", "searched", "--num-samples", 20, "--num-steps")
@@ -93,3 +93,18 @@ def test_what_cannot_be_searched_is_named(runs, capsys, options, said):
 
 def test_a_teacher_has_nothing_to_search(runs, capsys):
     assert "average velocities from any time to the end, which" in refused(capsys, "schedule", runs / "teacher", *SMALL)
+
+
+def test_a_student_without_an_anchor_is_searched_among_jumps_and_exported_as_one(runs, capsys, tmp_path):
+    run, teacher = tmp_path / "plain", ("--teacher", runs / "teacher")
+    command("train", "digits-plain-cm", *teacher, "--images", 32, "--out", run, "--quiet", *OVERRIDES)
+    command("schedule", run, *SMALL)
+    for each in json.loads((run / "schedule.json").read_text())["found"]:
+        assert set(each["method"]["moves"]) == {"jump"}
+        assert set(each["defaults"]) == {"consistency"}
+    for name, network in (("plain", run), ("student", runs / "student")):
+        command("weights", "export", network, "--out", tmp_path / f"{name}.safetensors")
+    flow = ("--sampler", "flow-jump", "--num-steps", 3, "--num-samples", 4)
+    command("sample", tmp_path / "student.safetensors", *flow)
+    for network in (run, tmp_path / "plain.safetensors"):
+        assert "needs a flow and average velocities to its end" in refused(capsys, "sample", network, *flow)

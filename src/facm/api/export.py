@@ -137,6 +137,10 @@ def export_text_to_image(
                 write_comfyui(student, differences[TRANSFORMER], out, kind)
     except TakenError as error:  # somebody else wrote it meanwhile
         raise ValueError(f"out = {out} exists and is not overwritten; choose another name") from error
+    if RunFolder(trained.path).schedule.exists():
+        warn(
+            f"without the searched schedule of {trained.path}, which to = {to} has no place for: it stays with the run"
+        )
     said = [f"{student.origin['weights']} at {student.origin['images_seen']} images: {out}"]
     return [*said, kept] if kept else said
 
