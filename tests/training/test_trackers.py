@@ -147,5 +147,5 @@ def test_trackio_keeps_a_run_on_this_machine(tmp_path, monkeypatch):
     facm.resume(out, trackers=["trackio"], quiet=True)
     (file,) = (tmp_path / "kept").glob("*.db")
     rows = sqlite3.connect(file).execute("select distinct step, metrics from metrics order by step").fetchall()
-    losses = {step: json.loads(metrics).get("loss/loss") for step, metrics in rows if "loss/loss" in metrics}
+    losses = {step: json.loads(metrics).get("loss/loss") for step, metrics in rows if b"loss/loss" in bytes(metrics)}
     assert losses == pytest.approx({record["images"]: record["loss"] for record in logs.read(RunFolder(out).log)})
