@@ -43,7 +43,7 @@ def test_the_examples_of_the_docstrings(module, tmp_path, monkeypatch):
         facm.train(digits_teacher(images=1280), "runs/first", quiet=True)
     found = [test for test in doctest.DocTestFinder().find(module) if test.examples]
     assert found
-    for test in found:
+    for test in sorted(found, key=lambda test: (test.name.endswith("resume"), test.name)):
         assert doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test).failed == 0
 
 

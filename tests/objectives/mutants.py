@@ -81,7 +81,7 @@ MUTANTS = (
     ),
     Mutant(
         "objectives/facm.py",
-        "return lambda: anchor().loss(), lambda: shortcut().loss()",
+        "return lambda: anchor().loss().at(point.t), lambda: shortcut().loss().at(point.t)",
         "first, second = anchor().loss(), shortcut().loss()\n        return lambda: first, lambda: second",
         ("tests/objectives/test_facm.py::test_the_anchors_backward_pass_ends_before_the_shortcut_is_asked",),
     ),

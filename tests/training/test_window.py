@@ -7,7 +7,7 @@ import torch
 
 from facm.core.types import Loss
 from facm.training import window as windows
-from facm.training.window import Window, memory
+from facm.training.window import Window, averaged_by_time, memory
 
 
 def loss(total, **terms):
@@ -22,6 +22,16 @@ def test_means_are_over_the_steps_of_means_over_the_samples():
     assert list(window.means()) == ["loss", "anchor", "shortcut", "grad_norm"]  # as the log has them
     assert not any(value.requires_grad for value in window.sums.values())
     assert Window().means() == {}
+
+
+def test_losses_by_quarters_of_time_are_means_over_the_samples_in_each():
+    window = Window()
+    window.add(loss(1.0, anchor=[1.0, 3.0], clamped=[0.0, 1.0]).at(torch.tensor([0.1, 0.9])), torch.tensor(1.0))
+    window.add(loss(4.0, anchor=[4.0, 8.0], clamped=[2.0, 3.0]).at(torch.tensor([1.0, 0.25])), torch.tensor(1.0))
+    found = averaged_by_time(window.means())
+    quarters = {"anchor_t1": 1.0, "anchor_t2": 8.0, "anchor_t4": 3.5}  # none fell into the third
+    assert found == {"loss": 2.5, "anchor": 4.0, "clamped": 1.5, "grad_norm": 1.0} | quarters
+    assert averaged_by_time({"loss": 1.0}) == {"loss": 1.0}
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

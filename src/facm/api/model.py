@@ -63,7 +63,7 @@ def load(
     >>> student = facm.load("runs/first")
     >>> x = student.sample(8, seed=1)  # (8, 1, 8, 8) in [-1, 1]
     >>> student.picture(x).size
-    (327, 40)
+    (284, 32)
 
     ema: of a run, the EMA length sigma_rel; None: the first that it tracked. raw: its weights without EMA.
     device: "auto" (a GPU if there is one), "cpu", "cuda", or as in "cuda:1". precision: "fp32", which "auto" means

@@ -64,6 +64,8 @@ FLAGS = {
     "latents": {"batch_size": "--batch-size", "out": "--out", "autoencoder": "--autoencoder"},
     "study": {"task": "--only", "name": "--at", "data": "--data", "out": "--out"},
     "demo": {"out": "--out"},
+    "report": {"out": "--out"},
+    "watch": {"port": "--port"},
 }
 """Command -> argument of the library, which its errors name -> the option that sets it."""
 PHRASES = {

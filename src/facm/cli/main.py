@@ -20,6 +20,7 @@ from facm.cli.outline import outline
 from facm.cli.parsing import call, renamed
 from facm.cli.play import play
 from facm.cli.prepare import prepare
+from facm.cli.report import report, watch
 from facm.cli.sample import sample
 from facm.cli.schedule import schedule
 from facm.cli.show import demo, list_all, show
@@ -53,6 +54,8 @@ COMMANDS = {
     "show": Command("what a recipe or a run is", show, only_prints=True),
     "train": Command("train a recipe; each has options of its own", train, run_train),
     "resume": Command("continue an interrupted run", resume),
+    "watch": Command("watch a run while it trains, in the terminal or as a page", watch),
+    "report": Command("one page of a run, or of several side by side", report),
     "distill": Command("distil a text-to-image model of diffusers", distill, of_model("distill")),
     "finetune": Command("fine-tune one by flow matching, so that it can teach", finetune, of_model("finetune")),
     "plan": Command("predict the memory that a recipe takes on each GPU", plan, run_plan, only_prints=True),

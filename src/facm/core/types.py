@@ -44,10 +44,18 @@ class Batch:
 
 @dataclass(frozen=True)
 class Loss:
-    """``total`` () carries the graph; ``terms`` are detached per-sample values (B,) for the log."""
+    """``total`` () carries the graph; ``terms`` are detached per-sample values (B,) for the log.
+
+    t: (B,), the times of the samples, where the objective says them: the log then has the terms by quarters of time.
+    """
 
     total: Tensor
     terms: Mapping[str, Tensor] = field(default_factory=dict)
+    t: Tensor | None = None
+
+    def at(self, t: Tensor) -> Loss:
+        """The same, of samples at the times t (B,)."""
+        return Loss(self.total, self.terms, t.detach())
 
 
 class VelocityField(Protocol):

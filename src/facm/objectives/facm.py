@@ -150,12 +150,12 @@ class FACM(Objective):
         """The anchor's loss and the shortcut's, on the same draws."""
         point = self._drawn(batch, rng)  # lines 1-2
         anchor, shortcut = self._terms(network, point, teacher)
-        return lambda: anchor().loss(), lambda: shortcut().loss()
+        return lambda: anchor().loss().at(point.t), lambda: shortcut().loss().at(point.t)
 
     def __call__(self, network: Any, batch: Batch, rng: torch.Generator, teacher: Any | None = None) -> Loss:
         """L_FM + L_CM on noise, times and dropped labels from ``rng``."""
         point = self._drawn(batch, rng)  # lines 1-2
-        return self.evaluate(network, point, teacher).loss()  # line 9
+        return self.evaluate(network, point, teacher).loss().at(point.t)  # line 9
 
 
 def shortcut_terms(objective: FACM | ContinuousCM, network: Any, point: Interpolant, v: Tensor) -> ShortcutTerms:

@@ -85,4 +85,5 @@ class FlowMatching(Objective):
         t = rows(self.phases.times(self.time).sample(step_size(batch), rng), batch).to(x_0.dtype)
         anchored = draw_subset(batch, self.p_flow_condition, rng)
         cond, dropped = drop_labels(batch, self.condition, self.label_dropout, rng)
-        return self.evaluate(network, Interpolant.between(x_0, batch.x_1, t, cond, dropped), anchored).loss()
+        point = Interpolant.between(x_0, batch.x_1, t, cond, dropped)
+        return self.evaluate(network, point, anchored).loss().at(t)

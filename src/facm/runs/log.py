@@ -13,7 +13,12 @@ from typing import Any
 from facm.core.files import atomically, is_at, open_in_place, write_text
 from facm.core.untrusted.door import parse_json, read_text
 
-TIMED = frozenset({"images_per_s", "data_wait", "memory_gb", "peak_memory_gb"})
+TIMED = frozenset(
+    {
+        *("images_per_s", "images_per_s_per_rank", "seconds_left", "data_wait", "mfu"),
+        *("memory_gb", "peak_memory_gb"),
+    }
+)
 """Keys whose values depend on the machine and the moment; all others are the same whenever the run is repeated."""
 MOST = 2**28
 """Bytes of a log that is read: 256 MiB, about a million records."""

@@ -25,6 +25,7 @@ from facm.training.checks import CheckedRun, check_resting
 from facm.training.precision import resolved_precision
 from facm.training.state import Skips, TrainState, restore
 from facm.training.trainer import Trainer
+from facm.training.utilisation import utilisation
 
 
 def build(checked: CheckedRun, folder: RunFolder, engine: Engine, world: World, device: torch.device) -> Trainer:
@@ -51,7 +52,8 @@ def build(checked: CheckedRun, folder: RunFolder, engine: Engine, world: World, 
     )
     restore(state, run, folder, teacher_record)
     rng = torch.Generator(device)
-    return Trainer(run, checked.objective, stream, state, teacher, teacher_record, engine, world, device, rng)
+    share = utilisation(run, engine, device)
+    return Trainer(run, checked.objective, stream, state, teacher, teacher_record, engine, world, device, rng, share)
 
 
 def _network(run: Run, folder: RunFolder, engine: Engine, world: World) -> torch.nn.Module:

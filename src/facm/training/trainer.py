@@ -32,7 +32,7 @@ from facm.runs.config import Run
 from facm.training.finite import NonFiniteError, origin
 from facm.training.precision import autocast
 from facm.training.state import TrainState
-from facm.training.window import Window, memory
+from facm.training.window import Window, averaged_by_time, memory
 
 LOOK_EVERY = 8
 """Steps between two looks at what the device counts and at what other ranks were asked."""
@@ -52,6 +52,7 @@ class Trainer:
     world: the ranks that train together.
     device: where this rank computes.
     rng: generator of all draws of the objective.
+    utilisation: share of a device's peak that one image a second takes; None where that is not known.
     """
 
     run: Run
@@ -64,6 +65,7 @@ class Trainer:
     world: World
     device: torch.device
     rng: torch.Generator
+    utilisation: float | None = None
 
     @property
     def dataset(self) -> Dataset:
@@ -119,6 +121,7 @@ class Trainer:
         """
         run, count = self.run, len(micro_batches)
         total, terms = torch.zeros((), device=self.device), dict[str, list[Tensor]]()
+        times: list[Tensor | None] = []
         for index, batch in enumerate(micro_batches):
             pending = self._loss_terms(batch, self.state.images)
             while pending:
@@ -128,12 +131,14 @@ class Trainer:
                         loss = term()
                     (_poisoned(loss.total) / count).backward()
                 total = total + loss.total.detach() / count
+                first = len(times) == index
+                times += [loss.t] if first else []
                 for name, value in loss.terms.items():
                     terms.setdefault(name, []).append(value)
                 del term, loss  # and what their graphs still hold, before the next term's forward
-        return Loss(
-            total, {name: values[0] if len(values) == 1 else torch.cat(values) for name, values in terms.items()}
-        )
+        joined = {name: values[0] if len(values) == 1 else torch.cat(values) for name, values in terms.items()}
+        known = [t for t in times if t is not None]
+        return Loss(total, joined, torch.cat(known) if len(known) == count else None)
 
     def _loss_terms(self, batch: Batch, images: int) -> list[Callable[[], Loss]]:
         """The terms of the loss on a micro-batch of the step that begins at ``images``, each still to be computed."""
@@ -191,10 +196,22 @@ class Trainer:
         """The line of the log for the steps since the last one, averaged over the ranks; begins a new window."""
         state, window = self.state, self.state.window
         numbers = means(self.world, window.means())
+        numbers = averaged_by_time(numbers)
         record = {"images": state.images, **numbers, "lr": state.optimizer.param_groups[0]["lr"]}
-        record |= {"skipped": int(state.skips.total), **window.speed(self.run.batch_size), **memory(self.device)}
+        record |= {"skipped": int(state.skips.total), **self._speed(), **memory(self.device)}
         state.window = Window()
         return record
+
+    def _speed(self) -> dict[str, float]:
+        """Images a second, of all and of each rank, time left, waiting for data, and utilisation where it is known."""
+        speed = self.state.window.speed(self.run.batch_size)
+        a_second, ranks = speed["images_per_s"], self.world.ranks
+        speed["seconds_left"] = max(self.run.images - self.state.images, 0) / max(a_second, 1e-9)
+        if ranks > 1:
+            speed["images_per_s_per_rank"] = a_second / ranks
+        if self.utilisation is not None:
+            speed["mfu"] = self.utilisation * a_second / ranks
+        return speed
 
     def next_of(self, batches: Iterator[Batch]) -> Batch:
         """The next batch; the time spent waiting for it is added to the window."""

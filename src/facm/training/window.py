@@ -17,7 +17,8 @@ from facm.core.types import Loss
 class Window:
     """Sums over the steps since the last record.
 
-    sums: name -> sum of the steps' values, () on the device.
+    sums: name -> sum of the steps' values, () on the device; of a term by quarters of time, sums over samples, and
+        their numbers under names that begin with :data:`COUNT`.
     count: number of steps.
     began: when the window began, in seconds of the monotonic clock.
     waited: seconds spent waiting for data.
@@ -31,22 +32,63 @@ class Window:
     def add(self, loss: Loss, grad_norm: Tensor) -> None:
         """Add one step's loss, its terms and the norm of its gradient."""
         means: Mapping[str, Tensor] = {name: value.mean() for name, value in loss.terms.items()}
-        now = {"loss": loss.total.detach(), **means, "grad_norm": grad_norm}
+        now = {"loss": loss.total.detach(), **means, "grad_norm": grad_norm, **by_time(loss)}
         sums = {name: self.sums[name] + value if name in self.sums else value for name, value in now.items()}
         self.sums = sums | {name: value for name, value in self.sums.items() if name not in sums}  # in the step's order
         self.count += 1
 
     def means(self) -> dict[str, float]:
+        """Averages over the steps; of what is by quarters of time, still sums and numbers of samples a step."""
         return {name: float(value) / self.count for name, value in self.sums.items()}
 
     def non_finite(self) -> list[str]:
         """Names of loss terms that were not finite in some step."""
-        return [name for name, value in self.sums.items() if name != "grad_norm" and not bool(value.isfinite())]
+        terms = {name: value for name, value in self.sums.items() if name != "grad_norm" and _term_of(name) == name}
+        return [name for name, value in terms.items() if not bool(value.isfinite())]
 
     def speed(self, batch_size: int) -> dict[str, float]:
         """Images a second, and the share of the time spent waiting for data."""
         seconds = max(time.monotonic() - self.began, 1e-9)
         return {"images_per_s": self.count * batch_size / seconds, "data_wait": self.waited / seconds}
+
+
+QUARTERS = 4
+COUNT = "count_t"
+LOSSES = ("anchor", "shortcut", "flow")
+"""Terms that are logged by quarters of time."""
+
+
+def by_time(loss: Loss) -> dict[str, Tensor]:
+    """anchor_t1, ..., anchor_t4: sums over the samples whose t is in each quarter of [0, 1], () each, and how many
+    these are; nothing where the objective does not say the times."""
+    names = [name for name in LOSSES if name in loss.terms]
+    if loss.t is None or not names or any(loss.terms[name].shape != loss.t.shape for name in names):
+        return {}
+    quarter = (loss.t * QUARTERS).long().clamp(0, QUARTERS - 1)
+    every = torch.arange(QUARTERS, device=quarter.device)  # one_hot would wait for the device, to check its input
+    inside = (quarter[:, None] == every).to(loss.terms[names[0]].dtype)
+    rows = torch.stack([*(loss.terms[name] for name in names), torch.ones_like(loss.terms[names[0]])])
+    sums = (rows @ inside).unbind(0)
+    named = zip([*(f"{name}_t" for name in names), COUNT], sums, strict=True)
+    return {f"{name}{k + 1}": value for name, row in named for k, value in enumerate(row.unbind(0))}
+
+
+def _term_of(name: str) -> str:
+    """The term that a name in the log belongs to: anchor of anchor_t1, and any other name's own."""
+    term, _, quarter = name.rpartition("_t")
+    return term if quarter.isdigit() else name
+
+
+def averaged_by_time(numbers: Mapping[str, float]) -> dict[str, float]:
+    """``numbers`` with averages over samples in place of sums and numbers of samples; a quarter without any is left
+    out."""
+    found = {name: value for name, value in numbers.items() if not name.startswith(COUNT)}
+    for k in range(1, QUARTERS + 1):
+        for name in [name for name in LOSSES if f"{name}_t{k}" in found]:
+            count, total = numbers.get(f"{COUNT}{k}", 0.0), found.pop(f"{name}_t{k}")
+            if count:
+                found[f"{name}_t{k}"] = total / count
+    return found
 
 
 def memory(device: torch.device) -> dict[str, float]:
