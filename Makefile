@@ -15,16 +15,23 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is %d.%d: set PYTHON=" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
+
+# What the demo needs, which is a part of what the tests need.
+$(VENV)/.for-demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo]'
+	touch $@
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	# Without its torchvision, which does not import beside every build of torch and then breaks transformers; the tests
 	# do without it.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps torch-fidelity
 	touch $@
 
-demo: install
+demo: $(VENV)/.for-demo
 	$(BIN)/facm demo
 
 test: install
