@@ -130,7 +130,11 @@ class _Files:
 
 def _told(drawn: Drawn) -> str:
     rows = drawn.settings.get("rows")
-    what = f"rows of {', '.join(map(str, rows))} steps" if rows else f"{drawn.evaluations} evaluations a sample"
+    what = (
+        f"rows of {', '.join(map(str, rows))} steps"
+        if rows
+        else f"{drawn.evaluations} evaluation{'s' * (drawn.evaluations != 1)} a sample"
+    )
     return f"{drawn.milliseconds:.0f} ms, {what}"
 
 
