@@ -64,7 +64,7 @@ class _Parts(nn.Module):
     def __init__(self, block: nn.Module, forward: Callable[..., Tensor], constants: tuple[Any, ...]) -> None:
         super().__init__()
         self.block, self.constants = block, nn.ModuleList(c for c in constants if isinstance(c, nn.Module))
-        self.given = [forward, constants]  # in a list, where no module is registered twice
+        self.given = (forward, constants)  # in a tuple, where no module is registered twice
 
     def forward(self, *state: Tensor) -> Tensor:
         forward, constants = self.given
