@@ -5,6 +5,7 @@
 
 teacher    Euler with guidance on [0.125, 1]. naive: two passes at every step, whatever the time
 student    consistency with 1, 2 and 4 steps. naive: one image after the other
+bare       beside both: the same network in a loop of a few lines, on the same noise, which is drawn before
 The network is a LightningDiT with random weights, --block images at once; the noise of each image is a function
 of its index in both ways, and both ways' images are checked to be the same.
 """
@@ -27,6 +28,7 @@ from torch import Tensor
 from facm.core.objective import NetworkInterface
 from facm.flow.conditions import Labels
 from facm.flow.guidance import Guidance
+from facm.flow.time_conditioning import ExpandedInterval
 from facm.networks.lightning_dit import lightning_dit
 from facm.sampling.generate import noise, sample
 from facm.sampling.methods import Consistency, Euler
@@ -48,6 +50,35 @@ def naive_euler(source: Source, indices: range, cond: Tensor, nfe: int, guidance
     return x.float()
 
 
+def bare_euler(source: Source, x: Tensor, cond: Tensor, nfe: int, guidance: Guidance, batched: bool) -> Tensor:
+    """Guided Euler in float32, of one pass with twice the samples a step, or of two passes."""
+    null = torch.full_like(cond, CLASSES)
+    for i in range(nfe):
+        t = torch.full((len(x),), i / nfe, device=x.device)
+        if not guidance.low <= i / nfe <= guidance.high:
+            x = x + source.network(x, t, cond=cond) / nfe
+            continue
+        if batched:
+            both = source.network(torch.cat([x, x]), torch.cat([t, t]), cond=torch.cat([cond, null]))
+            v_c, v_u = both.chunk(2)
+        else:
+            v_c, v_u = source.network(x, t, cond=cond), source.network(x, t, cond=null)
+        x = x + (v_u + guidance.scale * (v_c - v_u)) / nfe
+    return x
+
+
+def bare_consistency(source: Source, x: Tensor, cond: Tensor, fresh: list[Tensor]) -> Tensor:
+    """Consistency sampling in float32: c_CM is t alone at ExpandedInterval's shortcut."""
+    steps, at = len(fresh) + 1, ExpandedInterval().shortcut
+    x_1 = x
+    for i in range(steps):
+        if i:
+            x = i / steps * x_1 + (1 - i / steps) * fresh[i - 1]
+        t = torch.full((len(x),), i / steps, device=x.device)
+        x_1 = x + (1 - i / steps) * source.network(x, cond=cond, **at(t))
+    return x_1
+
+
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -59,6 +90,7 @@ def main() -> None:
     parser.add_argument("--nfe", type=int, default=16, help="the teacher's steps")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--bare", action="store_true", help="only one block of ours beside the bare loops")
     parser.add_argument("--json", type=Path, help="append the rows to this file")
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -80,15 +112,31 @@ def main() -> None:
     def of(indices: range) -> Tensor:
         return labels[indices.start : indices.stop]
 
-    ways: dict[str, Callable[[], Tensor]] = {
-        f"teacher {options.nfe} x 2": lambda: blocks(
-            options.block, lambda i: sample(source, Euler(options.nfe), i, of(i), 0, guidance)
-        ),
-        f"teacher {options.nfe} x 2, naive": lambda: blocks(
-            options.block, lambda i: naive_euler(source, i, of(i).to(device), options.nfe, guidance)
-        ),
-    }
+    ways: dict[str, Callable[[], Tensor]] = (
+        {}
+        if options.bare
+        else {
+            f"teacher {options.nfe} x 2": lambda: blocks(
+                options.block, lambda i: sample(source, Euler(options.nfe), i, of(i), 0, guidance)
+            ),
+            f"teacher {options.nfe} x 2, naive": lambda: blocks(
+                options.block, lambda i: naive_euler(source, i, of(i).to(device), options.nfe, guidance)
+            ),
+        }
+    )
+    on_device = labels[: options.block].to(device)
+    drawn = [noise(0, range(options.block), k, shape).to(device) for k in range(4)]
+    first = range(options.block)
+    for name, batched in (("one pass", True), ("two passes", False)):
+        ways[f"bare teacher {options.nfe} x 2, {name}"] = lambda batched=batched: bare_euler(
+            source, drawn[0], on_device, options.nfe, guidance, batched
+        )
+    ways[f"ours teacher {options.nfe} x 2"] = lambda: sample(source, Euler(options.nfe), first, of(first), 0, guidance)
     for nfe in (1, 2, 4):
+        ways[f"bare student {nfe}"] = lambda nfe=nfe: bare_consistency(source, drawn[0], on_device, drawn[1:nfe])
+        ways[f"ours student {nfe}"] = lambda nfe=nfe: sample(source, Consistency(nfe), first, of(first))
+        if options.bare:
+            continue
         ways[f"student {nfe}"] = lambda nfe=nfe: blocks(
             options.block, lambda i: sample(source, Consistency(nfe), i, of(i))
         )
@@ -109,10 +157,15 @@ def main() -> None:
             synchronise()
             wall[name].append(time.perf_counter() - began)
             cpu[name].append(time.process_time() - busy)
+    ratios = {}
     for name in ways:
-        other = made.get(f"{name}, naive")
-        if other is not None:
-            torch.testing.assert_close(made[name], other, rtol=1e-3, atol=1e-3)
+        for other in (f"{name}, naive", name.replace("ours", "bare"), f"{name.replace('ours', 'bare')}, one pass"):
+            if other in made and other != name:
+                torch.testing.assert_close(made[name], made[other], rtol=1e-3, atol=1e-3)
+        for other in ways:
+            if name.startswith("ours") and other.startswith(name.replace("ours", "bare")):
+                pairs = zip(cpu[name][1:], cpu[other][1:], strict=True)
+                ratios[f"{name} / {other}"] = round(statistics.median(a / b for a, b in pairs), 3)
     row = {
         "command": " ".join([Path(sys.executable).name, *sys.argv]),
         "date": time.strftime("%Y-%m-%d"),
@@ -124,6 +177,7 @@ def main() -> None:
         "network": f"LightningDiT-{options.size}, {shape}",
         "n": options.n,
         "images_per_s": {k: round(options.n / statistics.median(v[1:]), 3) for k, v in wall.items()},
+        "cpu_s_of_ours_over_bare": ratios,
         "cpu_s_per_image": {k: round(statistics.median(v[1:]) / options.n, 4) for k, v in cpu.items()},
     }
     print(json.dumps(row, indent=1))

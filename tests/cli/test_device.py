@@ -1,13 +1,15 @@
 """--device and --precision: where a command computes, and in which precision."""
 
 import json
+import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from facm.api.device import cast_forward, placed
+from facm.api.device import cast_forward, placed, with_compiled_blocks
 from facm.distributed.process_group import ALONE, World
 from tests.cli.cli_parts import arrays, command, refused
 
@@ -97,3 +99,41 @@ def test_a_row_names_device_and_precision(runs, tmp_path):
     assert (fp32["device"], bf16["device"]) == ("cpu", "cpu")
     assert (fp32["network_precision"], bf16["network_precision"]) == ("fp32", "bf16")
     assert fp32["frechet_distance"] != bf16["frechet_distance"]
+
+
+def trained(network):
+    from facm.core.objective import NetworkInterface
+    from facm.flow.conditions import Labels
+
+    return SimpleNamespace(network=network, interface=NetworkInterface(Labels(10)))
+
+
+def test_a_network_without_blocks_is_not_compiled():
+    with pytest.raises(ValueError, match=r"--compile with Linear, which has no ModuleList of blocks"):
+        with_compiled_blocks(trained(torch.nn.Linear(2, 2)), compile=True)
+    network = torch.nn.ModuleList([torch.nn.Linear(2, 2)])
+    assert with_compiled_blocks(trained(network), compile=False).network is network
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="torch.compile needs a C++ compiler")
+def test_compiled_samples_are_the_eager_ones(tmp_path, monkeypatch):
+    """To 1e-5 after two steps."""
+    from facm.sampling.generate import sample
+    from facm.sampling.methods import Consistency
+    from facm.sampling.source import Source
+    from tests.distributed.parallel_parts import Awake
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "code"))
+    torch.manual_seed(0)
+    one = trained(Awake(2).build().eval())
+
+    def drawn():
+        source = Source(one.network, one.interface, (1, 8, 8), torch.device("cpu"))
+        return sample(source, Consistency(2), range(4), torch.arange(4))
+
+    eager = drawn()
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    with_compiled_blocks(one, compile=True)
+    torch.testing.assert_close(drawn(), eager, rtol=1e-5, atol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > graphs

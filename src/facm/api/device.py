@@ -51,6 +51,19 @@ def in_precision(trained: Trained, precision: Precision, device: torch.device) -
     return dataclasses.replace(trained, precision="bf16")
 
 
+def with_compiled_blocks(trained: Trained, compile: bool) -> Trained:
+    """``trained``, whose network's blocks are compiled, in place. Raises ValueError for a network without blocks."""
+    from facm.core.modules import blocks_of
+    from facm.distributed.block_transforms import prepare
+
+    if compile:
+        blocks = list(blocks_of(trained.network).values())
+        if not blocks:
+            raise ValueError(f"--compile with {type(trained.network).__name__}, which has no ModuleList of blocks")
+        prepare(blocks, checkpointing=False, compiled=True)
+    return trained
+
+
 def cast_forward(network: nn.Module, device: torch.device) -> None:
     """Let ``network`` compute under bf16 autocast, in place. Its output stays float32: nothing outside is summed in
     half precision."""

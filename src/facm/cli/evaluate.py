@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from facm.api.device import in_precision, placed
+from facm.api.device import in_precision, placed, with_compiled_blocks
 from facm.cli.metric_options import FeatureOptions, MetricOptions
 from facm.cli.network_options import (
     NETWORK,
@@ -90,7 +90,7 @@ def evaluate(
         decoder = which.decoder(trained, world.device)
         progress = None if options.quiet else counting("samples")
         evaluator = metrics.judge(trained, decoder, world, progress, options.frames_per_clip)
-        trained = in_precision(trained, how.precision, world.device)
+        trained = with_compiled_blocks(in_precision(trained, how.precision, world.device), how.compile)
         n, batch_size = options.num_samples, options.batch_size
         for method in methods:
             sampling = Sampling(

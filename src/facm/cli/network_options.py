@@ -48,6 +48,9 @@ class SamplingOptions:
     """Where to compute: auto (a GPU if there is one), cpu, cuda, or a GPU's number as in cuda:1."""
     precision: Precision = "auto"
     """Precision of the network: fp32, which auto means here, or bf16 (autocast)."""
+    compile: bool = False
+    """torch.compile the network's blocks, once for each batch size: for many samples. Code is kept as training keeps
+    it; see --engine.compile."""
 
     def __post_init__(self) -> None:
         if self.seed < 0:

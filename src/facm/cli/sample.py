@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from facm.api.device import in_precision, placed
+from facm.api.device import in_precision, placed, with_compiled_blocks
 from facm.cli.network_options import (
     NETWORK,
     SAMPLING,
@@ -125,7 +125,7 @@ def sample(
         name = f"{_clock(trained)}{type(method).__name__.lower()}{num_steps}-seed{how.seed}"
         prompted = options.prompts.of(trained, options.num_samples, world)
         decoder = which.decoder(trained, world.device)
-        trained = in_precision(trained, how.precision, world.device)
+        trained = with_compiled_blocks(in_precision(trained, how.precision, world.device), how.compile)
         cond: Cond
         if prompted is None:
             n = options.num_samples or 100

@@ -145,7 +145,42 @@ def constant_under_compile(function: Function) -> Function:
     return function
 
 
+def allow_many_shapes() -> None:
+    """Let one function be compiled for 128 shapes and settings, which blocks of a U-Net reach together: above 8, the
+    rest would run eagerly without a word. ``torch.compile`` has an argument for it only from 2.13 on."""
+    from torch._dynamo import config
+
+    config.recompile_limit = max(config.recompile_limit, 128)
+
+
+def traced_by_running(function: Function) -> Function:
+    """``function`` as one call in compiled code, into which AOTAutograd traces by running it; its arguments are tensors
+    in tuples. The public ``allow_in_graph`` takes no tuples. Importing the compiler takes 1.5 s."""
+    import torch._dynamo
+
+    return torch._dynamo.nonstrict_trace(function)  # type: ignore[return-value]
+
+
 # Modules
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a hook runs when ``module`` is called, or in the backward pass; nothing public lists them."""
+    of_module = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(map(bool, of_module))
+
+
+def module_bookkeeping(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """A module's own parameters, buffers and children, None among them, and its attributes that are none of these.
+
+    The public iterators leave out what is None.
+    """
+    others = {name: value for name, value in vars(module).items() if name not in vars(_PLAIN)}
+    others.pop("_compiled_call_impl", None)
+    return module._parameters, module._buffers, module._modules, others
+
+
+_PLAIN = nn.Module()
 
 
 def replace_forward(module: nn.Module, forward: Callable[..., Any]) -> Callable[[], None]:

@@ -19,7 +19,8 @@ from facm.core.modules import blocks_of, is_compiled, unwrapped
 from facm.core.tensors import at_least_float32
 from facm.core.torch_private import tree_map
 from facm.derivative.base import Derivative, Function, Pair, Prediction
-from facm.derivative.compiled import compiled, eagerly
+from facm.derivative.compiled import eagerly
+from facm.derivative.compiled_block import compiled_block_pair
 from facm.derivative.dual_mode import op_level_pair
 from facm.derivative.errors import explained, no_checkpointing
 from facm.derivative.fixed_dropout import SameDropout
@@ -83,7 +84,7 @@ class Chain(Derivative):
             return self._named(function, inner, network, primals, tangents)
 
     def _pair(self, function: Callable[..., Tensor], primals: Tensors, tangents: Tensors) -> tuple[Tensor, Tensor]:
-        return _pair(self.op_level, function, primals, tangents)
+        return (op_level_pair if self.op_level else whole_pair)(function, primals, tangents)
 
     # A network that exposes its chain: explicit pairs, each computed inside its block's forward.
 
@@ -96,7 +97,7 @@ class Chain(Derivative):
             enter = lambda x, t: inner.enter(x, cond=function.cond, **function.times(t))  # noqa: E731
             state, d_state = self._several(enter, (x, t), (v, dt))
             for block, constants in inner.links():
-                method = partial(self._block, is_compiled(block))
+                method = partial(self._block, block if is_compiled(block) else None)
                 h, dh = redirected(block, method, state, d_state, constants)
                 state, d_state = (h, *state[1:]), (dh, *d_state[1:])
             leave = lambda *state: at_least_float32(inner.leave(*state))  # noqa: E731
@@ -106,17 +107,19 @@ class Chain(Derivative):
 
     def _block(
         self,
-        compile: bool,
+        compiled: nn.Module | None,
         forward: Callable[..., Tensor],
         state: Tensors,
         d_state: Tensors,
         constants: tuple[Any, ...],
     ) -> tuple[Tensor, Tensor]:
-        block_pair = compiled(_block_pair) if compile else _block_pair
-
         def pair(*tensors: Tensor) -> tuple[Tensor, Tensor]:
             n = len(tensors) // 2
-            return block_pair(self.op_level, forward, constants, tensors[:n], tensors[n:])
+            state, d_state = tensors[:n], tensors[n:]
+            if compiled is not None:
+                strategy = op_level_pair if self.op_level else whole_pair
+                return compiled_block_pair(strategy, compiled, forward, constants, state, d_state)
+            return self._pair(lambda *state: forward(*state, *constants), state, d_state)
 
         if self.checkpoint and torch.is_grad_enabled():
             return checkpoint(pair, *state, *d_state, use_reentrant=False)
@@ -158,18 +161,6 @@ class Chain(Derivative):
                 "that the network calls once each, in the order given, or derivative = OpLevel()"
             )
         return pair
-
-
-def _pair(
-    op_level: bool, function: Callable[..., Tensor], primals: Tensors, tangents: Tensors
-) -> tuple[Tensor, Tensor]:
-    return (op_level_pair if op_level else whole_pair)(function, primals, tangents)
-
-
-def _block_pair(
-    op_level: bool, forward: Callable[..., Tensor], constants: tuple[Any, ...], state: Tensors, d_state: Tensors
-) -> tuple[Tensor, Tensor]:
-    return _pair(op_level, lambda *state: forward(*state, *constants), state, d_state)
 
 
 def _cut(out: Any) -> Any:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from facm.core.compile_cache import keep_compiled_code
 from facm.core.torch_private import inside_functorch, replace_forward
 
 
@@ -24,11 +25,15 @@ def prepare(blocks: Sequence[nn.Module], checkpointing: bool, compiled: bool) ->
         raise ValueError(
             f"engine.{wanted[0]} acts on blocks, and the network has no ModuleList or ModuleDict: set engine.blocks"
         )
+    if compiled:
+        keep_compiled_code()
     for block in blocks:
         if checkpointing:
             replace_forward(block, partial(_recomputed, block.forward))
         if compiled:
-            block.compile()
+            # Static shapes: of blocks that it meets at several heights and widths, as a U-Net's, torch.compile would
+            # make one graph for all, for whose convolutions Inductor (2.13) cannot order the strides.
+            block.compile(dynamic=False)
 
 
 def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -19,7 +19,8 @@ class Engine:
     checkpointing: bool = False
     """Recompute each block's activations in the backward pass instead of keeping them."""
     compile: Literal["no", "blocks"] = "no"
-    """blocks: torch.compile each block; passes that carry tangents from outside stay eager."""
+    """blocks: torch.compile each block of student and teacher, alike ones once; passes that carry tangents from outside
+    stay eager. Code is kept in TORCHINDUCTOR_CACHE_DIR or ~/.cache/facm/inductor."""
     cpu_offload: bool = False
     """fsdp only: keep parameters, gradients and optimiser state in main memory."""
     find_unused: bool = False

@@ -123,10 +123,14 @@ def velocity_field(
     condition: Condition,
     guidance: Guidance = NO_GUIDANCE,
 ) -> VelocityField:
-    """What a sampler integrates: (x, t) -> v, every t of a batch being the same; no null pass where guidance is off."""
+    """What a sampler integrates: (x, t) -> v, every t of a batch being the same; no null pass where guidance is off,
+    and nothing is chosen or copied where it acts, on all samples at once."""
+    null = None if guidance.strongest == 1 else condition.null(cond)
 
     def field(x: Tensor, t: Tensor) -> Tensor:
-        here = guidance if bool(guidance.active(t[:1])) else NO_GUIDANCE
-        return guided_velocity(network, at, x, t, cond, condition, here)
+        if guidance.strongest == 1 or not bool(guidance.active(t[:1])):
+            return guided_velocity(network, at, x, t, cond, condition, NO_GUIDANCE)
+        v_c, v_u = both_velocities(network, x, at(t), cond, null)
+        return guide(network, v_c, v_u, guidance.at(t, v_c))
 
     return field

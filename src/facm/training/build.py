@@ -8,10 +8,12 @@ from typing import Any
 import torch
 
 from facm.core.hashing import digest
+from facm.core.modules import blocks_of
 from facm.core.serialize import fingerprint
 from facm.core.state_dict import check_finite, load_strictly
 from facm.core.types import FillsItself, InFiles, PartlyElsewhere
 from facm.data.stream import Stream
+from facm.distributed.block_transforms import prepare
 from facm.distributed.collectives import by_first, check_same
 from facm.distributed.engine import Engine
 from facm.distributed.gradients import check_parameters
@@ -111,6 +113,7 @@ def _teacher(
     record = {"identity": repr(run.teacher), "sha256": sha256}
     check_same(world, "the teacher", record)
     check_resting(teacher, engine.kind(world.ranks))
+    _compile(teacher, engine)
     if engine.kind(world.ranks) == "fsdp":
         empty = any(p.is_meta for p in teacher.parameters())
         placed = shard(teacher, engine, world, device, resolved_precision(run, device) == "bf16")
@@ -119,6 +122,14 @@ def _teacher(
         placed = teacher.to(device)
     check_finite(teacher, _local(teacher), f"teacher = {run.teacher}")
     return asked_teacher(run, network, placed), record
+
+
+def _compile(teacher: torch.nn.Module, engine: Engine) -> None:
+    """Compile the teacher's blocks where the student's are; a teacher without blocks stays as it is."""
+    named = dict(teacher.named_modules())
+    if engine.compile == "blocks":
+        blocks = blocks_of(teacher, engine.blocks if all(name in named for name in engine.blocks) else ())
+        prepare(list(blocks.values()), checkpointing=False, compiled=bool(blocks))
 
 
 def _loaded(config: Pretrained, engine: Engine, world: World) -> tuple[torch.nn.Module, str]:
