@@ -234,6 +234,6 @@ def _convention(
     batch = read_checked(dataset, first_indices(dataset, LOOKED_AT))
     convention = clearest(errors := measured(unwrapped(network), batch, names))
     if not quiet and announced().first:
-        (_, least), (_, second), *_ = errors.items()
-        say(f"measured convention: {convention}; error {least:.2f} of the velocity's, the next one's {second:.2f}")
+        least, second = (f"{float(error.mean()):.2f}" for error in list(errors.values())[:2])
+        say(f"measured convention: {convention}; error {least} of the velocity's, the next one's {second}")
     return convention
