@@ -25,8 +25,10 @@ INPUTS = ("x", "sample", "hidden_states", "xt", "x_t", "input", "inputs", "inp")
 CONDS = ("cond", "y", "class_labels", "class_label", "labels", "label", "c", "context")
 POINTS = (0.2, 0.4, 0.6, 0.8)
 """Times at which the conventions are compared; those of one direction are those of the other."""
-CLEAR = 0.8
-"""The error of the right convention is at most this part of the next one's, and of a constant's."""
+LEARNED = 0.95
+"""The error of the right convention is below this part of that of v = 0."""
+SURE = 4.0
+"""Standard errors by which it is below the next one's, sample by sample."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,9 @@ def arguments_of(network: nn.Module, input_name: str, time_name: str, cond_name:
 
 
 @torch.no_grad()
-def measured(network: nn.Module, batch: Batch, names: tuple[str, str, str], seed: int = 0) -> dict[Convention, float]:
-    """The error of each convention, the least first: the mean square of prediction - v, in parts of that of v itself.
+def measured(network: nn.Module, batch: Batch, names: tuple[str, str, str], seed: int = 0) -> dict[Convention, Tensor]:
+    """The errors (B,) of each convention, the least first: the mean square of prediction - v of each sample, in parts
+    of that of v over all of them.
 
     network: as it was given, in eval mode meanwhile. batch: a few dozen samples of its data.
     """
@@ -105,12 +108,12 @@ def measured(network: nn.Module, batch: Batch, names: tuple[str, str, str], seed
 
 def _errors(
     network: nn.Module, x_0: Tensor, x_1: Tensor, cond: Cond, names: tuple[str, str, str]
-) -> dict[Convention, float]:
+) -> dict[Convention, Tensor]:
     input_name, time_name, cond_name = names
     given = {cond_name: _on(cond, x_1.device)} if cond_name and cond is not None else {}
-    v, errors = x_1 - x_0, dict[Convention, float]()
+    v, errors = x_1 - x_0, dict[Convention, Tensor]()
     for scale in (1.0, 1000.0):
-        total = {0.0: 0.0, scale: 0.0}
+        total = {0.0: torch.zeros(len(v)), scale: torch.zeros(len(v))}
         for t in POINTS:
             times = torch.full((len(x_1),), t, device=x_1.device, dtype=x_1.dtype)
             x_t = (1 - expand(times, x_1)) * x_0 + expand(times, x_1) * x_1
@@ -123,21 +126,23 @@ def _errors(
                         f"{tuple(v.shape)}, expected a velocity of the same shape"
                     )
                 sign = 1 if noise_at == 0 else -1
-                total[noise_at] += float((sign * predicted - v).square().mean() / v.square().mean()) / len(POINTS)
+                squares = (sign * predicted - v).square().flatten(1).mean(1) / v.square().mean()
+                total[noise_at] += squares.float().cpu() / len(POINTS)
         for noise_at, error in total.items():
             errors[Convention(noise_at, scale, *names)] = error
-    return dict(sorted(errors.items(), key=lambda item: item[1]))
+    return dict(sorted(errors.items(), key=lambda item: float(item[1].mean())))
 
 
-def clearest(errors: Mapping[Convention, float]) -> Convention:
+def clearest(errors: Mapping[Convention, Tensor]) -> Convention:
     """The convention that the network follows. Raises ValueError with all errors where none stands out."""
     (best, least), (_, second), *_ = errors.items()
-    if least < CLEAR * min(second, 1.0):
+    more = second - least  # of the same samples and noise
+    if least.mean() < LEARNED and more.mean() > SURE * more.std() / len(more) ** 0.5:
         return best
-    listed = "; ".join(f"{convention}: {error:.2f}" for convention, error in errors.items())
+    listed = "; ".join(f"{convention}: {error.mean():.2f}" for convention, error in errors.items())
     raise ValueError(
         "the network's convention cannot be told from its errors, in parts of the velocity's mean square: "
-        f"{listed}. Expected one clearly below 1 and below the others, as of a trained flow; where you know it, say "
+        f"{listed}. Expected one below 1 and clearly below the others, as of a trained flow; where you know it, say "
         "time_scale and noise_at, such as noise_at = 0, time_scale = 1"
     )
 

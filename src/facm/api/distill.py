@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
     from facm.api.model import Model
 
 IMAGES, BATCH_SIZE = 100_000, 128
-LOOKED_AT = 64
-"""Samples on which a network's convention is measured."""
+LOOKED_AT, MOST_LOOKED_AT, NUMBERS = 64, 2048, 2**15
+"""Samples on which a network's convention is measured: at least and at most, so many that they have NUMBERS numbers."""
 
 
 def distill(
@@ -231,9 +232,10 @@ def _convention(
         if noise_at not in (0, time_scale) or time_scale == 0:
             raise ValueError(f"noise_at = {noise_at}, expected 0, or time_scale = {time_scale}, and that not 0")
         return Convention(float(noise_at), float(time_scale), *names)
-    batch = read_checked(dataset, first_indices(dataset, LOOKED_AT))
+    looked_at = min(max(LOOKED_AT, NUMBERS // math.prod(dataset.shape)), MOST_LOOKED_AT)
+    batch = read_checked(dataset, first_indices(dataset, looked_at))
     convention = clearest(errors := measured(unwrapped(network), batch, names))
     if not quiet and announced().first:
-        (_, least), (_, second), *_ = errors.items()
-        say(f"measured convention: {convention}; error {least:.2f} of the velocity's, the next one's {second:.2f}")
+        least, second = (f"{float(error.mean()):.2f}" for error in list(errors.values())[:2])
+        say(f"measured convention: {convention}; error {least} of the velocity's, the next one's {second}")
     return convention
