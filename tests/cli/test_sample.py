@@ -9,6 +9,7 @@ from PIL import Image
 
 import facm
 from facm.cli.sample import SampleOptions
+from facm.data import Gaussian
 from facm.networks.mlp import MLP
 from facm.runs.folder import create
 from tests.cli.cli_parts import arrays, command, refused
@@ -188,9 +189,7 @@ def test_a_number_that_makes_no_sense_is_named(runs, capsys, tmp_path, monkeypat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_be_drawn_or_guided_is_said(recipes, capsys):
-    command("train", "mine.py:moons", "--quiet")
-    assert "samples of shape (100, 2) cannot be drawn" in refused(capsys, "sample", "runs/moons")
+def test_what_has_no_classes_or_cannot_be_guided_is_said(recipes, capsys):
     run = flow_run(
         data=facm.data.Checkerboard(n=64), objective=facm.FlowMatching(facm.Unconditional(), label_dropout=0.0)
     )
@@ -198,3 +197,16 @@ def test_what_cannot_be_drawn_or_guided_is_said(recipes, capsys):
     assert "--classes (1,), but the network is unconditional" in refused(capsys, "sample", folder.path, "--classes", 1)
     words = refused(capsys, "evaluate", folder.path, "--guidance-scale", 2, "--num-samples", 4)
     assert "no null condition to guide with" in words
+
+
+def test_samples_that_are_no_pictures_are_numbers(tmp_path, capsys):
+    objective = facm.FlowMatching(facm.Unconditional())
+    run = facm.Run(MLP(2, 16, 1), Gaussian(), objective, images=32, batch_size=16)
+    facm.train(run, tmp_path / "run", quiet=True)
+    for out in ((), ("--out", tmp_path / "x.png")):
+        command("sample", tmp_path / "run", "--num-samples", 5, *out)
+    assert "for samples of shape (2,) cannot be drawn" in capsys.readouterr().out
+    (first,) = (tmp_path / "run" / "samples").glob("*.npz")
+    one, two = arrays(first), arrays(tmp_path / "x.npz")
+    assert one["samples"].shape == (5, 2)
+    assert np.array_equal(one["samples"], two["samples"])

@@ -105,7 +105,7 @@ MUTANTS = (
     # what is resumed
     Mutant(
         "training/state.py",
-        "        self.window = Window(_of_this_rank(saved",
+        "        self.window = Window.of(_of_this_rank(saved",
         "        Window(_of_this_rank(saved",
         CRASH,
     ),

@@ -32,6 +32,10 @@ def test_losses_by_quarters_of_time_are_means_over_the_samples_in_each():
     quarters = {"anchor_t1": 1.0, "anchor_t2": 8.0, "anchor_t4": 3.5}  # none fell into the third
     assert found == {"loss": 2.5, "anchor": 4.0, "clamped": 1.5, "grad_norm": 1.0} | quarters
     assert averaged_by_time({"loss": 1.0}) == {"loss": 1.0}
+    again = Window.of(window.flat(), window.count)
+    assert again.sums.keys() == window.sums.keys()
+    assert all(torch.equal(again.sums[name], value) for name, value in window.sums.items())
+    assert Window.of({"own_t1": torch.tensor(1.0)}, 1).means() == {"own_t1": 1.0}  # a term of a user's own
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

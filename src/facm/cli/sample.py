@@ -7,7 +7,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from facm.api.device import in_precision, placed, with_compiled_blocks
 from facm.cli.network_options import (
@@ -30,6 +30,7 @@ from facm.distributed.engine import Engine
 if TYPE_CHECKING:
     import torch
 
+    from facm.cli.prompt_options import Prompted
     from facm.core.cond import Cond
     from facm.distributed.process_group import World
     from facm.flow.guidance import Guidance
@@ -59,8 +60,8 @@ class SampleOptions:
     prompts: Group[PromptOptions] = PROMPTS
     """Of a text-to-image model."""
     out: Path | None = None
-    """PNG to write; default: a new file in RUN/samples/, or next to FILE. An existing file is not overwritten. Of clips
-    it shows frames; where ffmpeg is at hand, they are in an mp4 of the same name, too."""
+    """PNG to write, never one that exists; default: a new file in RUN/samples/, or next to FILE. Signals and vectors
+    go into an npz of that name, clips into an mp4, too, where ffmpeg is."""
     fps: float | None = None
     """Frames a second of that mp4; default: the model's, or 8."""
     npz: bool = False
@@ -108,13 +109,9 @@ def sample(
     Args:
         network: a run's folder, or a checkpoint file: published, exported or imported.
     """
-    import torch
 
     from facm.distributed.process_group import opened
     from facm.sampling.by_name import default_steps
-    from facm.sampling.captioned import save_captioned
-    from facm.sampling.clips import FPS, clip_to_uint8
-    from facm.sampling.images import save_grid
 
     options.check()
     with opened(Engine()) as ranks:
@@ -145,26 +142,62 @@ def sample(
             titles = [f"student, {num_steps} steps", f"teacher, {options.prompts.beside_teacher} steps"]
         if x is None:
             return
-
-        def save(path: Path) -> None:
-            if prompted is None:
-                save_grid(path, x, new=True)
-            else:
-                save_captioned(path, [row for row in rows if row is not None], prompted.texts, titles, new=True)
-
-        if options.out is not None:
-            save(options.out)
-        target = options.out or _saved(save, trained.samples, name)
-        fps = options.fps or (FPS if prompted is None else prompted.fps)
-        clips = _save_clips(target.with_suffix(".mp4"), [row for row in rows if row is not None], fps)
-        say(f"{len(x)} samples, {type(method).__name__} with {num_steps} evaluations: {target}{clips}")
+        target = _written(x, [row for row in rows if row is not None], titles, cond, prompted, options, trained, name)
+        say(f"{len(x)} samples, {type(method).__name__} with {num_steps} evaluations: {target}")
         say(f"{trained.which} of {trained.path}{'' if decoder is None else f', decoded by {decoder.identity}'}")
-        if options.npz:
-            import numpy as np
 
-            labels = cond.numpy() if isinstance(cond, torch.Tensor) else np.zeros(0, np.int64)
-            with atomically(target.with_suffix(".npz"), new=True) as partial, partial.open("wb") as file:
-                np.savez_compressed(file, images=clip_to_uint8(x), labels=labels)
+
+def _written(
+    x: torch.Tensor,
+    rows: Sequence[torch.Tensor],
+    titles: list[str],
+    cond: Cond,
+    prompted: Prompted | None,
+    options: SampleOptions,
+    trained: Trained,
+    name: str,
+) -> str:
+    """Write the samples x, and rows of what they are compared with; where they are, in words."""
+    from facm.data.frames import is_clip
+    from facm.sampling.captioned import save_captioned
+    from facm.sampling.clips import FPS, clip_to_uint8
+    from facm.sampling.images import is_image, save_grid
+
+    if not (is_image(tuple(x.shape[1:])) or is_clip(tuple(x.shape[1:]))):
+        numbers = _save_numbers({"samples": x.float().cpu().numpy()}, cond, options.out, trained.samples, name)
+        return f"{numbers}, for samples of shape {tuple(x.shape[1:])} cannot be drawn"
+
+    def save(path: Path) -> None:
+        if prompted is None:
+            save_grid(path, x, new=True)
+        else:
+            save_captioned(path, list(rows), prompted.texts, titles, new=True)
+
+    if options.out is not None:
+        save(options.out)
+    target = options.out or _saved(save, trained.samples, name)
+    fps = options.fps or (FPS if prompted is None else prompted.fps)
+    clips = _save_clips(target.with_suffix(".mp4"), rows, fps)
+    if options.npz:
+        _save_numbers({"images": clip_to_uint8(x)}, cond, target, trained.samples, name)
+    return f"{target}{clips}"
+
+
+def _save_numbers(numbers: dict[str, Any], cond: Cond, out: Path | None, folder: Path, name: str) -> Path:
+    """Write NumPy arrays by name, and the labels; the file."""
+    import numpy as np
+    import torch
+
+    labels = cond.numpy() if isinstance(cond, torch.Tensor) else np.zeros(0, np.int64)
+
+    def save(path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomically(path.with_suffix(".npz"), new=True) as partial, partial.open("wb") as file:
+            np.savez_compressed(file, **numbers, labels=labels)
+
+    if out is not None:
+        save(out)
+    return (out or _saved(save, folder, name)).with_suffix(".npz")
 
 
 def _clock(trained: Trained) -> str:

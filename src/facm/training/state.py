@@ -118,7 +118,7 @@ class TrainState:
         self.skips.total.fill_(int(saved.meta["skipped"]))
         self.skips.in_a_row.fill_(int(saved.meta["skipped_in_a_row"]))
         device = next(self.network.parameters()).device
-        self.window = Window(_of_this_rank(saved, self.world, device), int(saved.meta["window"]))
+        self.window = Window.of(_of_this_rank(saved, self.world, device), int(saved.meta["window"]))
         set_global_random_state(saved.part("rng"), saved.meta["rng"])
 
 
@@ -199,9 +199,10 @@ def save_ema_snapshots(state: TrainState, run: Run, folder: RunFolder) -> None:
 def _of_all_ranks(window: Window, world: World) -> dict[str, Tensor]:
     """The sums: (), or (ranks,) where there are several."""
     if world.ranks == 1:
-        return window.sums
-    rows = gathered(world, {name: float(value) for name, value in window.sums.items()})
-    return {name: torch.tensor([row[name] for row in rows], dtype=value.dtype) for name, value in window.sums.items()}
+        return window.flat()
+    sums = window.flat()
+    rows = gathered(world, {name: float(value) for name, value in sums.items()})
+    return {name: torch.tensor([row[name] for row in rows], dtype=value.dtype) for name, value in sums.items()}
 
 
 def _of_this_rank(saved: Stored, world: World, device: torch.device) -> dict[str, Tensor]:

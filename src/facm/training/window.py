@@ -17,8 +17,8 @@ from facm.core.types import Loss
 class Window:
     """Sums over the steps since the last record.
 
-    sums: name -> sum of the steps' values, () on the device; of a term by quarters of time, sums over samples, and
-        their numbers under names that begin with :data:`COUNT`.
+    sums: name -> sum of the steps' values, () on the device; under names that end in _t, by quarters of time (4,), the
+        sums over samples of a term, and their numbers.
     count: number of steps.
     began: when the window began, in seconds of the monotonic clock.
     waited: seconds spent waiting for data.
@@ -39,11 +39,26 @@ class Window:
 
     def means(self) -> dict[str, float]:
         """Averages over the steps; of what is by quarters of time, still sums and numbers of samples a step."""
-        return {name: float(value) / self.count for name, value in self.sums.items()}
+        return {name: float(value) / self.count for name, value in self.flat().items()}
+
+    def flat(self) -> dict[str, Tensor]:
+        """The sums as numbers () by name: those by quarters of time are anchor_t1, ..., anchor_t4."""
+        found: dict[str, Tensor] = {}
+        for name, value in self.sums.items():
+            found |= {name: value} if value.ndim == 0 else {f"{name}{k + 1}": each for k, each in enumerate(value)}
+        return found
+
+    @staticmethod
+    def of(sums: Mapping[str, Tensor], count: int) -> Window:
+        """The window whose :meth:`flat` sums these are."""
+        found = {name: value for name, value in sums.items() if _term_of(name) == name}
+        for name in dict.fromkeys(f"{_term_of(name)}_t" for name in sums if _term_of(name) != name):
+            found[name] = torch.stack([sums[f"{name}{k + 1}"] for k in range(QUARTERS)])
+        return Window(found, count)
 
     def non_finite(self) -> list[str]:
         """Names of loss terms that were not finite in some step."""
-        terms = {name: value for name, value in self.sums.items() if name != "grad_norm" and _term_of(name) == name}
+        terms = {name: value for name, value in self.sums.items() if name != "grad_norm" and value.ndim == 0}
         return [name for name, value in terms.items() if not bool(value.isfinite())]
 
     def speed(self, batch_size: int) -> dict[str, float]:
@@ -59,8 +74,8 @@ LOSSES = ("anchor", "shortcut", "flow")
 
 
 def by_time(loss: Loss) -> dict[str, Tensor]:
-    """anchor_t1, ..., anchor_t4: sums over the samples whose t is in each quarter of [0, 1], () each, and how many
-    these are; nothing where the objective does not say the times."""
+    """anchor_t, shortcut_t or flow_t, each (4,): sums over the samples whose t is in each quarter of [0, 1], and how
+    many these are; nothing where the objective does not say the times."""
     names = [name for name in LOSSES if name in loss.terms]
     if loss.t is None or not names or any(loss.terms[name].shape != loss.t.shape for name in names):
         return {}
@@ -70,13 +85,13 @@ def by_time(loss: Loss) -> dict[str, Tensor]:
     rows = torch.stack([*(loss.terms[name] for name in names), torch.ones_like(loss.terms[names[0]])])
     sums = (rows @ inside).unbind(0)
     named = zip([*(f"{name}_t" for name in names), COUNT], sums, strict=True)
-    return {f"{name}{k + 1}": value for name, row in named for k, value in enumerate(row.unbind(0))}
+    return dict(named)
 
 
 def _term_of(name: str) -> str:
     """The term that a name in the log belongs to: anchor of anchor_t1, and any other name's own."""
     term, _, quarter = name.rpartition("_t")
-    return term if quarter.isdigit() else name
+    return term if quarter.isdigit() and f"{term}_t" in (*(f"{name}_t" for name in LOSSES), COUNT) else name
 
 
 def averaged_by_time(numbers: Mapping[str, float]) -> dict[str, float]:
