@@ -138,7 +138,7 @@ def test_of_two_exports_into_one_file_one_wins(
 
 def test_two_that_sample_at_once_draw_two_pictures(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, real = shutil.copytree(runs / "teacher", tmp_path / "run"), images.grid_png
-    name = f"{64:012d}-euler1-seed0"
+    name = f"{64:012d}-euler32-seed0"
 
     def draw_meanwhile(*arguments: object) -> bytes:
         with monkeypatch.context() as patched:

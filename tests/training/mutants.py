@@ -36,7 +36,12 @@ MUTANTS = (
         "_poisoned(loss.total).backward()",
         TEACHERS_RUN,
     ),
-    Mutant("training/trainer.py", "start + k * size,", "start,", ACCUMULATED),
+    Mutant(
+        "training/trainer.py",
+        "start,\n                stream.batch_size",
+        "stream.starts[0],\n                stream.batch_size",
+        ACCUMULATED,
+    ),
     Mutant("training/trainer.py", "(_poisoned(loss.total) / count)", "(loss.total / count)", TEACHERS_RUN),
     Mutant("training/trainer.py", "found_inf = skip.float()", "found_inf = torch.zeros_like(skip.float())", SKIPPED),
     Mutant(
@@ -98,7 +103,7 @@ MUTANTS = (
     # what it would take
     Mutant(
         "training/memory_plan/predict.py",
-        'teacher=0 if teacher is None else _bytes(teacher) // (shards if kind == "fsdp" else 1)',
+        'teacher=_of_teacher(teacher, kind) // (shards if kind == "fsdp" else 1)',
         "teacher=0",
         ("tests/training/memory_plan/test_predict.py::test_shards_and_copies",),
     ),
