@@ -87,7 +87,7 @@ def test_the_source_distribution_holds_what_it_must_and_nothing_else(sdist):
         "constraints.txt",
         "pyproject.toml",
     }
-    expected |= {str(path.relative_to(ROOT)) for path in (ROOT / "docs").iterdir() if path.suffix in (".md", ".png")}
+    expected |= {str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*") if path.suffix in (".md", ".png")}
     expected |= {str(path.relative_to(ROOT)) for path in (ROOT / "examples").glob("*.py")}
     assert files - metadata == expected
     assert not any(member.issym() or member.islnk() for member in members)

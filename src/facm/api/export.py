@@ -78,8 +78,10 @@ def _statistics(trained: Trained) -> Statistics | None:
         return None
 
 
-def check_text_to_image(out: Path, to: To, num_steps: int, lora_rank: int | None, pair: bool = False) -> None:
-    """Raise ValueError for what does not go together, before anything is loaded. pair: a high-noise half is given."""
+def check_text_to_image(
+    out: Path, to: To, num_steps: int, lora_rank: int | None, high_noise: Path | None = None
+) -> None:
+    """Raise ValueError for what does not go together, before anything is loaded."""
     from facm.foundation.export.schedule import MOST_STEPS
 
     if not 1 <= num_steps <= MOST_STEPS:
@@ -93,8 +95,8 @@ def check_text_to_image(out: Path, to: To, num_steps: int, lora_rank: int | None
         raise ValueError(f"lora_rank = {lora_rank} with to = diffusers, which holds all weights; expected to = lora")
     if out.exists() or out.is_symlink():
         raise ValueError(f"out = {out} exists and is not overwritten; choose another name")
-    if to == "comfyui" and pair:
-        raise ValueError("high_noise with to = comfyui, which has a file for each half; expected none")
+    if to == "comfyui" and high_noise is not None:
+        raise ValueError(f"high_noise = {high_noise} with to = comfyui, which has a file for each half; expected none")
 
 
 def export_text_to_image(
@@ -119,7 +121,8 @@ def export_text_to_image(
     from facm.foundation.export.schedule import check_steps
     from facm.foundation.folder import TRANSFORMER
 
-    check_text_to_image(out, to, num_steps, lora_rank, isinstance(trained, TrainedPair))
+    half = trained.high if isinstance(trained, TrainedPair) else None
+    check_text_to_image(out, to, num_steps, lora_rank, None if half is None else half.path)
     student = _student(trained, alone=to == "comfyui")
     if student.few_step and to != "comfyui":
         check_steps(num_steps, scheduler, student.model.pipeline, student.bounds)

@@ -43,7 +43,7 @@ def export_to(
     from facm.foundation.experts.pair import pair_of
     from facm.pretrained.trained import load_trained
 
-    check_text_to_image(out, to, num_steps, lora_rank, high_noise is not None)
+    check_text_to_image(out, to, num_steps, lora_rank, high_noise)
     trained = load_trained(run, ema, raw, trust_recipe=trust_recipe)
     if high_noise is not None:
         trained = pair_of(trained, load_trained(high_noise, ema, raw, trust_recipe=trust_recipe))
