@@ -75,13 +75,14 @@ LOSSES = ("anchor", "shortcut", "flow")
 
 def by_time(loss: Loss) -> dict[str, Tensor]:
     """anchor_t, shortcut_t or flow_t, each (4,): sums over the samples whose t is in each quarter of [0, 1], and how
-    many these are; nothing where the objective does not say the times."""
+    many these are, both as parts of the batch, so that ranks may share it in any number; nothing where the objective
+    does not say the times."""
     names = [name for name in LOSSES if name in loss.terms]
     if loss.t is None or not names or any(loss.terms[name].shape != loss.t.shape for name in names):
         return {}
     quarter = (loss.t * QUARTERS).long().clamp(0, QUARTERS - 1)
     every = torch.arange(QUARTERS, device=quarter.device)  # one_hot would wait for the device, to check its input
-    inside = (quarter[:, None] == every).to(loss.terms[names[0]].dtype)
+    inside = (quarter[:, None] == every).to(loss.terms[names[0]].dtype) / len(quarter)
     rows = torch.stack([*(loss.terms[name] for name in names), torch.ones_like(loss.terms[names[0]])])
     sums = (rows @ inside).unbind(0)
     named = zip([*(f"{name}_t" for name in names), COUNT], sums, strict=True)
