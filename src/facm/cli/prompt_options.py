@@ -7,12 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import torch
-
-    from facm.core.cond import Cond
     from facm.distributed.process_group import World
     from facm.flow.guidance import Guidance
-    from facm.foundation.network import DiffusersModel
+    from facm.foundation.prompted import Prompts
     from facm.pretrained.trained import Trained
     from facm.sampling.methods import Method
     from facm.sampling.source import Source
@@ -55,7 +52,7 @@ class PromptOptions:
 
         return list(source_at(self.prompts).prompts)
 
-    def of(self, trained: Trained, n: int | None, world: World) -> Prompted | None:
+    def of(self, trained: Trained, n: int | None, world: World) -> Prompts | None:
         """``n`` prompts in turn (None: each once) with their embeddings; None for a network of another kind.
 
         Raises ValueError for prompts to such a network.
@@ -68,44 +65,21 @@ class PromptOptions:
                 option = f"--{given.replace('_', '-')}"
                 raise ValueError(f"{option} with {trained.path}, which takes no prompts; expected a model that does")
             return None
-        return _encoded(self, trained, trained.config, n, world)
+        from facm.foundation.prompted import prompted
+
+        sizes = (self.height, self.width, self.frames)
+        return prompted(trained.config, trained.dataset, self.texts(), n, world, *sizes)
 
 
 PROMPTS = PromptOptions()
 
 
-@dataclasses.dataclass(frozen=True)
-class Prompted:
-    """Prompts with their embeddings.
+def teacher_beside(trained: Trained, source: Source, steps: int) -> tuple[Source, Method, Guidance]:
+    """The teacher of the run, its sampler and its guidance. Raises ValueError for a run without one."""
+    from facm.api.teacher import has_teacher, teacher_of_trained
+    from facm.sampling.methods import Euler
 
-    texts: the prompts, one a picture.
-    cond: their embeddings.
-    shape: of one sample.
-    fps: frames a second of clips.
-    """
-
-    texts: list[str]
-    cond: Cond
-    shape: tuple[int, ...]
-    fps: float
-
-    def source(self, trained: Trained, device: torch.device) -> Source:
-        """What is sampled."""
-        return dataclasses.replace(trained.source(device), shape=self.shape)
-
-    def teacher(self, trained: Trained, source: Source, steps: int) -> tuple[Source, Method, Guidance]:
-        """The teacher of the run, its sampler and its guidance. Raises ValueError for a run without one."""
-        from facm.api.teacher import has_teacher, teacher_of_trained
-        from facm.sampling.methods import Euler
-
-        if not has_teacher(trained):
-            raise ValueError(f"--beside-teacher {steps} with {trained.path}, which has no teacher; expected 0")
-        teacher, guidance = teacher_of_trained(trained, source)
-        return teacher, Euler(steps), guidance
-
-
-def _encoded(options: PromptOptions, trained: Trained, config: DiffusersModel, n: int | None, world: World) -> Prompted:
-    from facm.foundation.prompted import prompted
-
-    sizes = (options.height, options.width, options.frames)
-    return Prompted(**vars(prompted(config, trained.dataset, options.texts(), n, world, *sizes)))
+    if not has_teacher(trained):
+        raise ValueError(f"--beside-teacher {steps} with {trained.path}, which has no teacher; expected 0")
+    teacher, guidance = teacher_of_trained(trained, source)
+    return teacher, Euler(steps), guidance

@@ -21,7 +21,7 @@ from facm.cli.network_options import (
     check_number,
 )
 from facm.cli.parsing import Advanced, Group
-from facm.cli.prompt_options import PROMPTS, PromptOptions
+from facm.cli.prompt_options import PROMPTS, PromptOptions, teacher_beside
 from facm.core.ffmpeg import MOST_FPS
 from facm.core.files import TakenError, atomically
 from facm.core.terminal import say
@@ -30,10 +30,10 @@ from facm.distributed.engine import Engine
 if TYPE_CHECKING:
     import torch
 
-    from facm.cli.prompt_options import Prompted
     from facm.core.cond import Cond
     from facm.distributed.process_group import World
     from facm.flow.guidance import Guidance
+    from facm.foundation.prompted import Prompts
     from facm.latents.decode import ImageDecoder
     from facm.pretrained.trained import Trained
     from facm.sampling.methods import Method
@@ -130,12 +130,13 @@ def sample(
         else:
             if options.classes:
                 raise ValueError(f"--classes {','.join(options.classes)}, but the network takes prompts: --prompt")
-            n, source, cond = len(prompted.texts), prompted.source(trained, world.device), prompted.cond
+            n, source, cond = len(prompted.texts), trained.source(world.device), prompted.cond
+            source = dataclasses.replace(source, shape=prompted.shape)
         guidance = solver.guidance(how.guidance_scale)
         x = _drawn(source, method, decoder, n, options.batch_size, cond, how.seed, guidance, world, trained.path)
         rows, titles = [x], list[str]()
         if prompted is not None and options.prompts.beside_teacher:
-            teacher, euler, scale = prompted.teacher(trained, source, options.prompts.beside_teacher)
+            teacher, euler, scale = teacher_beside(trained, source, options.prompts.beside_teacher)
             rows.append(
                 _drawn(teacher, euler, decoder, n, options.batch_size, cond, how.seed, scale, world, trained.path)
             )
@@ -152,7 +153,7 @@ def _written(
     rows: Sequence[torch.Tensor],
     titles: list[str],
     cond: Cond,
-    prompted: Prompted | None,
+    prompted: Prompts | None,
     options: SampleOptions,
     trained: Trained,
     name: str,

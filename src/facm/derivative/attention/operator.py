@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from facm.derivative.attention.reference import plain_tangent
+from facm.derivative.attention.reference import new_result, plain_tangent
 
 _failed: dict[tuple[object, ...], str] = {}  # kernels that failed to compile are not tried again
 
@@ -68,14 +68,8 @@ def _operator(
         tangent, _ = by_kernel(q, k, v, dq, dk, dv, out, lse, is_causal, scale)
     if tangent is None:
         tangent = plain_tangent(q, k, v, dq, dk, dv, is_causal=is_causal, scale=scale)
-    expected = _like(q, out)
+    expected = new_result(q, out)
     return tangent if tangent.stride() == expected.stride() else expected.copy_(tangent)
-
-
-def _like(q: Tensor, out: Tensor) -> Tensor:
-    """A new tensor laid out as the kernel's result."""
-    result = torch.empty_like(out, dtype=q.dtype)
-    return result if result.stride(-1) == 1 else torch.empty(out.shape, dtype=q.dtype, device=q.device)
 
 
 def _shape(
@@ -90,7 +84,7 @@ def _shape(
     is_causal: bool,
     scale: float,
 ) -> Tensor:
-    return _like(q, out)
+    return new_result(q, out)
 
 
 SCHEMA = "(Tensor q, Tensor k, Tensor v, Tensor? dq, Tensor? dk, Tensor? dv, Tensor out, Tensor lse, bool is_causal, "

@@ -116,3 +116,9 @@ def _weights(scores: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
         return scores.softmax(-1)
     scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
     return scores.softmax(-1).masked_fill(scores.isneginf().all(-1, keepdim=True), 0.0)
+
+
+def new_result(q: Tensor, out: Tensor) -> Tensor:
+    """A new tensor for dO in q's dtype, laid out like ``out``, neighbours along D adjacent in memory."""
+    result = torch.empty_like(out, dtype=q.dtype)
+    return result if result.stride(-1) == 1 else torch.empty(out.shape, dtype=q.dtype, device=q.device)

@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-from facm.derivative.attention.reference import check_tangents, default_scale
+from facm.derivative.attention.reference import check_tangents, default_scale, new_result
 
 try:
     import triton
@@ -231,9 +231,7 @@ def kernel_tangent(
         raise ValueError(f"attention kernel: {given}, expected {tuple(q.shape)} and {tuple(q.shape[:-1])}")
 
     batch, heads, n_queries, head = q.shape
-    result = torch.empty_like(out, dtype=q.dtype)
-    if result.stride(-1) != 1:
-        result = torch.empty(out.shape, dtype=q.dtype, device=q.device)
+    result = new_result(q, out)
     if result.numel() == 0:
         return result
     inputs = [None if z is None else _rows_together(z) for z in (q, k, v, dq, dk, dv, out)]
