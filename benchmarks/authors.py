@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import importlib
 import sys
 import types
@@ -42,6 +43,7 @@ SETTINGS: dict[str, Any] = {  # scripts/train.sh and the defaults of train.py
 }
 
 
+@functools.cache
 def load(folder: Path) -> tuple[Any, Any]:
     """Their modules ``ldit.lightningdit`` and ``losses``."""
     if missing := [name for name in FILES if not (folder / name).is_file()]:
@@ -59,11 +61,14 @@ def load(folder: Path) -> tuple[Any, Any]:
         vars(sys.modules["timm.models.vision_transformer"]).update(PatchEmbed=PatchEmbed, Mlp=None)
     utils = types.ModuleType("utils")
     vars(utils)["mean_flat"] = lambda x: x.flatten(1).mean(1)
-    with mock.patch.dict(sys.modules, {"utils": utils}), mock.patch.object(sys, "path", [str(folder), *sys.path]):
+    sys.modules["utils"] = utils  # and no more is undone: what they import, numpy's parts among it, imports only once
+    with mock.patch.object(sys, "path", [str(folder), *sys.path]):
         try:
             return importlib.import_module("ldit.lightningdit"), importlib.import_module("losses")
         except ModuleNotFoundError as error:
             sys.exit(f"--against {folder}: their code needs {error.name} (pip install {error.name})")
+        finally:
+            del sys.modules["utils"]
 
 
 class PatchEmbed(nn.Module):

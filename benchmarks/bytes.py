@@ -399,13 +399,12 @@ def _mark(module: nn.Module, trace: Trace) -> None:
 
 
 def _update(network: nn.Module, trace: Trace) -> None:
-    """Clipping, AdamW's fused kernel and two averages: what each reads and writes."""
+    """The gradient's norm, AdamW's fused kernel, which clips and keeps what it clipped, and two averages."""
     trained = [p for p in network.parameters() if p.requires_grad]
     flat = [torch.empty(sum(p.numel() for p in trained), device="meta") for _ in range(6)]
     p, g, m, v, first, second = flat
     trace.add("norm", [g], [], kind="clip")
-    trace.add("scale", [g], [g], kind="clip")
-    trace.add("adamw", [p, g, m, v], [p, m, v], kind="adamw")
+    trace.add("adamw", [p, g, m, v], [p, g, m, v], kind="adamw")
     for average in (first, second):
         trace.add("lerp", [p, average], [average], kind="ema")
 

@@ -40,6 +40,7 @@ from facm.core.tensors import expand
 from facm.core.types import Batch
 from facm.derivative import Chain, Derivative, FiniteDifference, NoGraph, OpLevel, WholeNetwork
 from facm.distributed.block_transforms import prepare
+from facm.distributed.gradients import clipping_divisor, gradient_norm
 from facm.flow.conditions import Labels
 from facm.flow.guidance import Guidance, extrapolate
 from facm.flow.interpolant import Interpolant
@@ -155,7 +156,10 @@ class Step:
 
     def __call__(self, batch: Batch) -> None:
         self.gradients(batch)
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        if self.strategy.naive:
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        else:
+            self.optimizer.grad_scale = clipping_divisor(gradient_norm(self.network), 1.0)  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.strategy.naive:

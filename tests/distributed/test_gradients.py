@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from facm.distributed.gradients import check_gradients, check_parameters, clip, reducing
+from facm.distributed.gradients import check_gradients, check_parameters, clipping_divisor, gradient_norm, reducing
 from facm.distributed.process_group import ALONE
 
 
@@ -45,12 +45,20 @@ def test_a_network_of_one_process_has_nothing_to_reduce():
 
 
 @pytest.mark.parametrize(("bound", "kept"), [(10.0, 1.0), (2.5, 0.5), (float("inf"), 1.0)])
-def test_the_norm_is_over_all_parameters_and_is_returned_as_it_was(bound, kept):
-    network = nn.Linear(2, 1)
-    network.weight.grad, network.bias.grad = torch.tensor([[0.0, 3.0]]), torch.tensor([4.0])
-    assert clip(network, bound).item() == 5.0
-    torch.testing.assert_close(network.weight.grad, kept * torch.tensor([[0.0, 3.0]]))
-    torch.testing.assert_close(network.bias.grad, kept * torch.tensor([4.0]))
+def test_the_norm_is_over_all_parameters_and_the_update_is_that_of_clipped_gradients(bound, kept):
+    network, clipped = nn.Linear(2, 1), nn.Linear(2, 1)
+    clipped.load_state_dict(network.state_dict())
+    gradients = torch.tensor([[0.0, 3.0]]), torch.tensor([4.0])
+    network.weight.grad, network.bias.grad = (g.clone() for g in gradients)
+    clipped.weight.grad, clipped.bias.grad = (kept * g for g in gradients)
+    norm = gradient_norm(network)
+    assert norm.item() == 5.0
+    optimizers = [torch.optim.AdamW(n.parameters(), lr=0.1, eps=1.0, fused=True) for n in (network, clipped)]
+    optimizers[0].grad_scale = clipping_divisor(norm, bound)
+    for optimizer in optimizers:
+        optimizer.step()
+    for mine, other in zip(network.parameters(), clipped.parameters(), strict=True):
+        torch.testing.assert_close(mine, other)  # eps of 1 tells clipped gradients from others
 
 
 def ranks_hold(monkeypatch, change):

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import torch
 
 from facm.core.objective import NetworkInterface
 from facm.core.types import Batch
+from facm.distributed.collectives import in_order
 from facm.evaluation import (
     Identity,
     Sampling,
@@ -129,6 +131,12 @@ def test_progress_is_told_after_every_batch(evaluator, tmp_path):
     telling = dataclasses.replace(evaluator, progress=lambda *at: said.append(at))
     measured(trained(tmp_path), telling, batch_size=16)
     assert said == [(16, 40), (32, 40), (40, 40)]
+
+
+def test_samples_that_are_made_ahead_are_measured_the_same(evaluator, tmp_path, monkeypatch):
+    waiting = numbers(measured(trained(tmp_path), evaluator, batch_size=16))
+    monkeypatch.setattr("facm.evaluation.evaluate.in_order", functools.partial(in_order, ahead=True))
+    assert numbers(measured(trained(tmp_path), evaluator, batch_size=16)) == waiting
 
 
 def test_random_labels_are_a_function_of_seed_and_index():

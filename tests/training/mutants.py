@@ -52,8 +52,8 @@ MUTANTS = (
     ),
     Mutant(
         "distributed/gradients.py",
-        "clip_grad_norm_(network.parameters(), bound)",
-        "clip_grad_norm_(network.parameters(), float('inf'))",
+        "((norm + 1e-6) / bound).clamp(min=1.0)",
+        "((norm + 1e-6) / float('inf')).clamp(min=1.0)",
         TEACHERS_RUN,
     ),
     Mutant(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from facm.distributed.process_group import World
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 def any_of(world: World, flag: bool) -> bool:
@@ -96,18 +98,27 @@ def check_same(world: World, what: str, value: Any) -> None:
 
 
 def in_order(
-    world: World, items: Sequence[T], compute: Callable[[T], tuple[Tensor | None, ...]]
+    world: World, items: Sequence[T], compute: Callable[[T], tuple[Tensor | None, ...]], ahead: bool | None = None
 ) -> Iterator[tuple[T, tuple[Tensor | None, ...]]]:
     """``compute`` of each item, with item k on rank k % ranks; the first rank yields all results in order.
 
     The other ranks yield nothing. Each result must not depend on the rank that computes it, so that the sequence does
     not depend on the number of ranks.
+
+    ahead: whether a thread computes this rank's next item while the last one is used; None: where the world's device is
+        a GPU, which would wait for the caller otherwise. On a CPU the two would take each other's cores.
     """
-    for start in range(0, len(items), world.ranks):
-        group = items[start : start + world.ranks]
-        mine = None
-        if world.rank < len(group):
-            mine = tuple(None if x is None else x.cpu() for x in compute(group[world.rank]))
+
+    def on_cpu(item: T) -> tuple[Tensor | None, ...]:
+        return tuple(None if x is None else x.cpu() for x in compute(item))
+
+    groups = [items[start : start + world.ranks] for start in range(0, len(items), world.ranks)]
+    own = [group[world.rank] for group in groups if world.rank < len(group)]
+    if ahead is None:
+        ahead = world.device.type == "cuda"
+    computed = one_ahead(own, on_cpu, world.device) if ahead else map(on_cpu, own)
+    for group in groups:
+        mine = next(computed) if world.rank < len(group) else None
         if world.ranks == 1:
             assert mine is not None
             yield group[0], mine
@@ -118,3 +129,26 @@ def in_order(
         dist.gather_object(mine, results, dst=0, group=world.group)
         if results is not None:
             yield from zip(group, results[: len(group)], strict=True)
+
+
+def one_ahead(items: Sequence[T], compute: Callable[[T], R], device: torch.device) -> Iterator[R]:
+    """``compute`` of each item in order, in a thread that is at most one item ahead of the caller.
+
+    device: the GPU, if it is one, that the thread computes on, as the caller does. The thread has the caller's mode of
+    gradients, and no other context of it. An error of ``compute`` is raised in its item's place.
+    """
+    graph = torch.is_grad_enabled()
+
+    def begin() -> None:
+        torch.set_grad_enabled(graph)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)
+
+    with ThreadPoolExecutor(1, "ahead", begin) as thread:
+        ahead = None
+        for item in items:
+            ready, ahead = ahead, thread.submit(compute, item)
+            if ready is not None:
+                yield ready.result()
+        if ahead is not None:
+            yield ahead.result()

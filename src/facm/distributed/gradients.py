@@ -28,9 +28,19 @@ def reducing(wrapped: Any, last: bool) -> AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
-def clip(network: nn.Module, bound: float) -> Tensor:
-    """Clip the gradient to ``bound`` by its norm () over all parameters and ranks, and return the norm."""
-    return whole(torch.nn.utils.clip_grad_norm_(network.parameters(), bound))
+def gradient_norm(network: nn.Module) -> Tensor:
+    """The norm () of the gradient over all parameters and ranks."""
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    return whole(torch.nn.utils.get_total_norm(gradients))
+
+
+def clipping_divisor(norm: Tensor, bound: float) -> Tensor:
+    """What a gradient of ``norm`` () is divided by, () and at least 1, so that its norm is at most ``bound``.
+
+    The optimiser's kernel divides by it, as by the scale of torch.amp.GradScaler: a gradient is not read and written
+    once more to be clipped.
+    """
+    return ((norm + 1e-6) / bound).clamp(min=1.0)
 
 
 def check_parameters(network: nn.Module, world: World) -> None:

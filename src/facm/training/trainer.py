@@ -25,7 +25,7 @@ from facm.core.types import Batch, Dataset, Loss
 from facm.data.stream import Stream
 from facm.distributed.collectives import any_of, gathered, means
 from facm.distributed.engine import Engine
-from facm.distributed.gradients import check_gradients, clip, reducing
+from facm.distributed.gradients import check_gradients, clipping_divisor, gradient_norm, reducing
 from facm.distributed.process_group import World
 from facm.flow.conditions import Labels
 from facm.runs.config import Run
@@ -82,20 +82,23 @@ class Trainer:
             seed_generators(derive(run.seed, 2, state.images, self.world.rank))
         state.optimizer.zero_grad(set_to_none=True)
         loss = self._backward(self._micro_batches(batch.to(self.device)))
-        grad_norm = clip(state.network, run.optimizer.clip)
+        grad_norm = gradient_norm(state.network)
 
         state.images += run.batch_size
         state.steps += 1
         for group in state.optimizer.param_groups:
             group["lr"] = run.optimizer.learning_rate(state.images, run.images)
-        self._update(~torch.isfinite(grad_norm))
+        self._update(clipping_divisor(grad_norm, run.optimizer.clip), ~torch.isfinite(grad_norm))
         state.ema.update(state.images, run.batch_size)
         state.window.add(loss, grad_norm)
 
-    def _update(self, skip: Tensor) -> None:
-        """The optimiser's step, or none where ``skip`` () is true; decided on the device by the fused kernel."""
-        self.state.optimizer.found_inf = skip.float()  # type: ignore[attr-defined]  # as torch.amp.GradScaler does
-        self.state.optimizer.step()
+    def _update(self, divisor: Tensor, skip: Tensor) -> None:
+        """The optimiser's step on the gradient over ``divisor`` (), or none where ``skip`` () is true; done and decided
+        on the device by the fused kernel."""
+        optimizer = self.state.optimizer
+        optimizer.grad_scale = divisor  # type: ignore[attr-defined]  # both as torch.amp.GradScaler does
+        optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
+        optimizer.step()
         self.state.skips.add(skip.to(self.state.skips.total.device), self.state.images)
 
     def _micro_batches(self, batch: Batch) -> list[Batch]:
