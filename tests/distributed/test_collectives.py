@@ -27,7 +27,8 @@ def test_the_next_item_is_computed_while_the_last_one_is_used_and_no_more():
 
     results = one_ahead(range(4), compute, CPU)
     assert next(results) == 0
-    assert begun[1].wait(60) and not begun[2].is_set()
+    assert begun[1].wait(60)
+    assert not begun[2].is_set()
     assert list(results) == [10, 20, 30]
 
 
