@@ -21,6 +21,7 @@ from facm.core.fused.rotary import queries_keys
 from facm.core.fused.swiglu import swiglu
 from facm.core.state_dict import without_wrappers
 from facm.core.tensors import at_least_float32
+from facm.core.torch_private import has_hooks
 from facm.core.types import NetworkConfig
 from facm.networks.inputs import check_inputs
 from facm.networks.sizes import Depth, Size, check_numbers
@@ -208,9 +209,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rope: nn.Module | None) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
-        if isinstance(rope, RotaryPositions) and isinstance(self.q_norm, RMSNorm) and isinstance(self.k_norm, RMSNorm):
+        norms = self.q_norm, self.k_norm
+        if isinstance(rope, RotaryPositions) and all(isinstance(n, RMSNorm) for n in norms) and _plain(rope, *norms):
             qk, v = qkv.split([2, 1], dim=2)
-            weights, eps = (self.q_norm.weight, self.k_norm.weight), self.q_norm.eps
+            weights, eps = [n.weight for n in norms], self.q_norm.eps
             q, k = queries_keys(qk, *weights, rope.freqs_cos, rope.freqs_sin, eps).transpose(1, 3).unbind(2)
             v = v.squeeze(2).transpose(1, 2)
         else:
@@ -263,11 +265,17 @@ def normalised_and_modulated(
     norm: nn.Module, x: Tensor, shift: Tensor | None, scale: Tensor, pixel_normalised: bool
 ) -> Tensor:
     """The norm of x (B, tokens, dim), modulated by shift and scale (B, dim), or by those of unit mean square."""
-    if isinstance(norm, RMSNorm):
+    if isinstance(norm, RMSNorm) and _plain(norm):
         if pixel_normalised:
             shift, scale = None if shift is None else pixel_norm(shift), pixel_norm(scale)
         return norm_modulate(x, norm.weight, shift, scale, norm.eps)
     return (modulate_normalised if pixel_normalised else modulate)(norm(x), shift, scale)
+
+
+def _plain(*modules: nn.Module) -> bool:
+    """Whether the modules do what the classes of this file say and no more, so that one operation can stand for them
+    and what is beside them: they are of no subclasses, and nobody has hooked in."""
+    return all(type(m) in (RMSNorm, RotaryPositions) and not has_hooks(m) for m in modules)
 
 
 def pixel_norm(x: Tensor) -> Tensor:
