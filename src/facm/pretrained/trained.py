@@ -145,7 +145,7 @@ def one_before(file: Path, folder: RunFolder) -> str:
 
 
 def load_trained(
-    path: Path,
+    path: Path | str,
     sigma_rel: float | None = None,
     raw: bool = False,
     images: int | None = None,
