@@ -63,6 +63,13 @@ FLAGS = {
     },
     "latents": {"batch_size": "--batch-size", "out": "--out", "autoencoder": "--autoencoder"},
     "study": {"task": "--only", "name": "--at", "data": "--data", "out": "--out"},
+    "check": {
+        name: f"--{name.replace('_', '-')}"
+        for name in (
+            *("data", "shape", "out", "classes", "noise_at", "time_scale", "predicts", "input_name", "time_name"),
+            *("cond_name", "guidance_scale", "batch_size", "gpu_memory"),
+        )
+    },
     "demo": {"out": "--out"},
     "report": {"out": "--out"},
     "watch": {"port": "--port"},
@@ -86,6 +93,9 @@ PHRASES = {
     "or size, to which all are cropped": "or --size, to which all are cropped",
     "guidance_scale = None for prompts alone,": "prompts alone without --guidance-scale,",
     "expected a number of frames above 1, or no clips": "expected --frames above 1, or no clips",
+    "neither data nor shape are given: expected data, what the network was trained on, or at least shape, that": (
+        "expected --data, what the network was trained on, or at least --shape, that"
+    ),
     "expected shape, such as (4, 32, 32)": "expected --shape, as in --shape 4 32 32",
 }
 """What the library's errors expect of arguments, in words, and the same with options."""
