@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -115,14 +116,19 @@ def _folder(path: str, shape: tuple[int, ...]) -> Data:
     from facm.latents import Latents
 
     folder = Path(path).expanduser()
-    if not folder.is_dir():
+    is_zip = folder.suffix.lower() == ".zip" and folder.is_file()
+    if not (folder.is_dir() or is_zip):
         raise ValueError(f"--data {path}, expected FILE.py:NAME, or a folder of images or latents")
-    if any(folder.glob("*.safetensors")):
+    if not is_zip and any(folder.glob("*.safetensors")):
         return Latents(path)
     if len(shape) != 3 or shape[1] != shape[2] or shape[0] not in (1, 3):
         raise ValueError(f"--data {path} with --shape {shape}, expected --shape of its images, as in --shape 3 32 32")
-    from_folders = any(child.is_dir() and not child.name.startswith(".") for child in folder.iterdir())
-    return ImageFolder(path, shape[1], classes_from_folders=from_folders, channels=1 if shape[0] == 1 else 3)
+    channels: Literal[1, 3] = 1 if shape[0] == 1 else 3
+    with contextlib.suppress(ValueError):  # of images that lie in no class folder
+        found = ImageFolder(path, shape[1], channels=channels)
+        found.open()
+        return found
+    return ImageFolder(path, shape[1], classes_from_folders=False, channels=channels)
 
 
 def _free(out: Path) -> Path:
