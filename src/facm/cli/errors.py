@@ -19,9 +19,14 @@ _NETWORK = {
     "n": "--num-samples",
     "batch_size": "--batch-size",
     "sigma_rel": "--ema",
+    "ema": "--ema",
     "raw": "--raw",
+    "trust_recipe": "--trust-recipe",
     "family": "--family",
+    "weights": "--weights",
     "heads": "--heads",
+    "latent_stats": "--latent-stats",
+    "latent_scale": "--latent-scale",
     "statistics": "--latent-stats",
     "scale": "--latent-scale",
     "autoencoder": "--autoencoder",
@@ -93,6 +98,13 @@ PHRASES = {
     "or size, to which all are cropped": "or --size, to which all are cropped",
     "guidance_scale = None for prompts alone,": "prompts alone without --guidance-scale,",
     "expected a number of frames above 1, or no clips": "expected --frames above 1, or no clips",
+    "expected it with a run only; family and weights choose in a file": (
+        "expected it with a run only; --family and --weights choose in a file"
+    ),
+    "lora_rank = None, and all weights of this run were trained: expected the rank": (
+        "--lora-rank is missing: all weights of this run were trained, expected the rank"
+    ),
+    "they are written as they are; expected lora_rank = None": "they are written as they are; expected no --lora-rank",
     "neither data nor shape are given: expected data, what the network was trained on, or at least shape, that": (
         "expected --data, what the network was trained on, or at least --shape, that"
     ),
