@@ -19,7 +19,7 @@ APART = 1.5
 
 def data_found(subject: Subject) -> Finding:
     """Range, mean and standard deviation of the batch."""
-    x = subject.batch.x_1.float()
+    x = subject.seen.float()
     if not subject.has_data:
         return Finding(
             "data", "note", f"none given, so noise of shape {tuple(x.shape[1:])} takes their place", "data=..."
@@ -43,7 +43,7 @@ def samples_found(subject: Subject, samples: Tensor) -> Finding:
     said = f"{len(samples)} by the flow in 32 steps: mean {mean:.2f}, standard deviation {std:.2f}"
     if not subject.has_data:
         return Finding("samples", "note", said)
-    x = subject.batch.x_1.float()
+    x = subject.seen.float()
     of_data, ratio = float(x.std()), std / max(float(x.std()), 1e-12)
     said += f"; of data {float(x.mean()):.2f}, {of_data:.2f}"
     apart = not 1 / APART <= ratio <= APART or abs(mean - float(x.mean())) > of_data * (APART - 1)

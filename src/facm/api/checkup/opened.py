@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from facm.api.checkup.convention import DDPM, VELOCITY, Guess, convention_found, guesses, known_convention
+from facm.api.checkup.convention import DDPM, VELOCITY, Guess, convention_found, guesses, known_convention, stands_out
 from facm.api.checkup.finding import Finding
 from facm.api.checkup.subject import Subject
 from facm.api.convention import Convention, stated
-from facm.api.distill import condition_of, looked_at, names_of, pipeline_folder, run_of_pipeline
+from facm.api.distill import LOOKED_AT, condition_of, looked_at, names_of, pipeline_folder, run_of_pipeline
 from facm.core.component import shown
 from facm.core.cond import taken
 from facm.core.modules import unwrapped
 from facm.core.objective import NetworkInterface, as_objective, guidance_scale
-from facm.core.types import Data, Dataset, NetworkConfig
+from facm.core.types import Batch, Data, Dataset, NetworkConfig
 from facm.data.given import Item, given_data
 from facm.data.noise import Noise
 from facm.flow.conditions import Labels, Unconditional
@@ -98,7 +98,9 @@ def _of_module(network: Any, asked: Asked) -> tuple[Subject, Finding]:
     else:
         errors = guesses(own, batch, noise, names)
         finding, best = convention_found(errors, given, asked.predicts), next(iter(errors))
-        if best.predicts not in (VELOCITY, DDPM):
+        if given is not None and not stands_out(errors):
+            best = Guess(given)
+        elif best.predicts not in (VELOCITY, DDPM):
             best = next(guess for guess in errors if guess.predicts == VELOCITY)  # the nearest that goes on from here
     config: NetworkConfig
     if best.predicts == DDPM or (asked.data is None and asked.predicts == "noise"):
@@ -243,4 +245,6 @@ def _subject(
     network = network.to(asked.device).eval().requires_grad_(False)
     has_data = asked.data is not None or (run is not None and not isinstance(run.data, Noise))
     guided = asked.guidance_scale if scale is None else scale
-    return Subject(name, network, inner, interface, dataset, batch, has_data, run, guided, noise, asked.device)
+    few = Batch(batch.x_1[:LOOKED_AT], taken(batch.cond, slice(0, LOOKED_AT)))
+    x_0 = noise[:LOOKED_AT]
+    return Subject(name, network, inner, interface, dataset, few, batch.x_1, has_data, run, guided, x_0, asked.device)

@@ -30,7 +30,8 @@ class Subject:
     inner: the same as its author wrote it, where that is another.
     interface: how ``network`` is called, and what it has learned.
     dataset: its data, or noise of their shape.
-    batch: some of them, on ``device``.
+    batch: a few dozen of them, on ``device``.
+    seen: x_1 (N, ...) of more of them.
     has_data: whether ``dataset`` holds its data.
     run: what would distil it.
     guidance_scale: of the teacher in that run.
@@ -46,6 +47,7 @@ class Subject:
     interface: NetworkInterface
     dataset: Dataset
     batch: Batch
+    seen: Tensor
     has_data: bool
     run: Run | None
     guidance_scale: float
