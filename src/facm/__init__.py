@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from facm.api.check import check
     from facm.api.distill import distill
     from facm.api.model import Model, load, picture
     from facm.api.train import resume, train
@@ -61,6 +62,7 @@ _HOME = {
     "StopTraining": "training.loop",
     "TeacherVelocity": "flow.velocity",
     "Unconditional": "flow.conditions",
+    "check": "api.check",
     "distill": "api.distill",
     "given_data": "data.given",
     "given_network": "networks.given",
@@ -99,6 +101,7 @@ __all__ = [
     "StopTraining",
     "TeacherVelocity",
     "Unconditional",
+    "check",
     "distill",
     "given_data",
     "given_network",

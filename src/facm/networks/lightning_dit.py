@@ -179,11 +179,7 @@ class RotaryPositions(nn.Module):
 
     def __init__(self, head_dim: int, side: int) -> None:
         super().__init__()
-        per_axis = head_dim // 2
-        frequency = 1.0 / PERIOD ** (torch.arange(0, per_axis, 2).float() / per_axis)
-        angle = (torch.arange(side).float()[:, None] * frequency).repeat_interleave(2, dim=1)  # (side, head_dim / 2)
-        rows, columns = angle[:, None].expand(side, side, -1), angle[None].expand(side, side, -1)
-        angles = torch.cat([rows, columns], dim=-1).reshape(side * side, head_dim)
+        angles = grid_angles(head_dim, side)
         self.register_buffer("freqs_cos", angles.cos())
         self.register_buffer("freqs_sin", angles.sin())
 
@@ -474,8 +470,26 @@ class LightningDiTNetwork(nn.Module):
 
 def grid_positions(dim: int, side: int) -> Tensor:
     """Fixed sine-cosine position embedding (side * side, dim): columns in the first half, rows in the second."""
+    if _has_no_values():
+        return torch.empty(side * side, dim)
     frequency = 1.0 / PERIOD ** (torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
     angle = torch.arange(side, dtype=torch.float64)[:, None] * frequency
     axis = torch.cat([angle.sin(), angle.cos()], dim=1)  # (side, dim / 2)
     columns, rows = axis[None].expand(side, side, -1), axis[:, None].expand(side, side, -1)
     return torch.cat([columns, rows], dim=-1).reshape(side * side, dim).float()
+
+
+def grid_angles(head_dim: int, side: int) -> Tensor:
+    """Rotary angles (side * side, head_dim): rows in the first half, columns in the second."""
+    if _has_no_values():
+        return torch.empty(side * side, head_dim)
+    per_axis = head_dim // 2
+    frequency = 1.0 / PERIOD ** (torch.arange(0, per_axis, 2).float() / per_axis)
+    angle = (torch.arange(side).float()[:, None] * frequency).repeat_interleave(2, dim=1)  # (side, head_dim / 2)
+    rows, columns = angle[:, None].expand(side, side, -1), angle[None].expand(side, side, -1)
+    return torch.cat([rows, columns], dim=-1).reshape(side * side, head_dim)
+
+
+def _has_no_values() -> bool:
+    """Whether tensors are made on the meta device: there PyTorch would load its compiler for ``arange``, 2 seconds."""
+    return torch.get_default_device().type == "meta"
