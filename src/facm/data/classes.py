@@ -25,9 +25,12 @@ class Classes:
     count: number of classes; None without.
     """
 
-    labels: np.ndarray | None = None
-    names: tuple[str, ...] = ()
-    count: int | None = None
+    labels: np.ndarray | None
+    names: tuple[str, ...]
+    count: int | None
+
+
+NO_CLASSES = Classes(None, (), None)
 
 
 def classes_of(owner: str, place: Place, remedy: str) -> Classes:
@@ -86,7 +89,7 @@ def _of_json(place: Place, text: str) -> Classes:
         )
     entries = content["labels"]
     if entries is None:
-        return Classes()
+        return NO_CLASSES
     if not isinstance(entries, list):
         raise ValueError(f'{where}: "labels" is {shown(entries)}, expected a list of [file, label], or null')
     found = dict[str, int | None]()
@@ -97,7 +100,7 @@ def _of_json(place: Place, text: str) -> Classes:
         found[file] = label
     unlabelled = [file for file in place.files if found.get(file) is None]
     if len(unlabelled) == len(place.files) and found and all(label is None for label in found.values()):
-        return Classes()
+        return NO_CLASSES
     if unlabelled:
         how = "labels it null" if unlabelled[0] in found else "has no entry for it"
         raise ValueError(f"{place.named(unlabelled[0])} has no label: {where} {how}, expected a number for each image")

@@ -16,7 +16,7 @@ import torch
 from facm.core.component import Range, component
 from facm.core.types import Batch, Data
 from facm.core.untrusted.picture import picture
-from facm.data.classes import Classes, classes_of
+from facm.data.classes import NO_CLASSES, Classes, classes_of
 from facm.data.in_memory import from_bytes
 from facm.data.places import Place, place_at
 
@@ -54,7 +54,7 @@ class ImageFolder(Data):
     """3 for colour, 1 for grey."""
 
     def open(self) -> ImageFiles:
-        place, classes = place_at("ImageFolder", self.path), Classes()
+        place, classes = place_at("ImageFolder", self.path), NO_CLASSES
         if self.classes_from_folders:
             remedy = "set classes_from_folders = False for images without classes"
             classes = classes_of("ImageFolder", place, remedy)

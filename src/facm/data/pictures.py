@@ -14,7 +14,7 @@ import torch
 from facm.core.component import component
 from facm.core.types import Batch, Data
 from facm.core.untrusted.picture import picture
-from facm.data.classes import Classes, classes_of
+from facm.data.classes import NO_CLASSES, classes_of
 from facm.data.crop import centre_crop
 from facm.data.folder import THREADS, Pixels
 from facm.data.in_memory import from_bytes
@@ -74,7 +74,7 @@ class FolderPictures:
     """Take classes from dataset.json or the first sub-folder in a path; otherwise all images are of one class."""
 
     def open(self) -> Pictures:
-        place, found = place_at("FolderPictures", self.path), Classes()
+        place, found = place_at("FolderPictures", self.path), NO_CLASSES
         if self.classes_from_folders:
             found = classes_of("FolderPictures", place, "move it into a class folder")
         labels, names = found.labels, found.names

@@ -179,9 +179,9 @@ class RotaryPositions(nn.Module):
 
     def __init__(self, head_dim: int, side: int) -> None:
         super().__init__()
-        angles = grid_angles(head_dim, side)
-        self.register_buffer("freqs_cos", angles.cos())
-        self.register_buffer("freqs_sin", angles.sin())
+        cos, sin = grid_rotation(head_dim, side)
+        self.register_buffer("freqs_cos", cos)
+        self.register_buffer("freqs_sin", sin)
 
     def forward(self, x: Tensor) -> Tensor:
         """Queries or keys x (B, heads, tokens, head_dim), rotated: the same shape."""
@@ -479,15 +479,17 @@ def grid_positions(dim: int, side: int) -> Tensor:
     return torch.cat([columns, rows], dim=-1).reshape(side * side, dim).float()
 
 
-def grid_angles(head_dim: int, side: int) -> Tensor:
-    """Rotary angles (side * side, head_dim): rows in the first half, columns in the second."""
+def grid_rotation(head_dim: int, side: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the rotary angles, each (side * side, head_dim): rows in the first half, columns in the
+    second."""
     if _has_no_values():
-        return torch.empty(side * side, head_dim)
+        return torch.empty(side * side, head_dim), torch.empty(side * side, head_dim)
     per_axis = head_dim // 2
     frequency = 1.0 / PERIOD ** (torch.arange(0, per_axis, 2).float() / per_axis)
     angle = (torch.arange(side).float()[:, None] * frequency).repeat_interleave(2, dim=1)  # (side, head_dim / 2)
     rows, columns = angle[:, None].expand(side, side, -1), angle[None].expand(side, side, -1)
-    return torch.cat([rows, columns], dim=-1).reshape(side * side, head_dim)
+    angles = torch.cat([rows, columns], dim=-1).reshape(side * side, head_dim)
+    return angles.cos(), angles.sin()
 
 
 def _has_no_values() -> bool:

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from facm.api.checkup.finding import Finding
 from facm.api.checkup.subject import Subject, relative, rms
-from facm.core.cond import taken
-from facm.derivative import ForwardModeError, OpLevel
+from facm.core.cond import Cond, repeated, taken
+from facm.core.objective import as_objective
+from facm.derivative import ForwardModeError, OpLevel, Prediction
+from facm.flow.time_conditioning import ExpandedInterval
 from facm.objectives.facm import FACM
 from facm.training.runaway import CLAMPED
 
@@ -46,7 +48,7 @@ def tangents(subject: Subject) -> Tangents:
     network, cond, rows = subject.copy(), subject.batch.cond, list[tuple[float, float, float, float]]()
     objective = subject.run.objective if subject.run is not None else None
     clamp = (objective.clamp if isinstance(objective, FACM) else 1.0) or math.inf
-    function, v = subject.shortcut(cond, network), None
+    function = subject.shortcut(cond, network)
     for at in TIMES:
         x_t, t = subject.point(at)
         with torch.no_grad():
@@ -150,10 +152,8 @@ def spectrum(subject: Subject) -> Spectrum:
     return Spectrum(at(0.5), at(0.9), float(power[omega > FAST].sum() / total))
 
 
-def _followed(subject: Subject, network: torch.nn.Module, x: Tensor, times: Tensor, cond: object) -> Tensor:
-    from facm.core.cond import repeated
-
-    asked = repeated(cond, len(times)) if cond is not None else None  # type: ignore[arg-type]
+def _followed(subject: Subject, network: torch.nn.Module, x: Tensor, times: Tensor, cond: Cond) -> Tensor:
+    asked = repeated(cond, len(times))
     return subject.shortcut(asked, network)(x.expand(len(times), *x.shape[1:]), times).flatten(1)
 
 
@@ -161,12 +161,13 @@ def _followed(subject: Subject, network: torch.nn.Module, x: Tensor, times: Tens
 def _anchor(subject: Subject) -> Finding:
     """Whether the network can be asked at c_FM, times that it was not trained on (Sec. 3.2.2)."""
     x_t, t = subject.point(0.5)
-    task = subject.run.objective.task if subject.run is not None else None
-    if task is None or not subject.is_teacher:
+    own = as_objective(subject.run.objective).task if subject.run is not None else None
+    task = own or ExpandedInterval()
+    if not subject.is_teacher:
         return Finding("anchor", "good", "the network has learned its times")
+    if "r" in task.anchor(t) and not getattr(subject.network, "auxiliary_time", False):
+        return Finding("anchor", "note", f"the objective's {type(task).__name__} gives it a second time, to be learned")
     try:
-        from facm.derivative import Prediction
-
         out = Prediction(subject.network, task.anchor, subject.batch.cond)(x_t, t)
     except (IndexError, ValueError, RuntimeError, AssertionError) as error:
         said = f"the network fails at c_FM, a time beyond its own ({str(error).strip().splitlines()[0]:.80})"
