@@ -234,7 +234,7 @@ def test_the_size_says_how_many_samples_and_which_folder(place, monkeypatch):
     ("arguments", "said"),
     [
         (("stabilty",), "unknown study 'stabilty': did you mean stability? expected one of stability, weights"),
-        (("stability", "--at", "mnist"), "--at mnist, expected one of digits, cifar10"),
+        (("stability", "--at", "mnist"), "--at mnist, expected one of digits, fashion, cifar10"),
         (("stability", "--data", "x"), "--data x with digits, which come with scikit-learn; expected None"),
         (("stability", "--jobs", 0), "--jobs 0, expected at least 1"),
         (("stability", "--seeds", 0, 1, 0), "--seeds 0 1 0, expected at least one, each of them once"),
