@@ -182,7 +182,10 @@ KINDS = {
     "teacher": (Run, {"FromExperts", "FromRun", "FromFile", "FromModel", "GivenWeights", "OtherExpert", "OwnBase"}),
     "objective": (
         Run,
-        {"ContinuousCM", "DiscreteCM", "FACM", "FlowMatching", "IMM", "MeanFlow", "SCM", "ShortcutModel"},
+        {
+            *("AlignYourFlow", "ContinuousCM", "DiscreteCM", "FACM", "FlowMatching", "IMM", "MeanFlow", "SCM"),
+            *("ShortcutModel", "TRACT"),
+        },
     ),
     "optimizer": (Run, {"AdamW"}),
     "ema": (Run, {"PowerEMA"}),

@@ -394,6 +394,19 @@ def test_order_is_of_the_budgets_that_it_is_given():
             find_study("order").function(Bench(digits(), HOME, 0), budgets)
 
 
+def test_order_may_have_other_arms():
+    function = find_study("order").function
+    rows = entries(function(Bench(digits(), HOME, 0), (4,), ("facm", "tract", "ayf")))
+    tract, ayf = rows["order-tract-4x"].run, rows["order-ayf-4x"].run
+    assert tract.images == ayf.images == 4 * 61_440  # teacher 1, self-teacher 1, student 3; teacher 1, tangent 4
+    assert (tract.objective.steps, tract.objective.groups) == (32, 1)
+    assert ayf.objective.warmup_images == 24_576
+    assert inner_config(ayf.network).auxiliary_time
+    for arms in (("tract",), ("facm", "facm"), ("facm", "dmd"), ()):
+        with pytest.raises(ValueError, match=r"arms = \(.*\), expected 'facm' and others of facm, .*tract, ayf, each"):
+            function(Bench(digits(), HOME, 0), (1,), arms)
+
+
 def test_rows_are_compared_with_a_row_that_there_is(study):
     lost = replace(study, entries=(study.entries[0], replace(study.entries[1], against="absent")))
     with pytest.raises(ValueError, match=r"study 'Pair' compares with \['absent'\]: expected names of its entries"):
@@ -409,7 +422,7 @@ def test_the_arms_of_order_cost_what_facm_does(tmp_path, at):
     """Counted at both sizes: within 3 % of each other."""
     size = find_setting(at)
     size = replace(size, data=Few()) if at == "digits" else replace(size, data=Blank28())
-    study = find_study("order").function(Bench(size, tmp_path, 0), (1,))
+    study = find_study("order").function(Bench(size, tmp_path, 0), (1,), (*ARMS, "tract", "ayf"))
     for teacher in study.teachers:
         create(tmp_path / teacher.name, teacher.run)
     costs = [forward_passes(entry.run) * entry.run.images for entry in study.entries]

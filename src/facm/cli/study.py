@@ -42,6 +42,8 @@ class StudyOptions:
     """Networks trained at the same time, each in its own process with its share of the cores or GPUs."""
     budgets: tuple[int, ...] | None = None
     """Lengths of the students of order, in multiples of the size's; default: 1 4 16. Other studies have their own."""
+    arms: tuple[str, ...] | None = None
+    """Objectives that order compares, facm among them; default: the paper's. Beside them there are tract and ayf."""
     only: str | None = None
     """Do one network, SEED/NAME, and no report, as a job of a cluster would; its teachers must be finished."""
 
@@ -55,10 +57,18 @@ class StudyOptions:
         if self.budgets is not None and (not self.budgets or min(self.budgets) < 1):
             given = " ".join(map(str, self.budgets)) or "is empty"
             raise ValueError(f"--budgets {given}, expected at least one, each a whole multiple from 1 on")
+        if self.arms is not None and not self.arms:
+            raise ValueError("--arms is empty, expected facm and others")
         if self.num_samples is not None and self.num_samples < 2:
             raise ValueError(f"--num-samples {self.num_samples}, expected at least 2 samples to measure")
 
+    def chosen(self) -> dict[str, tuple[Any, ...]]:
+        """What the user chose of a study that lets them choose."""
+        return {name: value for name in CHOICES if (value := getattr(self, name)) is not None}
 
+
+CHOICES = ("budgets", "arms")
+"""Arguments that a study may have beside its bench."""
 STUDY, FEATURES = StudyOptions(), FeatureOptions()
 
 
@@ -86,7 +96,7 @@ def study(
     options.check()
     found, setting = find_study(name), find_setting(options.at, options.data)
     home = _plainly(options.out or Path("runs/studies") / options.at)
-    studies = {seed: _made(found, setting, home, seed, options.budgets) for seed in options.seeds}
+    studies = {seed: _made(found, setting, home, seed, options.chosen()) for seed in options.seeds}
     plan = Plan(home, studies, options.num_samples or setting.n)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     used: Any = next(iter(plan.studies.values())).entries[0].run.data  # a study may have others than its size's
@@ -134,17 +144,16 @@ def _plainly(folder: Path) -> Path:
     return there.relative_to(here) if there.is_relative_to(here) else there
 
 
-def _made(found: FoundStudy, setting: Any, home: Path, seed: int, budgets: tuple[int, ...] | None) -> Study:
+def _made(found: FoundStudy, setting: Any, home: Path, seed: int, chosen: dict[str, tuple[Any, ...]]) -> Study:
     from facm.studies.rows import Bench
     from facm.studies.study import Study, check_study
 
     folder = home / f"seed-{seed}"
     takes = list(inspect.signature(found.function).parameters)
-    if len(takes) != 1 and takes[1:] != ["budgets"]:
+    if not takes or not set(takes[1:]) <= set(CHOICES):
         raise ValueError(f"study {found.name!r} is to take one argument, a facm.studies.rows.Bench")
-    if budgets is not None and takes[1:] != ["budgets"]:
-        raise ValueError(f"--budgets with study {found.name!r}, whose runs have lengths of their own")
-    chosen = {} if budgets is None else {"budgets": budgets}
+    if lost := [name for name in chosen if name not in takes[1:]]:
+        raise ValueError(f"--{lost[0]} with study {found.name!r}, which does not let you choose its {lost[0]}")
     study = found.function(Bench(setting, folder, seed), **chosen)
     if not isinstance(study, Study):
         raise ValueError(f"study {found.name!r} returned {type(study).__name__}, expected a facm.studies.study.Study")

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 EXPORTS: dict[str, tuple[str, ...]] = {
     "facm": (
-        *("AdamW", "ContinuousCM", "DataVelocity", "DiscreteCM", "FACM", "FlowMatching", "FromRun", "Guidance"),
-        *("IMM", "Intervals", "Labels", "MeanFlow", "PowerEMA", "Run", "SCM", "ShortcutModel", "TeacherVelocity"),
-        "Unconditional",
+        *("AdamW", "AlignYourFlow", "ContinuousCM", "DataVelocity", "DiscreteCM", "FACM", "FlowMatching", "FromRun"),
+        *("Guidance", "IMM", "Intervals", "Labels", "MeanFlow", "PowerEMA", "Run", "SCM", "ShortcutModel", "TRACT"),
+        *("TeacherVelocity", "Unconditional"),
     ),
     "facm.data": (
         *("Checkerboard", "Cifar10", "CroppedPictures", "Digits", "FolderPictures", "Gaussian", "GivenData", "Idx"),

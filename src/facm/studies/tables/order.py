@@ -6,11 +6,12 @@ another would mean another function to them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
+from facm.objectives.align_your_flow import AlignYourFlow
 from facm.objectives.scm import SCM
-from facm.studies.rows import Bench, published
+from facm.objectives.tract import TRACT
+from facm.studies.rows import UNGUIDED, Bench, published
 from facm.studies.study import COMPUTE, Entry, Study
 
 BUDGETS = (1, 4, 16)
@@ -19,12 +20,17 @@ POINTS = 4
 FACM_STEP, STEP = 8, 5
 """Forward passes of a step: FACM's (teacher 1, anchor 3, shortcut with its tangent 4), and one's without an anchor."""
 
-Arms = Mapping[str, tuple[Entry, float]]
-"""Name -> the entry at the size's own length, and the forward passes of one of its steps."""
+PAPER = ("facm", "facm-auxiliary", "facm-pixel-norm", "mean-flow", "scm", "scm-without", "plain-cm")
 
 
-def arms(bench: Bench) -> Arms:
-    """The paper's objectives. The published numbers are FIDs with one step on ImageNet 256."""
+def _arms(bench: Bench) -> dict[str, tuple[Entry, float]]:
+    """Name -> the entry at the size's own length, and the forward passes of one of its steps.
+
+    The published numbers are FIDs with one step on ImageNet 256.
+    """
+    setting = bench.setting
+    tract = TRACT(setting.condition, UNGUIDED, steps=setting.teacher_nfe)
+    ayf = AlignYourFlow(setting.condition, UNGUIDED)
     without = bench.scm("scm-without", "sCM without pixel norm", teacher="teacher", pixel_norm=False)
     return {
         "facm": (published(bench.facm(), {1: 1.76}), FACM_STEP),
@@ -34,27 +40,29 @@ def arms(bench: Bench) -> Arms:
         "scm": (published(bench.scm(label="sCM, pixel norm"), {1: 3.04}), STEP),
         "scm-without": (without, STEP),
         "plain-cm": (bench.plain(), STEP),
+        "tract": (bench.distilled("tract", f"TRACT, {setting.teacher_nfe} to 1", tract), STEP),
+        "ayf": (bench.distilled("ayf", "Align Your Flow", ayf, auxiliary_time=True), STEP),
     }
 
 
-def order(bench: Bench, budgets: tuple[int, ...] = BUDGETS) -> Study:
+def order(bench: Bench, budgets: tuple[int, ...] = BUDGETS, arms: tuple[str, ...] = PAPER) -> Study:
     """FACM in both conditionings, MeanFlow, sCM with and without pixel norm, consistency without an anchor.
 
     budgets: lengths of the runs, in multiples of FACM's at this size; the others have as many forward passes.
+    arms: what is compared, "facm" among them; beside the paper's own there are "tract" and "ayf".
+    Raises ValueError for budgets or arms that are none.
     """
-    return compared(bench, budgets, arms(bench), "Order")
-
-
-def compared(bench: Bench, budgets: tuple[int, ...], made: Arms, title: str) -> Study:
-    """Arms that are compared with FACM at each budget. Raises ValueError for budgets that are none."""
+    made = _arms(bench)
     if not budgets or min(budgets) < 1 or len(set(budgets)) < len(budgets):
         raise ValueError(f"budgets = {budgets}, expected different whole multiples of the size's length, at least 1")
+    if "facm" not in arms or not set(arms) <= made.keys() or len(set(arms)) < len(arms):
+        raise ValueError(f"arms = {arms}, expected 'facm' and others of {', '.join(made)}, each once")
     return Study(
-        title=title,
+        title="Order",
         source="Tables 2-4, Fig. 3",
         question="Which objective is ahead on equal compute from one teacher, and where does the order settle?",
         teachers=(bench.teacher(), bench.teacher(pixel_norm=True)),
-        entries=tuple(_at(bench, name, *arm, budget=budget) for budget in budgets for name, arm in made.items()),
+        entries=tuple(_at(bench, name, *made[name], budget=budget) for budget in budgets for name in arms),
         free=("budget",),
         x_label=COMPUTE,
         pixels=True,
@@ -68,7 +76,7 @@ def _at(bench: Bench, name: str, entry: Entry, passes: float, budget: int) -> En
     images = round(FACM_STEP / passes * budget * setting.images / quarter) * quarter
     point = images // POINTS
     objective = run.objective
-    if isinstance(objective, SCM):  # its warm-up is a share of its run
+    if isinstance(objective, SCM | AlignYourFlow):  # its warm-up is a share of its run
         objective = replace(objective, warmup_images=images // 10)
     teacher = setting.student(objective, bench.folder / "teacher", bench.seed).teacher
     label = f"{entry.label}, {budget}x"
