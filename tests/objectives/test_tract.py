@@ -223,6 +223,20 @@ def test_the_average_in_the_checkpoint_is_that_of_the_weights_after_each_step(te
         torch.testing.assert_close(states[2][f"self_teacher/{name}"].double(), expected, rtol=1e-5, atol=1e-7)
 
 
+def test_training_asks_the_average(teacher, tmp_path, monkeypatch):
+    asked, whole = [], TRACT.__call__
+
+    def call(self, network, batch, rng, teacher=None, average=None):
+        asked.append(average)
+        return whole(self, network, batch, rng, teacher, average)
+
+    monkeypatch.setattr(TRACT, "__call__", call)
+    train(check(student(teacher, 48)), create(tmp_path / "run", student(teacher, 48)))
+    assert asked
+    assert all(average is asked[0] for average in asked)
+    assert not any(p.requires_grad for p in asked[0].parameters())
+
+
 def test_without_momentum_there_is_no_average(teacher, tmp_path):
     folder = create(tmp_path / "run", student(teacher, momentum=0.0))
     train(check(student(teacher, momentum=0.0)), folder)

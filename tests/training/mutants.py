@@ -26,8 +26,8 @@ MUTANTS = (
     ),
     Mutant(
         "training/trainer.py",
-        "        self._update(~torch.isfinite(grad_norm))\n        state.ema.update(state.images, run.batch_size)\n",
-        "        state.ema.update(state.images, run.batch_size)\n        self._update(~torch.isfinite(grad_norm))\n",
+        "        self._update(clipping_divisor(grad_norm, run.optimizer.clip), ~torch.isfinite(grad_norm))\n        state.ema.update(state.images, run.batch_size)\n",
+        "        state.ema.update(state.images, run.batch_size)\n        self._update(clipping_divisor(grad_norm, run.optimizer.clip), ~torch.isfinite(grad_norm))\n",
         TEACHERS_RUN,
     ),
     Mutant(
