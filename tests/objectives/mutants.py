@@ -118,6 +118,12 @@ MUTANTS = (
         "objectives/imm.py", "        with torch.no_grad():\n            y_r", "        if True:\n            y_r", IMM
     ),
     Mutant("objectives/shortcut_model.py", "t=t, r=t + 2 * d))", "t=t, r=t + d))", SHORTCUT_MODEL),
+    Mutant(
+        "objectives/discrete_cm.py",
+        "F if average is None else Prediction(average, self.task.shortcut, point.cond)",
+        "F",
+        ("tests/objectives/test_discrete_cm.py::test_an_average_of_the_network_may_answer_at_the_later_time",),
+    ),
     # TRACT
     Mutant("objectives/tract.py", "torch.maximum(1 - t, t).square()", "torch.maximum(1 - t, t)", TRACT),
     Mutant(
@@ -130,9 +136,9 @@ MUTANTS = (
     Mutant("objectives/tract.py", "(x_next, t_next)\n", "(x_next, t)\n", TRACT),
     Mutant("objectives/tract.py", "network if average is None else average", "network", TRACT),
     Mutant(
-        "objectives/tract.py",
-        "return self.tract(network, batch, rng, teacher, self.average)",
-        "return self.tract(network, batch, rng, teacher)",
+        "objectives/asking.py",
+        "return self.objective(network, batch, rng, teacher, self.average)",
+        "return self.objective(network, batch, rng, teacher)",
         ("tests/objectives/test_tract.py::test_what_asks_the_average_is_the_objective_in_all_else",),
     ),
     Mutant(

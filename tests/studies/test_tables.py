@@ -273,6 +273,8 @@ def test_rivals_has_the_numbers_of_table_1():
         "ect": {1: 3.60, 2: 2.11},
         "shortcut": {},
         "imm": {1: 3.20, 2: 1.98},
+        "tract": {2: 3.32},
+        "ayf": {},
     }
     kinds = objectives("rivals")
     assert isinstance(kinds["cd"].velocity, TeacherVelocity)

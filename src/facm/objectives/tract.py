@@ -33,10 +33,8 @@ from facm.flow.distances import mean_square
 from facm.flow.interpolant import Interpolant, draw_noise, drop_labels, rows, step_size
 from facm.flow.time_conditioning import ExpandedInterval
 from facm.flow.velocity import TeacherVelocity, check_guidance
+from facm.objectives.asking import Asking, Momentum
 from facm.objectives.consistency_target import checked_network
-
-Momentum = Annotated[float, Range("[0, 1)")]
-"""What an exponential average keeps of itself in each step."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ class TRACT(Objective):
 
     def asking(self, average: Any) -> Objective:
         """This objective with ``average`` for its self-teacher."""
-        return _Asking(self, average)
+        return Asking(self, average)
 
     def evaluate(
         self, network: Any, point: Interpolant, teacher: Any | None = None, average: Any | None = None
@@ -150,15 +148,3 @@ class TRACT(Objective):
         cond, dropped = drop_labels(batch, self.condition, self.label_dropout, rng)
         point = Interpolant.between(x_0, batch.x_1, t, cond, dropped)
         return self.evaluate(network, point, teacher, average).loss()
-
-
-class _Asking(Objective):
-    """TRACT with its self-teacher; all else is the objective's."""
-
-    def __init__(self, tract: TRACT, average: Any) -> None:
-        self.tract, self.average = tract, average
-        self.condition, self.velocity, self.task = tract.condition, tract.velocity, tract.task
-        self.draws_for_whole_step = tract.draws_for_whole_step
-
-    def __call__(self, network: Any, batch: Batch, rng: torch.Generator, teacher: Any | None = None) -> Loss:
-        return self.tract(network, batch, rng, teacher, self.average)

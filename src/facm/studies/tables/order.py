@@ -10,8 +10,7 @@ from dataclasses import replace
 
 from facm.objectives.align_your_flow import AlignYourFlow
 from facm.objectives.scm import SCM
-from facm.objectives.tract import TRACT
-from facm.studies.rows import UNGUIDED, Bench, published
+from facm.studies.rows import Bench, published
 from facm.studies.study import COMPUTE, Entry, Study
 
 BUDGETS = (1, 4, 16)
@@ -28,9 +27,6 @@ def _arms(bench: Bench) -> dict[str, tuple[Entry, float]]:
 
     The published numbers are FIDs with one step on ImageNet 256.
     """
-    setting = bench.setting
-    tract = TRACT(setting.condition, UNGUIDED, steps=setting.teacher_nfe)
-    ayf = AlignYourFlow(setting.condition, UNGUIDED)
     without = bench.scm("scm-without", "sCM without pixel norm", teacher="teacher", pixel_norm=False)
     return {
         "facm": (published(bench.facm(), {1: 1.76}), FACM_STEP),
@@ -40,8 +36,8 @@ def _arms(bench: Bench) -> dict[str, tuple[Entry, float]]:
         "scm": (published(bench.scm(label="sCM, pixel norm"), {1: 3.04}), STEP),
         "scm-without": (without, STEP),
         "plain-cm": (bench.plain(), STEP),
-        "tract": (bench.distilled("tract", f"TRACT, {setting.teacher_nfe} to 1", tract), STEP),
-        "ayf": (bench.distilled("ayf", "Align Your Flow", ayf, auxiliary_time=True), STEP),
+        "tract": (bench.tract(), STEP),
+        "ayf": (bench.align_your_flow(), STEP),
     }
 
 
