@@ -110,8 +110,8 @@ MUTANTS = (
     ),
     Mutant(
         "objectives/discrete_cm.py",
-        "        with torch.no_grad():\n            f_s",
-        "        if True:\n            f_s",
+        "        with torch.no_grad():\n            F_s",
+        "        if True:\n            F_s",
         DISCRETE,
     ),
     Mutant(

@@ -54,7 +54,7 @@ def agreement(summary: Summary, pixels: Summary, nfe: int) -> str:
 
 
 def _ends(summary: Summary, pixels: Summary) -> tuple[Row, list[Row]]:
-    nfes = sorted({nfe for line in summary.lines for nfe, _ in line.cells})
+    nfes = sorted({nfe for line in (*summary.teachers, *summary.lines) for nfe, _ in line.cells})
     header = ["", *(f"{steps(nfe)}, {space}" for space in ("features", "pixels") for nfe in nfes)]
     header += [f"{steps(nfe)}, {name}" for nfe in nfes for name in ("precision", "recall", "accuracy")]
     found: list[Row] = []
@@ -89,4 +89,5 @@ def _ranks(cells: list[Cell]) -> list[str]:
 
 
 def _shown(cell: Cell | None, form: str) -> str:
+    """Empty where nothing was measured."""
     return "" if cell is None else spread(cell, form)
