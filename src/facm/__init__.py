@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from facm.flow.guidance import Guidance
     from facm.flow.velocity import DataVelocity, TeacherVelocity
     from facm.networks.given import given_network
+    from facm.objectives.align_your_flow import AlignYourFlow
     from facm.objectives.continuous_cm import ContinuousCM
     from facm.objectives.discrete_cm import DiscreteCM
     from facm.objectives.facm import FACM
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from facm.objectives.mean_flow import MeanFlow
     from facm.objectives.scm import SCM
     from facm.objectives.shortcut_model import ShortcutModel
+    from facm.objectives.tract import TRACT
     from facm.pretrained.trained import FromRun, load_trained
     from facm.runs.config import Intervals, Run
     from facm.runs.config import Intervals as Every
@@ -36,6 +38,7 @@ __version__ = "0.2.0.dev0"
 
 _HOME = {
     "AdamW": "runs.optim",
+    "AlignYourFlow": "objectives.align_your_flow",
     "Batch": "core.types",
     "Callback": "training.callbacks",
     "ContinuousCM": "objectives.continuous_cm",
@@ -60,6 +63,7 @@ _HOME = {
     "SCM": "objectives.scm",
     "ShortcutModel": "objectives.shortcut_model",
     "StopTraining": "training.loop",
+    "TRACT": "objectives.tract",
     "TeacherVelocity": "flow.velocity",
     "Unconditional": "flow.conditions",
     "check": "api.check",
@@ -77,7 +81,9 @@ __all__ = [
     "FACM",
     "IMM",
     "SCM",
+    "TRACT",
     "AdamW",
+    "AlignYourFlow",
     "Batch",
     "Callback",
     "ContinuousCM",

@@ -37,6 +37,10 @@ def unequal(bench):
 
 def fewer(bench):
     return pair(replace(bench, setting=setting(data=Few(100))))
+
+def chosen(bench, budgets=(4,), arms=("facm",)):
+    from facm.studies.tables.order import order
+    return order(replace(bench, setting=setting()), budgets, arms)
 """
 OPTIONS = ("--num-samples", N, "--features", "mine.py:Quarters")
 pytestmark = pytest.mark.slow
@@ -234,14 +238,17 @@ def test_the_size_says_how_many_samples_and_which_folder(place, monkeypatch):
     ("arguments", "said"),
     [
         (("stabilty",), "unknown study 'stabilty': did you mean stability? expected one of stability, weights"),
-        (("stability", "--at", "mnist"), "--at mnist, expected one of digits, cifar10"),
+        (("stability", "--at", "mnist"), "--at mnist, expected one of digits, fashion, cifar10"),
         (("stability", "--data", "x"), "--data x with digits, which come with scikit-learn; expected None"),
         (("stability", "--jobs", 0), "--jobs 0, expected at least 1"),
         (("stability", "--seeds", 0, 1, 0), "--seeds 0 1 0, expected at least one, each of them once"),
         (("stability", "--num-samples", 1), "--num-samples 1, expected at least 2 samples to measure"),
         (("stability", "--num-samples", 0), "--num-samples 0, expected at least 2 samples to measure"),
+        (("stability", "--budgets", 4), "--budgets with study 'stability', which does not let you choose its budgets"),
+        (("order", "--budgets", 0), "--budgets 0, expected at least one, each a whole multiple from 1 on"),
+        (("order", "--arms", "facm", "dmd"), "arms = ('facm', 'dmd'), expected 'facm' and others of facm, "),
         (("absent.py:study",), "study 'absent.py:study': there is no file absent.py"),
-        (("mine.py:absent",), "expected mine.py:FUNCTION, with one of study, short, nothing, unequal, fewer"),
+        (("mine.py:absent",), "expected mine.py:FUNCTION, with one of study, short, nothing, unequal, fewer, chosen"),
         (("mine.py",), "expected mine.py:FUNCTION, with one of study"),
         (("mine.py:nothing",), "study 'nothing' returned int, expected a facm.studies.study.Study"),
         (("mine.py:unequal",), "rows that disagree in images cannot be compared"),
@@ -250,6 +257,25 @@ def test_the_size_says_how_many_samples_and_which_folder(place, monkeypatch):
 def test_what_cannot_be_is_refused_before_anything_is_written(place, capsys, arguments, said):
     assert said in refused(capsys, *arguments, "--out", "refused")
     assert not (place / "refused").exists()
+
+
+def test_a_study_in_two_spaces_measures_and_shows_both(place, capsys):
+    chosen = ("--budgets", 1, "--arms", "facm", "tract", "ayf")
+    command("mine.py:chosen", "--seeds", 0, "--out", "order", *chosen, *OPTIONS)
+    folder = place / "order" / "chosen"
+    assert {file.name for file in folder.iterdir()} == FILES
+    found = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    assert {row["features"] for row in found} == {"quarters", "identity"}
+    names = {f"order-{arm}-1x" for arm in ("facm", "tract", "ayf")}
+    assert {row["entry"] for row in found} == {"teacher", "teacher-pixel-norm", *names}
+    assert {row["at_images"] for row in found if row["entry"] == "order-tract-1x"} == {None, 32, 64, 96}
+    said = (folder / "table.md").read_text()
+    assert "## Two feature spaces" in said
+    assert "## Over the run" in said
+    assert "minus the row that it is compared with" in (folder / "report.html").read_text()
+    capsys.readouterr()
+    command("mine.py:chosen", "--seeds", 0, "--out", "order", *chosen, *OPTIONS)
+    assert "training begins" not in capsys.readouterr().out, "what is finished is not done again"
 
 
 def test_the_studies_are_listed_each_with_a_line(capsys):

@@ -182,7 +182,10 @@ KINDS = {
     "teacher": (Run, {"FromExperts", "FromRun", "FromFile", "FromModel", "GivenWeights", "OtherExpert", "OwnBase"}),
     "objective": (
         Run,
-        {"ContinuousCM", "DiscreteCM", "FACM", "FlowMatching", "IMM", "MeanFlow", "SCM", "ShortcutModel"},
+        {
+            *("AlignYourFlow", "ContinuousCM", "DiscreteCM", "FACM", "FlowMatching", "IMM", "MeanFlow", "SCM"),
+            *("ShortcutModel", "TRACT"),
+        },
     ),
     "optimizer": (Run, {"AdamW"}),
     "ema": (Run, {"PowerEMA"}),
@@ -191,7 +194,7 @@ KINDS = {
     "time": (FACM, {"ArctanLogNormal", "LogitNormal", "Shifted", "Sorted", "Squeezed", "Uniform"}),
     "phases": (FACM, {"Phases"}),
     "task": (FACM, {"AuxiliaryTime", "ExpandedInterval"}),
-    "anchor": (FACM, {"L2", "L2Cosine", "NormL2", "PseudoHuber", "Scaled"}),
+    "anchor": (FACM, {"L2", "L2Cosine", "LPIPS", "NormL2", "PseudoHuber", "Scaled"}),
     "alpha": (FACM, {"Cosine", "One", "OneMinusPower"}),
     "derivative": (FACM, {"Chain", "FiniteDifference", "NoGraph", "OpLevel", "WholeNetwork"}),
     "velocity": (FACM, {"DataVelocity", "TeacherVelocity"}),

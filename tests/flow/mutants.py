@@ -139,4 +139,23 @@ MUTANTS = (
         "np.random.SeedSequence(sum(parts))",
         ("tests/core/test_rng.py::test_seeds_are_a_function_of_every_part_and_of_their_order",),
     ),
+    # LPIPS
+    Mutant(
+        "flow/lpips.py",
+        "functional.max_pool2d(h, 2) if place else h",
+        "functional.avg_pool2d(h, 2) if place else h",
+        ("tests/flow/test_lpips.py::test_the_numbers_are_those_of_the_formula",),
+    ),
+    Mutant(
+        "flow/lpips.py",
+        "(a - b).square()).sum(1).mean((1, 2))",
+        "(a - b).square()).mean((1, 2, 3))",
+        ("tests/flow/test_lpips.py::test_the_numbers_are_those_of_the_formula",),
+    ),
+    Mutant(
+        "flow/lpips.py",
+        "min(x.shape[2:]) >= self.resize",
+        "min(x.shape[2:]) <= self.resize",
+        ("tests/flow/test_lpips.py::test_small_pictures_are_enlarged_and_large_ones_are_not",),
+    ),
 )

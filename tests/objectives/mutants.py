@@ -13,6 +13,8 @@ SCM = (f"tests/objectives/test_scm.py::{SLOWLY}",)
 IMM = (f"tests/objectives/test_imm.py::{SLOWLY}",)
 SHORTCUT_MODEL = (f"tests/objectives/test_shortcut_model.py::{SLOWLY}",)
 DISCRETE = ("tests/objectives/test_discrete_cm.py::test_value_and_gradient_match_the_equation_written_slowly",)
+TRACT = (f"tests/objectives/test_tract.py::{SLOWLY}",)
+AYF = (f"tests/objectives/test_align_your_flow.py::{SLOWLY}",)
 
 ASKS = ("tests/objectives/test_scm.py::test_a_call_asks_the_teacher_that_it_is_given",)
 
@@ -108,12 +110,85 @@ MUTANTS = (
     ),
     Mutant(
         "objectives/discrete_cm.py",
-        "        with torch.no_grad():\n            f_s",
-        "        if True:\n            f_s",
+        "        with torch.no_grad():\n            F_s",
+        "        if True:\n            F_s",
         DISCRETE,
     ),
     Mutant(
         "objectives/imm.py", "        with torch.no_grad():\n            y_r", "        if True:\n            y_r", IMM
     ),
     Mutant("objectives/shortcut_model.py", "t=t, r=t + 2 * d))", "t=t, r=t + d))", SHORTCUT_MODEL),
+    Mutant(
+        "objectives/discrete_cm.py",
+        "F if average is None else Prediction(average, self.task.shortcut, point.cond)",
+        "F",
+        ("tests/objectives/test_discrete_cm.py::test_an_average_of_the_network_may_answer_at_the_later_time",),
+    ),
+    # TRACT
+    Mutant("objectives/tract.py", "torch.maximum(1 - t, t).square()", "torch.maximum(1 - t, t)", TRACT),
+    Mutant(
+        "objectives/tract.py",
+        "(index + 1) % size > 0",
+        "(index + 1) % size >= 0",
+        ("tests/objectives/test_tract.py::test_the_student_of_one_phase_teaches_the_next",),
+    ),
+    Mutant("objectives/tract.py", "expand(t_end - t_next, v) * F_next", "expand(t_end - t, v) * F_next", TRACT),
+    Mutant("objectives/tract.py", "(x_next, t_next)\n", "(x_next, t)\n", TRACT),
+    Mutant("objectives/tract.py", "network if average is None else average", "network", TRACT),
+    Mutant(
+        "objectives/asking.py",
+        "return self.objective(network, batch, rng, teacher, self.average)",
+        "return self.objective(network, batch, rng, teacher)",
+        ("tests/objectives/test_tract.py::test_what_asks_the_average_is_the_objective_in_all_else",),
+    ),
+    Mutant(
+        "runs/self_teacher.py",
+        "(1 - self.momentum) / (1 - self.momentum**steps)",
+        "1 - self.momentum",
+        ("tests/objectives/test_tract.py::test_the_average_has_no_bias_of_its_start",),
+    ),
+    Mutant(
+        "training/trainer.py",
+        "state.self_teacher.update(state.network, state.steps)",
+        "state.self_teacher.update(state.network, 1)",
+        ("tests/objectives/test_tract.py::test_the_average_in_the_checkpoint_is_that_of_the_weights_after_each_step",),
+    ),
+    Mutant(
+        "training/state.py",
+        'tensors |= {f"self_teacher/{name}": value for name, value in averaged.items()}',
+        "tensors |= {}",
+        ("tests/objectives/test_tract.py::test_training_keeps_the_average_and_goes_on_with_it_bit_for_bit",),
+    ),
+    Mutant(
+        "training/trainer.py",
+        "objective = objective.asking(self.state.self_teacher.network)",
+        "pass",
+        ("tests/objectives/test_tract.py::test_training_asks_the_average",),
+    ),
+    # Align Your Flow
+    Mutant("objectives/align_your_flow.py", "warm * expand(r - t, v) * dF", "expand(r - t, v) * dF", AYF),
+    Mutant("objectives/align_your_flow.py", "g = F.detach() - v - warm", "g = F.detach() - v + warm", AYF),
+    Mutant(
+        "objectives/align_your_flow.py",
+        ".mean(1).sqrt(), g) + self.normalise",
+        ".sum(1).sqrt(), g) + self.normalise",
+        AYF,
+    ),
+    Mutant(
+        "objectives/align_your_flow.py",
+        "min(self.warmed_up, images_seen / self.warmup_images)",
+        "self.warmed_up * min(1, images_seen / self.warmup_images)",
+        (
+            "tests/objectives/test_align_your_flow.py::test_the_derivative_is_warmed_up_in_proportion_to_the_images_seen",
+        ),
+    ),
+    Mutant(
+        "objectives/align_your_flow.py",
+        ".to(x_0.dtype) * (1 - apart)",
+        ".to(x_0.dtype)",
+        (
+            "tests/objectives/test_align_your_flow.py"
+            "::test_lengths_of_jumps_are_drawn_and_their_starts_are_uniform_in_what_is_left",
+        ),
+    ),
 )

@@ -301,6 +301,24 @@ def test_value_and_gradient_match_the_equation_written_slowly(
 # Draws, parts, clock
 
 
+def test_an_average_of_the_network_may_answer_at_the_later_time():
+    """Where it is the network itself nothing changes; else the target is its own, and the prediction is not."""
+    objective = DiscreteCM(Labels(CLASSES), ShrinkingGap(), DataVelocity(), momentum=0.95)
+    assert objective.average_momentum == 0.95
+    assert DiscreteCM(Labels(CLASSES), ShrinkingGap(), DataVelocity()).average_momentum is None
+    network, average = mlp(1), mlp(3)
+    point = Interpolant.between(randn(8, DIM, seed=4), 2 * randn(8, DIM, seed=3), T, LABELS)
+    alone, same, asked = (objective.evaluate(network, point, NEXT, None, a) for a in (None, network, average))
+    assert torch.equal(alone.f_s, same.f_s)
+    assert torch.equal(alone.f_t, asked.f_t)
+    answers = asked.x_s + (1 - NEXT)[:, None] * average(asked.x_s, NEXT, LABELS)
+    torch.testing.assert_close(asked.f_s, answers.detach())
+    batch = Batch(2 * randn(8, DIM), LABELS)
+    given = objective(network, batch, generator(), None, average).total
+    assert objective.at(100).asking(average)(network, batch, generator()).total == given
+    assert objective(network, batch, generator()).total != given
+
+
 def test_a_call_draws_noise_pairs_and_dropped_labels_from_the_generator():
     schedule = DoublingSteps(800)
     objective = DiscreteCM(Labels(CLASSES), schedule, DataVelocity(Guidance()), label_dropout=0.4)

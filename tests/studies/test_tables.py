@@ -135,7 +135,7 @@ def test_students_start_from_the_short_average_of_their_teacher():
             if "scratch" in entry.name:
                 assert entry.run.teacher is entry.run.initial is None
             else:
-                assert entry.run.teacher == entry.run.initial
+                assert entry.run.teacher == entry.run.initial or name.startswith("order")
                 assert entry.run.initial.sigma_rel == 0.05
                 assert entry.run.initial.path in {str(HOME / t.name) for t in study.teachers}
 
@@ -273,6 +273,8 @@ def test_rivals_has_the_numbers_of_table_1():
         "ect": {1: 3.60, 2: 2.11},
         "shortcut": {},
         "imm": {1: 3.20, 2: 1.98},
+        "tract": {2: 3.32},
+        "ayf": {},
     }
     kinds = objectives("rivals")
     assert isinstance(kinds["cd"].velocity, TeacherVelocity)
@@ -361,6 +363,80 @@ def test_duration_keeps_the_snapshots_that_it_measures_whatever_the_size_keeps()
         assert entry.at == tuple(range(12_800, 76_800, 12_800))
 
 
+ARMS = ["facm", "facm-auxiliary", "facm-pixel-norm", "mean-flow", "scm", "scm-without", "plain-cm"]
+
+
+def test_order_gives_all_arms_the_compute_of_facm_and_one_teachers_velocities():
+    rows, usual = entries(made("order")), entries(made("stability"))
+    assert list(rows) == [f"order-{arm}-{budget}x" for budget in (1, 4, 16) for arm in ARMS]
+    for budget in (1, 4, 16):
+        for arm in ARMS:
+            entry = rows[f"order-{arm}-{budget}x"]
+            images = budget * (38_400 if arm.startswith("facm") else 61_440)  # 8 and 5 forward passes an image
+            assert entry.run.images == images
+            assert entry.at == (images // 4, images // 2, images // 4 * 3)
+            assert entry.against == f"order-facm-{budget}x"
+            other = usual[arm].run
+            warmed = {"warmup_images": images // 10} if arm.startswith("scm") else {}
+            same = {
+                "images": images,
+                "objective": replace(other.objective, **warmed) if warmed else other.objective,
+                "teacher": FromRun(str(HOME / "teacher"), sigma_rel=0.05),
+                "every": replace(other.every, ema_snapshots=images // 4),
+            }
+            assert entry.run == replace(other, **same)  # and with it where it starts from
+    assert made("order").pixels
+
+
+def test_order_is_of_the_budgets_that_it_is_given():
+    study = find_study("order").function(Bench(digits(), HOME, 0), (4,))
+    assert [entry.name for entry in study.entries] == [f"order-{arm}-4x" for arm in ARMS]
+    for budgets in ((), (0,), (1, 1)):
+        with pytest.raises(ValueError, match=r"budgets = \(.*\), expected different whole multiples"):
+            find_study("order").function(Bench(digits(), HOME, 0), budgets)
+
+
+def test_order_may_have_other_arms():
+    function = find_study("order").function
+    rows = entries(function(Bench(digits(), HOME, 0), (4,), ("facm", "tract", "ayf")))
+    tract, ayf = rows["order-tract-4x"].run, rows["order-ayf-4x"].run
+    assert tract.images == ayf.images == 4 * 61_440  # teacher 1, self-teacher 1, student 3; teacher 1, tangent 4
+    assert (tract.objective.steps, tract.objective.groups) == (32, 1)
+    assert ayf.objective.warmup_images == 24_576
+    assert inner_config(ayf.network).auxiliary_time
+    for arms in (("tract",), ("facm", "facm"), ("facm", "dmd"), ()):
+        with pytest.raises(ValueError, match=r"arms = \(.*\), expected 'facm' and others of facm, .*tract, ayf, each"):
+            function(Bench(digits(), HOME, 0), (1,), arms)
+
+
+def test_rows_are_compared_with_a_row_that_there_is(study):
+    lost = replace(study, entries=(study.entries[0], replace(study.entries[1], against="absent")))
+    with pytest.raises(ValueError, match=r"study 'Pair' compares with \['absent'\]: expected names of its entries"):
+        check_study(lost, HOME)
+    uneven = replace(study, pixels=True, entries=(replace(study.entries[0], at=(32,)), study.entries[1]))
+    with pytest.raises(ValueError, match="shows the course of its runs: expected as many clocks of each"):
+        check_study(uneven, HOME)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", ["digits", "fashion"])
+def test_the_arms_of_order_cost_what_facm_does(tmp_path, at):
+    """Counted at both sizes: within 3 % of each other."""
+    size = find_setting(at)
+    size = replace(size, data=Few()) if at == "digits" else replace(size, data=Blank28())
+    study = find_study("order").function(Bench(size, tmp_path, 0), (1,), (*ARMS, "tract", "ayf"))
+    for teacher in study.teachers:
+        create(tmp_path / teacher.name, teacher.run)
+    costs = [forward_passes(entry.run) * entry.run.images for entry in study.entries]
+    assert max(costs) < 1.03 * min(costs)
+
+
+@dataclass(frozen=True)
+class Blank28:
+    def open(self):
+        return InMemory(np.zeros((8, 1, 28, 28), np.float32), np.arange(8), num_classes=10)
+
+
 def test_strategies_differ_in_the_derivative_alone():
     rows = objectives("strategies")
     assert {name: row.derivative for name, row in rows.items()} == {
@@ -380,7 +456,7 @@ def test_strategies_differ_in_the_derivative_alone():
 def test_a_size_that_there_is_not_is_named():
     assert find_setting("digits") == digits()
     assert find_setting("cifar10", "there") == cifar10("there")
-    with pytest.raises(ValueError, match="name = 'digit', expected one of digits, cifar10"):
+    with pytest.raises(ValueError, match="name = 'digit', expected one of digits, fashion, cifar10"):
         find_setting("digit")
     with pytest.raises(ValueError, match="data = 'there' with digits, which come with scikit-learn; expected None"):
         find_setting("digits", "there")

@@ -11,6 +11,8 @@ ORACLE = "tests/training/test_oracle.py"
 TEACHERS_RUN = (f"{ORACLE}::test_a_teachers_run_is_the_loop_written_by_hand",)
 STUDENTS_RUN = (f"{ORACLE}::test_a_students_run_is_the_loop_written_by_hand",)
 ACCUMULATED = (f"{RANKS}::test_accumulation_and_checkpointing_in_one_process",)
+UPDATE = "        self._update(clipping_divisor(grad_norm, run.optimizer.clip), ~torch.isfinite(grad_norm))\n"
+AVERAGE = "        state.ema.update(state.images, run.batch_size)\n"
 
 MUTANTS = (
     # one step
@@ -26,8 +28,8 @@ MUTANTS = (
     ),
     Mutant(
         "training/trainer.py",
-        "        self._update(~torch.isfinite(grad_norm))\n        state.ema.update(state.images, run.batch_size)\n",
-        "        state.ema.update(state.images, run.batch_size)\n        self._update(~torch.isfinite(grad_norm))\n",
+        UPDATE + AVERAGE,
+        AVERAGE + UPDATE,
         TEACHERS_RUN,
     ),
     Mutant(

@@ -14,7 +14,7 @@ from typing import Any
 import facm
 
 PACKAGE = Path(facm.__file__).parent
-STUDIES = ("stability", "weights", "teacher", "duration", "anchor", "strategies", "collapse", "rivals")
+STUDIES = ("stability", "weights", "teacher", "duration", "anchor", "strategies", "collapse", "rivals", "order")
 """In the order of the paper, then our own."""
 
 

@@ -29,7 +29,7 @@ class StudyOptions:
     """Which networks a study trains, and where."""
 
     at: str = "digits"
-    """Size of the study: digits, minutes a network on a CPU core, or cifar10, for a GPU."""
+    """Size of the study: digits, minutes a network on a CPU core, fashion, a quarter of an hour, or cifar10, a GPU."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of training; every network is trained once for each."""
     out: Path | None = None
@@ -40,6 +40,10 @@ class StudyOptions:
     """Samples measured for each number; default: the size's."""
     jobs: int = 1
     """Networks trained at the same time, each in its own process with its share of the cores or GPUs."""
+    budgets: tuple[int, ...] | None = None
+    """Lengths of the students of order, in multiples of the size's; default: 1 4 16. Other studies have their own."""
+    arms: tuple[str, ...] | None = None
+    """Objectives that order compares, facm among them; default: the paper's. Beside them there are tract and ayf."""
     only: str | None = None
     """Do one network, SEED/NAME, and no report, as a job of a cluster would; its teachers must be finished."""
 
@@ -50,10 +54,21 @@ class StudyOptions:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             given = " ".join(map(str, self.seeds)) or "is empty"
             raise ValueError(f"--seeds {given}, expected at least one, each of them once")
+        if self.budgets is not None and (not self.budgets or min(self.budgets) < 1):
+            given = " ".join(map(str, self.budgets)) or "is empty"
+            raise ValueError(f"--budgets {given}, expected at least one, each a whole multiple from 1 on")
+        if self.arms is not None and not self.arms:
+            raise ValueError("--arms is empty, expected facm and others")
         if self.num_samples is not None and self.num_samples < 2:
             raise ValueError(f"--num-samples {self.num_samples}, expected at least 2 samples to measure")
 
+    def chosen(self) -> dict[str, tuple[Any, ...]]:
+        """What the user chose of a study that lets them choose."""
+        return {name: value for name in CHOICES if (value := getattr(self, name)) is not None}
 
+
+CHOICES = ("budgets", "arms")
+"""Arguments that a study may have beside its bench."""
 STUDY, FEATURES = StudyOptions(), FeatureOptions()
 
 
@@ -73,6 +88,7 @@ def study(
     import torch
 
     from facm.cli.lookup import find_study
+    from facm.evaluation import Identity
     from facm.evaluation.evaluator import build_evaluator
     from facm.studies.scales import find_setting
     from facm.studies.schedule import INTERRUPTED, Plan
@@ -80,21 +96,24 @@ def study(
     options.check()
     found, setting = find_study(name), find_setting(options.at, options.data)
     home = _plainly(options.out or Path("runs/studies") / options.at)
-    studies = {seed: _made(found, setting, home, seed) for seed in options.seeds}
+    studies = {seed: _made(found, setting, home, seed, options.chosen()) for seed in options.seeds}
     plan = Plan(home, studies, options.num_samples or setting.n)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     used: Any = next(iter(plan.studies.values())).entries[0].run.data  # a study may have others than its size's
     if used == setting.data and setting.reference is not None:
         used = setting.reference
-    evaluator = build_evaluator(used.open(), device, features.chosen())
+    data = used.open()
+    evaluators = [build_evaluator(data, device, features.chosen())]
+    if next(iter(studies.values())).pixels:
+        evaluators.append(build_evaluator(data, device, Identity()))
     if options.only is None:
-        _run(plan, evaluator, found, device, options.jobs)
-    elif not plan.do(options.only, evaluator):
+        _run(plan, evaluators, found, device, options.jobs)
+    elif not all(plan.do(options.only, evaluator) for evaluator in evaluators):
         say("interrupted: the same command goes on")
         raise SystemExit(INTERRUPTED)
 
 
-def _run(plan: Plan, evaluator: Evaluator, found: FoundStudy, device: torch.device, jobs: int) -> None:
+def _run(plan: Plan, evaluators: list[Evaluator], found: FoundStudy, device: torch.device, jobs: int) -> None:
     """All networks of the plan that are left, then the table and the report."""
     from facm.evaluation import reference_floor
     from facm.studies.report import write
@@ -104,12 +123,17 @@ def _run(plan: Plan, evaluator: Evaluator, found: FoundStudy, device: torch.devi
 
     began = time.monotonic()
     command = [sys.executable, "-m", "facm", *sys.argv[1:]]
-    if not (in_turn(plan, evaluator) if jobs == 1 else side_by_side(plan, evaluator, jobs, command)):
+    evaluator, *others = evaluators
+    ended = in_turn(plan, evaluator) if jobs == 1 else side_by_side(plan, evaluator, jobs, command)
+    if not (ended and all(in_turn(plan, other) for other in others)):
         say("interrupted: the same command goes on")
         return
-    floor = reference_floor(evaluator.dataset, evaluator.extractor)
-    summary = summarise(plan.studies, plan.home, plan.n, evaluator.extractor.identity, floor)
-    page = write(summary, evaluator, plan.home, plan.home / found.name, " ".join(["facm", *sys.argv[1:]]), device)
+    summary, *further = (
+        summarise(plan.studies, plan.home, plan.n, one.extractor.identity, reference_floor(one.dataset, one.extractor))
+        for one in evaluators
+    )
+    said = " ".join(["facm", *sys.argv[1:]])
+    page = write(summary, evaluator, plan.home, plan.home / found.name, said, device, *further)
     print_table(summary)
     say(f"{len(plan.tasks)} networks, {time.monotonic() - began:.0f} s now; report: {page}")
 
@@ -120,14 +144,17 @@ def _plainly(folder: Path) -> Path:
     return there.relative_to(here) if there.is_relative_to(here) else there
 
 
-def _made(found: FoundStudy, setting: Any, home: Path, seed: int) -> Study:
+def _made(found: FoundStudy, setting: Any, home: Path, seed: int, chosen: dict[str, tuple[Any, ...]]) -> Study:
     from facm.studies.rows import Bench
     from facm.studies.study import Study, check_study
 
     folder = home / f"seed-{seed}"
-    if len(inspect.signature(found.function).parameters) != 1:
+    takes = list(inspect.signature(found.function).parameters)
+    if not takes or not set(takes[1:]) <= set(CHOICES):
         raise ValueError(f"study {found.name!r} is to take one argument, a facm.studies.rows.Bench")
-    study = found.function(Bench(setting, folder, seed))
+    if lost := [name for name in chosen if name not in takes[1:]]:
+        raise ValueError(f"--{lost[0]} with study {found.name!r}, which does not let you choose its {lost[0]}")
+    study = found.function(Bench(setting, folder, seed), **chosen)
     if not isinstance(study, Study):
         raise ValueError(f"study {found.name!r} returned {type(study).__name__}, expected a facm.studies.study.Study")
     check_study(study, folder)

@@ -121,6 +121,8 @@ class Objective:
         (``Batch.start``, ``Batch.of``); then the numbers do not depend on how many ranks or micro-batches share it.
     group_size: samples that must be together in one batch.
     bounds: as in :class:`NetworkInterface`.
+    average_momentum: momentum of the exponential average of the network that its targets ask, kept with the run; None:
+        it asks none.
     """
 
     condition: Condition | None
@@ -134,6 +136,7 @@ class Objective:
     draws_for_whole_step: bool = False
     group_size: int = 1
     bounds: tuple[float, ...] = (0.0, 1.0)
+    average_momentum: float | None = None
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -156,6 +159,10 @@ class Objective:
 
     def at(self, images_seen: int) -> Objective:
         """This objective at the training clock ``images_seen``, for objectives with a schedule."""
+        return self
+
+    def asking(self, average: Any) -> Objective:
+        """This objective with targets from ``average``, a network with averaged weights, in eval mode and frozen."""
         return self
 
     def check_nfe(self, nfe: int) -> None:
@@ -185,7 +192,7 @@ class _Wrapped(Objective):
         self.own = own
         for name in (
             *("condition", "velocity", "task", "derivative", "label_dropout", "learns_shortcut", "learns_jumps"),
-            *("learns_flow", "draws_for_whole_step", "group_size", "bounds"),
+            *("learns_flow", "draws_for_whole_step", "group_size", "bounds", "average_momentum"),
             *("check_nfe", "check_network", "loss_terms"),
         ):
             if hasattr(own, name):
@@ -201,6 +208,10 @@ class _Wrapped(Objective):
     def at(self, images_seen: int) -> Objective:
         at = getattr(self.own, "at", None)
         return self if at is None else as_objective(at(images_seen))
+
+    def asking(self, average: Any) -> Objective:
+        asking = getattr(self.own, "asking", None)
+        return self if asking is None else as_objective(asking(average))
 
 
 def as_objective(value: Any) -> Objective:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 EXPORTS: dict[str, tuple[str, ...]] = {
     "facm": (
-        *("AdamW", "ContinuousCM", "DataVelocity", "DiscreteCM", "FACM", "FlowMatching", "FromRun", "Guidance"),
-        *("IMM", "Intervals", "Labels", "MeanFlow", "PowerEMA", "Run", "SCM", "ShortcutModel", "TeacherVelocity"),
-        "Unconditional",
+        *("AdamW", "AlignYourFlow", "ContinuousCM", "DataVelocity", "DiscreteCM", "FACM", "FlowMatching", "FromRun"),
+        *("Guidance", "IMM", "Intervals", "Labels", "MeanFlow", "PowerEMA", "Run", "SCM", "ShortcutModel", "TRACT"),
+        *("TeacherVelocity", "Unconditional"),
     ),
     "facm.data": (
         *("Checkerboard", "Cifar10", "CroppedPictures", "Digits", "FolderPictures", "Gaussian", "GivenData", "Idx"),
@@ -18,9 +18,9 @@ EXPORTS: dict[str, tuple[str, ...]] = {
     ),
     "facm.derivative": ("Chain", "FiniteDifference", "NoGraph", "OpLevel", "WholeNetwork"),
     "facm.flow": (
-        *("ArctanLogNormal", "AuxiliaryTime", "Cosine", "ExpandedInterval", "L2", "L2Cosine", "LogitNormal", "NormL2"),
-        *("One", "OneMinusPower", "Phases", "PseudoHuber", "Scaled", "Shifted", "Sorted", "Squeezed", "TwoScales"),
-        "Uniform",
+        *("ArctanLogNormal", "AuxiliaryTime", "Cosine", "ExpandedInterval", "L2", "L2Cosine", "LPIPS", "LogitNormal"),
+        *("NormL2", "One", "OneMinusPower", "Phases", "PseudoHuber", "Scaled", "Shifted", "Sorted", "Squeezed"),
+        *("TwoScales", "Uniform"),
     ),
     "facm.foundation": (
         *("Captioned", "Captions", "DiffusersModel", "FromExperts", "FromModel", "LoRA", "OtherExpert", "OwnBase"),

@@ -11,7 +11,7 @@ from typing import Any
 from facm.runs import log as logs
 from facm.runs.folder import RunFolder
 from facm.studies.html import png_of, steps, unparsed
-from facm.studies.study import Entry
+from facm.studies.study import COMPUTE, Entry
 from facm.studies.summary import STEADY, Cell, Line, Summary
 
 LIGHT = 0.15
@@ -59,11 +59,13 @@ def numbers(summary: Summary) -> bytes:
 def _series(summary: Summary) -> dict[str, list[tuple[float, Cell]]]:
     """(series, number of steps) -> points; entries measured over time have their clocks for x."""
     points: dict[str, list[tuple[float, Cell]]] = defaultdict(list)
+    compute = summary.study.x_label == COMPUTE
     for line in summary.lines:
+        fewest = min(nfe for nfe, _ in line.cells)
         for (nfe, images), cell in line.cells.items():
             over_time = bool(line.entry.at)
-            x = (images or line.entry.run.images) if over_time else line.entry.x
-            if x is not None:
+            x = (images or line.entry.run.images) * (line.cost if compute else 1) if over_time else line.entry.x
+            if x is not None and (nfe == fewest or not compute):  # so many rows that one number of steps fills it
                 points[f"{line.entry.series}, {steps(nfe)}"].append((x, cell))
     return points
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from facm.core.files import atomically, write_text
+from facm.core.terminal import plain
 from facm.core.untrusted.door import read_text
 from facm.evaluation.evaluator import Evaluator
 from facm.pretrained.trained import load_trained
@@ -16,16 +17,27 @@ from facm.sampling.images import is_image
 from facm.studies.figures import numbers, over_training
 from facm.studies.html import Panel, escaped, folded_json, grid, image, page
 from facm.studies.panels import panel_of
+from facm.studies.spaces import further_tables
 from facm.studies.summary import Summary
-from facm.studies.table import jsonl, markdown, rows, said
+from facm.studies.table import Row, jsonl, markdown, rows, said, table
 from facm.studies.train_and_measure import stopped, wanted
 
 
-def write(summary: Summary, evaluator: Evaluator, home: Path, folder: Path, command: str, device: torch.device) -> Path:
-    """Write everything below ``folder``; the page's path."""
+def write(
+    summary: Summary,
+    evaluator: Evaluator,
+    home: Path,
+    folder: Path,
+    command: str,
+    device: torch.device,
+    pixels: Summary | None = None,
+) -> Path:
+    """Write everything below ``folder``; the page's path. pixels: the same networks measured in pixels."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "table.md", markdown(summary))
-    write_text(folder / "results.jsonl", jsonl(summary, command))
+    further = [] if pixels is None else further_tables(summary, pixels)
+    more = "".join(f"\n## {plain(title)}\n\n{plain(text)}\n\n{table(*cells)}" for title, text, cells in further)
+    write_text(folder / "table.md", markdown(summary) + more)
+    write_text(folder / "results.jsonl", jsonl(summary, command) + ("" if pixels is None else jsonl(pixels, command)))
     found = {"numbers.png": numbers(summary), "training.png": over_training(summary, home)}
     for name, png in found.items():
         with atomically(folder / name) as partial:
@@ -35,8 +47,9 @@ def write(summary: Summary, evaluator: Evaluator, home: Path, folder: Path, comm
     parts = [
         f"<h1>{escaped(summary.study.title)}</h1>",
         f"<p>{escaped(said(summary))}</p>",
-        _table(summary),
+        _table(*rows(summary)),
         image(found["numbers.png"], "distances"),
+        *(f"<h2>{escaped(title)}</h2><p>{escaped(text)}</p>{_table(*cells)}" for title, text, cells in further),
         f"<h2>Training</h2>{image(found['training.png'], 'gradient norm and tangent over training')}",
         f"<h2>The same noise, the same labels: seed {summary.seeds[0]}</h2><div class=grids>",
         *(grid(panel) for panel in panels(summary, evaluator, first, device)),
@@ -64,8 +77,7 @@ def panels(summary: Summary, evaluator: Evaluator, folder: Path, device: torch.d
         yield panel_of(line.entry.label, load_trained(path), want.method, device)
 
 
-def _table(summary: Summary) -> str:
-    header, body = rows(summary)
+def _table(header: Row, body: list[Row]) -> str:
     head = "".join(f"<th>{escaped(cell)}</th>" for cell in header)
     lines = ["".join(f"<td>{escaped(cell)}</td>" for cell in row) for row in body]
     return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"

@@ -11,10 +11,12 @@ from facm.flow.guidance import Guidance
 from facm.flow.time_conditioning import AuxiliaryTime
 from facm.flow.velocity import DataVelocity, TeacherVelocity
 from facm.flow.weighting import Cosine, OneMinusPower, Weight
+from facm.objectives.align_your_flow import AlignYourFlow
 from facm.objectives.continuous_cm import ContinuousCM
 from facm.objectives.facm import FACM
 from facm.objectives.mean_flow import MeanFlow
 from facm.objectives.scm import SCM
+from facm.objectives.tract import TRACT
 from facm.studies.scales import Setting
 from facm.studies.study import Entry
 
@@ -94,6 +96,16 @@ class Bench:
         return self.distilled(
             name, label, objective, teacher=teacher, images=images, pixel_norm=pixel_norm, weight_head=True
         )
+
+    def tract(self) -> Entry:
+        """The teacher's steps at which it is measured become one, in one phase."""
+        steps = self.setting.teacher_nfe
+        return self.distilled("tract", f"TRACT, {steps} to 1", TRACT(self.setting.condition, UNGUIDED, steps=steps))
+
+    def align_your_flow(self) -> Entry:
+        """AYF-EMD, warmed up over a tenth of the run."""
+        objective = AlignYourFlow(self.setting.condition, UNGUIDED, warmup_images=round(0.1 * self.setting.images))
+        return self.distilled("ayf", "Align Your Flow", objective, auxiliary_time=True)
 
     def plain(
         self,

@@ -14,6 +14,9 @@ from facm.training.checks import check_network
 
 Freedom = Literal["teacher", "budget"]
 
+COMPUTE = "forward passes of the training"
+"""The figure's axis of a study whose rows cost different amounts an image."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -27,6 +30,7 @@ class Entry:
     series: its line in the study's figure.
     x: its place on the figure's axis.
     published: number of steps -> FID of this row in the paper; on other data, for comparison of the order only.
+    against: name of the entry that its distance is compared with, seed by seed; "": the study's first.
     """
 
     name: str
@@ -37,6 +41,7 @@ class Entry:
     series: str = ""
     x: float | None = None
     published: dict[int, float] = field(default_factory=dict)
+    against: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class Study:
     source: the table or figure of the paper.
     free: what the rows may differ in apart from the objective: "teacher" or "budget" (the number of images).
     x_label: of the figure's axis; "" for a study without one.
+    pixels: whether its networks are measured in pixels as well, a second space that must agree on an order.
     """
 
     title: str
@@ -59,6 +65,7 @@ class Study:
     source: str = ""
     free: tuple[Freedom, ...] = ()
     x_label: str = ""
+    pixels: bool = False
 
     @property
     def parts(self) -> Iterator[Entry]:
@@ -80,6 +87,10 @@ def check_study(study: Study, folder: Path) -> None:
         raise ValueError(f"study {study.title!r} has two entries named {sorted(double)}: expected one run for a name")
     if not study.entries:
         raise ValueError(f"study {study.title!r} has no entries, expected at least one network to train")
+    if lost := {entry.against for entry in study.entries} - {"", *(entry.name for entry in study.entries)}:
+        raise ValueError(f"study {study.title!r} compares with {sorted(lost)}: expected names of its entries")
+    if study.pixels and len({len(entry.at) for entry in study.entries}) > 1:
+        raise ValueError(f"study {study.title!r} shows the course of its runs: expected as many clocks of each")
     first = study.entries[0]
     known = {str(folder / entry.name): entry.run for entry in study.teachers}
     for entry in study.entries:

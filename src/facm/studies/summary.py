@@ -58,7 +58,7 @@ class Line:
     entry: of the first seed.
     teaches: whether it is a teacher.
     cells: (steps, clock) -> distances; a clock of None is the end.
-    accuracy: steps -> class accuracies at the end.
+    accuracy, precision, recall: steps -> these at the end, of the classes and of the nearest neighbours.
     cost: forward passes an image.
     stable: number of seeds that ended, without a skipped step, better with the fewest steps than the network that they
         started from.
@@ -71,11 +71,18 @@ class Line:
     teaches: bool
     cells: Mapping[tuple[int, int | None], Cell]
     accuracy: Mapping[int, Cell]
+    precision: Mapping[int, Cell]
+    recall: Mapping[int, Cell]
     cost: float
     stable: int
     collapsed_at: tuple[int | None, ...]
     grad_norm: Cell
     tangent_rms: Cell
+
+    @property
+    def course(self) -> list[tuple[int, int | None]]:
+        """The clocks that the run is measured at, in order, each with its key in ``cells``: None for the end."""
+        return [*((clock, clock) for clock in sorted(self.entry.at)), (self.entry.run.images, None)]
 
     @property
     def total_cost(self) -> float:
@@ -104,6 +111,10 @@ class Summary:
     teachers: tuple[Line, ...]
     lines: tuple[Line, ...]
 
+    def baseline(self, line: Line) -> Line:
+        """The line that ``line`` is compared with."""
+        return next((other for other in self.lines if other.entry.name == line.entry.against), self.lines[0])
+
 
 def summarise(studies: Mapping[int, Study], home: Path, n: int, features: str, floor: float) -> Summary:
     """All numbers of finished runs. Raises ValueError where one is missing."""
@@ -130,12 +141,13 @@ def _line(entries: Mapping[int, Entry], teaches: bool, home: Path, n: int, featu
     entry = next(iter(entries.values()))
     paths = {seed: home / f"seed-{seed}" / e.name for seed, e in entries.items()}
     cells: dict[tuple[int, int | None], Cell] = {}
-    accuracy: dict[int, Cell] = {}
+    others: dict[str, dict[int, Cell]] = {"accuracy": {}, "precision": {}, "recall": {}}
     for want in wanted(entry):
         rows = [_row(paths[seed], e, want, n, features) for seed, e in entries.items()]
         cells[want.nfe, want.images] = Cell(tuple(None if row is None else row["frechet_distance"] for row in rows))
         if want.images is None:
-            accuracy[want.nfe] = Cell(tuple(None if row is None else row.get("accuracy") for row in rows))
+            for name, of_steps in others.items():
+                of_steps[want.nfe] = Cell(tuple(None if row is None else row.get(name) for row in rows))
     histories = [logs.read(RunFolder(path).log) for path in paths.values()]
     fewest = min(entry.nfe)
     starts = [_start(e, fewest, n, features) for e in entries.values()]
@@ -143,7 +155,9 @@ def _line(entries: Mapping[int, Entry], teaches: bool, home: Path, n: int, featu
         entry,
         teaches,
         cells,
-        accuracy,
+        others["accuracy"],
+        others["precision"],
+        others["recall"],
         cost,
         sum(_stable(*state) for state in zip(cells[fewest, None].values, starts, histories, strict=True)),
         tuple((stopped(path) or {}).get("images") for path in paths.values()),

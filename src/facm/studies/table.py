@@ -26,23 +26,22 @@ def rows(summary: Summary) -> tuple[Row, list[Row]]:
     header = (
         "",
         *map(steps, nfes),
-        f"{steps(nfes[0])}, minus {summary.lines[0].entry.label}",
+        f"{steps(nfes[0])}, minus {_baselines(summary)}",
         "stable",
         GRADIENT,
         IMAGES,
         "forward passes / 1000",
         *((PUBLISHED,) if published else ()),
     )
-    first = summary.lines[0]
     found = []
     for line in (*summary.teachers, *summary.lines):
         found.append(
             (
                 _label(line, nfes),
                 *(_text(line, line.cells.get((nfe, None))) for nfe in nfes),
-                "" if line is first or line.teaches else _difference(line, first, nfes[0]),
+                "" if line.teaches else difference(line, summary.baseline(line), nfes[0]),
                 "" if line.teaches else f"{line.stable}/{len(summary.seeds)}",
-                _spread(line.grad_norm, "{:.2g}"),
+                spread(line.grad_norm, "{:.2g}"),
                 f"{line.entry.run.images:,}",
                 f"{line.total_cost / 1000:,.0f}",
                 *((_published(line),) if published else ()),
@@ -54,7 +53,7 @@ def rows(summary: Summary) -> tuple[Row, list[Row]]:
 def _label(line: Line, nfes: list[int]) -> str:
     """A teacher's most steps have no column of their own."""
     ends = [(nfe, cell) for (nfe, images), cell in line.cells.items() if images is None and nfe not in nfes]
-    return line.entry.label + "".join(f" ({steps(nfe)}: {_spread(cell, '{:.3f}')})" for nfe, cell in ends)
+    return line.entry.label + "".join(f" ({steps(nfe)}: {spread(cell, '{:.3f}')})" for nfe, cell in ends)
 
 
 def _text(line: Line, cell: Cell | None) -> str:
@@ -62,25 +61,32 @@ def _text(line: Line, cell: Cell | None) -> str:
         return ""
     if cell.mean is None:
         return f"collapsed ({cell.values.count(None)} of {len(cell.values)})"
-    return _spread(cell, "{:.3f}")
+    return spread(cell, "{:.3f}")
 
 
-def _spread(cell: Cell, form: str) -> str:
+def spread(cell: Cell, form: str) -> str:
+    """Mean and standard deviation, each written as ``form``; "-" without a mean."""
     if cell.mean is None:
         return "-"
     return form.format(cell.mean) + ("" if cell.sd is None else " ± " + form.format(cell.sd))
 
 
-def _difference(line: Line, first: Line, nfe: int) -> str:
-    """Paired by seed, and in how many seeds the row is worse."""
+def _baselines(summary: Summary) -> str:
+    """What the lines are compared with, in words."""
+    several = any(line.entry.against for line in summary.lines)
+    return "the row that it is compared with" if several else summary.lines[0].entry.label
+
+
+def difference(line: Line, first: Line, nfe: int) -> str:
+    """Paired by seed, and in how many seeds the row is worse; empty for the row that others are compared with."""
     own, theirs = line.cells.get((nfe, None)), first.cells.get((nfe, None))
-    if own is None or theirs is None:
+    if line is first or own is None or theirs is None:
         return ""
-    difference = own.minus(theirs)
-    if difference.mean is None:
+    apart = own.minus(theirs)
+    if apart.mean is None:
         return "-"
-    worse = sum(value > 0 for value in difference.known)
-    return f"{_spread(difference, '{:+.3f}').replace('± +', '± ')} (worse in {worse}/{len(difference.values)})"
+    worse = sum(value > 0 for value in apart.known)
+    return f"{spread(apart, '{:+.3f}').replace('± +', '± ')} (worse in {worse}/{len(apart.values)})"
 
 
 def _published(line: Line) -> str:
@@ -94,9 +100,12 @@ def titled(summary: Summary) -> str:
 
 def markdown(summary: Summary) -> str:
     """The table with what it says and what it was measured with."""
-    header, body = rows(summary)
-    lines = [_line(header), "|" + "---|" * len(header), *map(_line, body)]
-    return f"# {plain(titled(summary))}\n\n{plain(said(summary))}\n\n" + "\n".join(lines) + "\n"
+    return f"# {plain(titled(summary))}\n\n{plain(said(summary))}\n\n{table(*rows(summary))}"
+
+
+def table(header: Row, body: list[Row]) -> str:
+    """A header and lines in Markdown."""
+    return "\n".join([_line(header), "|" + "---|" * len(header), *map(_line, body)]) + "\n"
 
 
 def _line(cells: Row) -> str:
@@ -133,6 +142,8 @@ def records(summary: Summary, command: str) -> Iterator[dict[str, Any]]:
                 "mean": cell.mean,
                 "sd": cell.sd,
                 "accuracy": list(line.accuracy[nfe].values) if images is None else None,
+                "precision": list(line.precision[nfe].values) if images is None else None,
+                "recall": list(line.recall[nfe].values) if images is None else None,
                 "seeds": list(summary.seeds),
                 "evaluation_seed": SEED_OF_EVALUATION,
                 "n": summary.n,

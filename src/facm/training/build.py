@@ -23,6 +23,7 @@ from facm.networks.adapters.base import adapters_of, unlike
 from facm.runs.config import Pretrained, Run, WithinStudent, asked_teacher
 from facm.runs.ema import EMA
 from facm.runs.folder import RunFolder
+from facm.runs.self_teacher import SelfTeacher
 from facm.training.checks import CheckedRun, check_resting
 from facm.training.precision import resolved_precision
 from facm.training.state import Skips, TrainState, restore
@@ -41,6 +42,8 @@ def build(checked: CheckedRun, folder: RunFolder, engine: Engine, world: World, 
     network = _network(run, folder, engine, world)
     empty = any(p.is_meta for p in network.parameters()) and not _whole_in_checkpoint(run, folder)
     teacher, teacher_record = _teacher(run, engine, world, device, network)
+    momentum = checked.objective.average_momentum
+    self_teacher = None if momentum is None else SelfTeacher(network, momentum, device)
     wrapped = spread(network.train(), engine, world, device, resolved_precision(run, device) == "bf16")
     _fill(network, empty)
     state = TrainState(
@@ -49,6 +52,7 @@ def build(checked: CheckedRun, folder: RunFolder, engine: Engine, world: World, 
         EMA(run.ema, network),
         wrapped,
         Skips.none(device),
+        self_teacher,
         world,
         getattr(checked.dataset, "fingerprint", None),
     )

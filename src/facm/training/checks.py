@@ -47,6 +47,11 @@ def check(run: Run | CheckedRun, engine: Engine | None = None, ranks: int = 1) -
     checked = run if isinstance(run, CheckedRun) else _checked(run)
     engine.check(checked.run.batch_size, ranks)
     _check_engine(checked.objective, engine)
+    if checked.objective.average_momentum is not None and engine.kind(ranks) == "fsdp":
+        raise ValueError(
+            f"objective = {checked.run.objective} asks an average of the network's weights, and engine.parallel = "
+            "'fsdp' leaves no network whole to average; expected 'ddp', or momentum = 0"
+        )
     if engine.kind(ranks) == "fsdp":
         check_shardable(without_memory(checked.run.network.build), engine.blocks)
     return checked

@@ -36,8 +36,8 @@ def check_finite_state(tensors: Mapping[str, Tensor], network: nn.Module, world:
 
 
 def _weight(name: str) -> str:
-    """network/a.b and ema/0.05/a.b -> a.b."""
-    return name.split("/", 1 if name.startswith("network/") else 2)[-1]
+    """network/a.b, self_teacher/a.b and ema/0.05/a.b -> a.b."""
+    return name.split("/", 1 if name.startswith(("network/", "self_teacher/")) else 2)[-1]
 
 
 def origin(

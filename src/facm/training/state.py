@@ -18,6 +18,7 @@ from facm.runs.checkpointer import Stored, directory_of, remove, save
 from facm.runs.config import Run
 from facm.runs.ema import EMA
 from facm.runs.folder import RunFolder
+from facm.runs.self_teacher import SelfTeacher
 from facm.training.finite import NonFiniteError, check_finite_state
 from facm.training.window import Window
 
@@ -58,6 +59,7 @@ class TrainState:
     ema: its running averages.
     wrapped: what losses are computed through: the network, or DDP around it.
     skips: counts of skipped steps.
+    self_teacher: the average of the network that the objective's targets ask, or None.
     world: the ranks that train together.
     data: fingerprint of the data set, where it has one.
     images: clock, in images seen.
@@ -70,6 +72,7 @@ class TrainState:
     ema: EMA
     wrapped: torch.nn.Module
     skips: Skips
+    self_teacher: SelfTeacher | None = None
     world: World = ALONE
     data: str | None = None
     images: int = 0
@@ -81,6 +84,9 @@ class TrainState:
         tensors = {f"network/{name}": value for name, value in self.network.state_dict().items()}
         for sigma_rel, average in self.ema.averages.items():
             tensors |= {f"ema/{sigma_rel}/{name}": value for name, value in average.items()}
+        if self.self_teacher is not None:
+            averaged = self.self_teacher.network.state_dict()
+            tensors |= {f"self_teacher/{name}": value for name, value in averaged.items()}
         return tensors
 
     def weights_and_moments(self) -> dict[str, Tensor]:

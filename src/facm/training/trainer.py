@@ -90,6 +90,8 @@ class Trainer:
             group["lr"] = run.optimizer.learning_rate(state.images, run.images)
         self._update(clipping_divisor(grad_norm, run.optimizer.clip), ~torch.isfinite(grad_norm))
         state.ema.update(state.images, run.batch_size)
+        if state.self_teacher is not None:
+            state.self_teacher.update(state.network, state.steps)
         state.window.add(loss, grad_norm)
 
     def _update(self, divisor: Tensor, skip: Tensor) -> None:
@@ -149,6 +151,8 @@ class Trainer:
         self.rng.manual_seed(derive(self.run.seed, 1, images, *(() if shared else (1 + batch.start,))))
         with autocast(self.run, self.device), _labels_explained(self.objective, self.state.network):
             objective = self.objective.at(images)
+            if self.state.self_teacher is not None:
+                objective = objective.asking(self.state.self_teacher.network)
             return list(objective.loss_terms(self.state.wrapped, batch, self.rng, self.teacher))
 
     def check_first_step(self) -> None:

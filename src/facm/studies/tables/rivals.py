@@ -58,5 +58,7 @@ def rivals(bench: Bench) -> Study:
                 bench.distilled("imm", "IMM", IMM(condition, label_dropout=drop), auxiliary_time=True),
                 {1: 3.20, 2: 1.98},
             ),
+            published(bench.tract(), {2: 3.32}),
+            bench.align_your_flow(),
         ),
     )

@@ -143,6 +143,7 @@ def _add_up(
     averaged = sum(max(p.element_size(), 4) * p.numel() for p in network.parameters() if p.requires_grad)
     copied = sum(value.nbytes for value in network.state_dict(keep_vars=True).values() if not value.requires_grad)
     resident = 0 if engine.cpu_offload else 1
+    self_teacher = 0 if as_objective(run.objective).average_momentum is None else everything
     half = 2 if kind == "fsdp" and bf16 else 4
     units = [_bytes(block) for block in blocks_of(network, engine.blocks).values()]
     largest = max(*units, everything - sum(units), 0)  # what is in no block is a unit, too
@@ -154,7 +155,7 @@ def _add_up(
         parameters=resident * everything // shards,
         gradients=resident * trained // shards,
         optimizer=resident * 2 * trained // shards,
-        ema=resident * len(run.ema.sigma_rels) * (copied + averaged) // shards,
+        ema=(resident * len(run.ema.sigma_rels) * (copied + averaged) + self_teacher) // shards,
         teacher=_of_teacher(teacher, kind) // (shards if kind == "fsdp" else 1),
         buckets=trained if kind == "ddp" else 0,
         gathered=(2 * largest * half // 4 + largest) if kind == "fsdp" and shards > 1 else 0,
