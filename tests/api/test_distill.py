@@ -36,6 +36,18 @@ def test_a_network_that_has_learned_nothing_is_no_teacher(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_velocity_of_the_other_sign_is_refused_with_the_line_to_write(tmp_path):
+    class Negated(Exact):
+        def forward(self, x, t):
+            return -super().forward(x, t)
+
+    torch.manual_seed(0)
+    data = 2 + 0.1 * torch.randn(64, 3)
+    with pytest.raises(ValueError, match=r"Negated predicts the negated velocity, .* Write: return -out"):
+        facm.distill(Negated(1.0, True), data, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
 SHAPES = {"vectors": (5,), "signals": (2, 16), "images": (1, 8, 8), "video": (3, 2, 4, 4)}
 
 
@@ -57,6 +69,8 @@ def test_any_shape_is_distilled_resumed_and_loaded(tmp_path, kind):
     assert all(torch.equal(found[name], value) for name, value in expected.items())
     assert student.sample(3).shape == (3, *shape)
     assert facm.load(tmp_path / "run", network=net).sample(2).shape == (2, *shape)
+    file = student.export(tmp_path / "student.safetensors")
+    assert torch.equal(facm.load(file, network=net).sample(2), student.sample(2))
 
 
 def test_what_is_not_there_any_more_is_named(tmp_path, monkeypatch):
@@ -70,6 +84,9 @@ def test_what_is_not_there_any_more_is_named(tmp_path, monkeypatch):
         facm.distill(net, data, tmp_path / "run", resume=True, **how)
     monkeypatch.setattr("facm.networks.given._given", {})
     monkeypatch.setattr("facm.data.given._given", {})
+    with pytest.raises(ValueError, match=r"data = .* were given from Python and are not here: .* facm\.resume\("):
+        facm.resume(tmp_path / "run", network=Any((3,)))
+    monkeypatch.setattr("facm.networks.given._given", {})
     with pytest.raises(ValueError, match=r"shapes_parts:Any' that was given .* facm\.load\(path, network=net\)"):
         facm.load(tmp_path / "run")
     student = facm.load(tmp_path / "run", network=Any((3,)))  # of other weights, which do not matter

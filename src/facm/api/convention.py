@@ -150,18 +150,23 @@ class At:
 def predictions(network: nn.Module, x_0: Tensor, x_1: Tensor, cond: Cond, names: tuple[str, str, str]) -> Iterator[At]:
     """The network's output at the times of POINTS under each convention that it can be called by.
 
-    Raises ValueError for an output of another shape than x's, and what the network raises where it can be called by
-    none: one with a table of times has no entry beyond its end.
+    Raises ValueError for an output of another shape than x's, and where it can be called by none: one with a table of
+    times has no entry beyond its end, which is passed over.
     """
     failed: list[Exception] = []
     for scale in (1.0, 1000.0):
         for noise_at in (0.0, scale):
             try:
                 yield from list(_called_by(Convention(noise_at, scale, *names), network, x_0, x_1, cond))
-            except (IndexError, RuntimeError, AssertionError) as error:
+            except (IndexError, RuntimeError, AssertionError, TypeError) as error:
                 failed.append(error)
     if len(failed) == 4:
-        raise failed[0]
+        given = "no condition" if cond is None or not names[2] else "a condition"
+        raise ValueError(
+            f"network {type(network).__name__} fails for x of shape {tuple(x_1.shape)}, a time and {given} "
+            f"({type(failed[0]).__name__}: {failed[0]}): expected one that can be called so; classes, cond_name, "
+            "input_name and time_name say otherwise"
+        ) from failed[0]
 
 
 def _called_by(convention: Convention, network: nn.Module, x_0: Tensor, x_1: Tensor, cond: Cond) -> Iterator[At]:

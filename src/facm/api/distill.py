@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from facm.api.checkup.convention import check_predicts_velocity
 from facm.api.convention import Convention, arguments_of, clearest, measured, stated
 from facm.api.session import Tracker
 from facm.api.train import train
@@ -234,6 +235,7 @@ def convention_of(
     if (said := stated(noise_at, time_scale, names)) is not None:
         return said
     batch = looked_at(dataset)
+    check_predicts_velocity(network, batch, names)
     convention = clearest(errors := measured(unwrapped(network), batch, names))
     if not quiet and announced().first:
         least, second = (f"{float(error.mean()):.2f}" for error in list(errors.values())[:2])

@@ -85,6 +85,13 @@ class GuidesItself(Protocol):
 
 
 @runtime_checkable
+class SaysWhyEmpty(Protocol):
+    """A data set without samples that knows why it has none, and what to do."""
+
+    why_empty: str
+
+
+@runtime_checkable
 class Rests(Protocol):
     """A frozen network some of whose weights are in host memory while they are not asked."""
 

@@ -56,15 +56,16 @@ class _Absent:
 
     def __init__(self, config: GivenData) -> None:
         self.config, self.shape, self.num_classes = config, config.shape, config.num_classes
+        self.why_empty = (
+            f"data = {config.kind} were given from Python and are not here: expected them, given again in Python, as "
+            "in facm.resume(out, network=net, data=dataset)"
+        )
 
     def __len__(self) -> int:
         return 0
 
     def read(self, indices: np.ndarray) -> Batch:
-        raise ValueError(
-            f"data = {self.config.kind} were given from Python and are not here: expected them, given again as in "
-            "facm.resume(out, data=dataset)"
-        )
+        raise ValueError(self.why_empty)
 
 
 class _Items:

@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from facm.core.types import Batch, Dataset
+from facm.core.types import Batch, Dataset, SaysWhyEmpty
 from facm.data.checked import buckets_of, check_at_least, name_of, read_checked
 from facm.data.turns import turn
 
@@ -57,6 +57,8 @@ class Stream:
             raise ValueError(
                 f"Stream: batch_size = {self.batch_size} (global), expected a multiple of ranks = {self.ranks}{times}"
             )
+        if len(self.dataset) == 0 and isinstance(self.dataset, SaysWhyEmpty):
+            raise ValueError(self.dataset.why_empty)
         if len(self.dataset) == 0:
             raise ValueError(f"Stream: {name_of(self.dataset)} is empty, expected at least one sample")
         if self.dataset.flip and len(self.dataset.shape) != 3:

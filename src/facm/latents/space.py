@@ -36,6 +36,8 @@ class LatentSpace(Data):
     """Statistics of the training latents, or the path of their latents_stats.pt; None: they were not standardised."""
     scale: Positive | None = None
     """Number that the training latents were multiplied by, instead of statistics; None: not scaled."""
+    plain: bool = False
+    """Whether the samples are no latents, whatever their shape."""
 
     def __post_init__(self) -> None:
         if (self.statistics is not None) and (self.scale is not None):
@@ -43,11 +45,11 @@ class LatentSpace(Data):
         if math.prod(self.shape) > MOST_NUMBERS:
             raise refused(self, "shape", f"at most {MOST_NUMBERS} numbers")
 
-    def open(self) -> OpenSpace:
-        return OpenSpace(self)
+    def open(self) -> OpenSamples:
+        return OpenSamples(self) if self.plain else OpenSpace(self)
 
 
-class OpenSpace:
+class OpenSamples:
     """A data set without samples."""
 
     flip = False
@@ -56,6 +58,16 @@ class OpenSpace:
         self.config, self.shape, self.num_classes = config, config.shape, config.num_classes
         self.autoencoder = config.autoencoder
         self.name = f"LatentSpace{config.shape}"
+
+    def __len__(self) -> int:
+        return 0
+
+    def read(self, indices: np.ndarray) -> Batch:
+        raise ValueError(f"{self.name} is a space without samples: training needs data, such as Latents(folder)")
+
+
+class OpenSpace(OpenSamples):
+    """The same of latents."""
 
     @property
     def statistics(self) -> Statistics:
@@ -67,9 +79,3 @@ class OpenSpace:
         if found.channels != config.shape[0]:
             raise ValueError(f"{given} is of {found.channels} channels, the network's latents have {config.shape[0]}")
         return found
-
-    def __len__(self) -> int:
-        return 0
-
-    def read(self, indices: np.ndarray) -> Batch:
-        raise ValueError(f"{self.name} is a space without samples: training needs data, such as Latents(folder)")

@@ -1,10 +1,10 @@
 """This package's own file of a network (``facm weights export | import``): safetensors, whose metadata say what it is.
 
 config: the network's configuration as JSON. Optional: family, learns_shortcut ("true", "false", "unknown"), learns_flow
-("false" of a student without an anchor), which, sigma_rel (of the EMA, or "raw"), images (the clock), bounds (of phases
-other than [0, 1], as a JSON list), schedule (the searched one, see :mod:`facm.sampling.schedule`), statistics (of the
-latents: mean, std, multiplier), source and source_sha256 (the file that it was imported from), sha256 (of all of this
-and the weights).
+("false" of a student without an anchor), shape (of a sample, a JSON list) and classes where the network does not say
+them, which, sigma_rel (of the EMA, or "raw"), images (the clock), bounds (of phases other than [0, 1], as a JSON list),
+schedule (the searched one, see :mod:`facm.sampling.schedule`), statistics (of the latents: mean, std, multiplier),
+source and source_sha256 (the file that it was imported from), sha256 (of all of this and the weights).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from facm.core.state_dict import CheckpointError, check_finite
 from facm.core.types import NetworkConfig
 from facm.core.untrusted.safetensors_header import read_header
 from facm.flow.phases import WHOLE, Phases
+from facm.latents.space import LatentSpace
 from facm.latents.statistics import Statistics
 
 SEAL = "sha256"
@@ -94,6 +96,18 @@ def bounds_of(metadata: Mapping[str, str], path: Path) -> tuple[float, ...]:
         return Phases(tuple(float(bound) for bound in said)).bounds
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path}: its metadata 'bounds' are not those of phases ({error})") from error
+
+
+def sample_said(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
+    """``shape`` and ``num_classes`` as the file says them, and that it does; nothing where it does not. Raises
+    ValueError for anything but a shape and a number of classes."""
+    if "shape" not in metadata:
+        return {}
+    try:
+        space = LatentSpace(tuple(json.loads(metadata["shape"])), json.loads(metadata.get("classes", "null")))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}: its metadata 'shape' and 'classes' are not those of samples ({error})") from error
+    return {"shape": space.shape, "num_classes": space.num_classes, "shape_is_said": True}
 
 
 def statistics_of(metadata: Mapping[str, str], path: Path) -> Statistics | None:

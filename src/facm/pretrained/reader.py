@@ -24,7 +24,16 @@ from facm.pretrained.architecture import architecture
 from facm.pretrained.edm import edm_network
 from facm.pretrained.families import NAMES, check_family, decide, fitting, network_of
 from facm.pretrained.layouts import layout_of
-from facm.pretrained.native_format import SAID, bounds_of, check_seal, config_of, metadata_of, statistics_of, which_of
+from facm.pretrained.native_format import (
+    SAID,
+    bounds_of,
+    check_seal,
+    config_of,
+    metadata_of,
+    sample_said,
+    statistics_of,
+    which_of,
+)
 
 WHAT = "a checkpoint of DiT, SiT, REPA, LightningDiT, FACM or EDM, or a file that facm exported"
 
@@ -41,7 +50,7 @@ class Published:
     family: "facm", "lightningdit", "sit", "dit", "repa" or "edm".
     learns_shortcut: True for a FACM student, False for a teacher of velocities, None where the file does not say.
     which: which of the file's weights, in words.
-    shape: (C, H, W) of a sample; None where the network's configuration does not say it.
+    shape: of a sample, (C, H, W) or another; None where neither the network's configuration nor the file says it.
     num_classes: without the null label; None for an unconditional network.
     sha256: of the file.
     dropped: the file's keys that were left out on purpose.
@@ -49,6 +58,7 @@ class Published:
     statistics: of its latents, where this package wrote the file.
     bounds: where its phases begin and end, for a student that does not jump to 1 from all times.
     learns_flow: False for a student without an anchor, where this package wrote the file.
+    shape_is_said: whether the file says the shape, of samples that are no latents, since its network does not.
     """
 
     network: NetworkConfig
@@ -56,7 +66,7 @@ class Published:
     family: str
     learns_shortcut: bool | None
     which: str
-    shape: tuple[int, int, int] | None
+    shape: tuple[int, ...] | None
     num_classes: int | None
     sha256: str
     dropped: tuple[str, ...]
@@ -64,6 +74,7 @@ class Published:
     statistics: Statistics | None = None
     bounds: tuple[float, ...] = WHOLE
     learns_flow: bool = True
+    shape_is_said: bool = False
 
 
 def open_published(
@@ -129,6 +140,7 @@ def _own(
         statistics=statistics_of(metadata, path),
         bounds=bounds_of(metadata, path),
         learns_flow=metadata.get("learns_flow") != "false",
+        **(sample_said(metadata, path) if opened.shape is None else {}),
     )
 
 
@@ -155,7 +167,7 @@ def _fitted(
         check_fits(empty, {name: value.shape for name, value in state.items()}, str(path))
     except CheckpointError as error:
         raise ValueError(f"{error}. It looks like {NAMES[family]}") from error
-    shape, num_classes = _sample(network)
+    shape, num_classes = sample_of(network)
     full = {name: _float32(value) for name, value in state.items()}
     return Published(
         network, full, family, learns_shortcut, which, shape, num_classes, file_sha256(path), dropped, path
@@ -181,7 +193,7 @@ def _float32(value: Tensor) -> Tensor:
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
-def _sample(config: Any) -> tuple[tuple[int, int, int] | None, int | None]:
+def sample_of(config: Any) -> tuple[tuple[int, int, int] | None, int | None]:
     """(shape of a sample, number of classes), from the network inside the adapters."""
     config = inner_config(config)
     channels, size = getattr(config, "in_channels", None), getattr(config, "input_size", getattr(config, "size", None))

@@ -23,6 +23,7 @@ from facm.latents.decode import ImageDecoder, decoder_of
 from facm.latents.statistics import Statistics
 from facm.pretrained.latent_space import STABLE_DIFFUSION, VAVAE
 from facm.pretrained.native_format import metadata_of, said_of, spelled, write_own
+from facm.pretrained.reader import sample_of
 from facm.runs.checkpointer import Stored, clock_of, load_snapshot, of_newest, open_of_run
 from facm.runs.config import Pretrained, Run
 from facm.runs.ema import LENGTHS, Snapshot, synthesise
@@ -249,6 +250,9 @@ def export(trained: Trained, out: Path, statistics: Statistics | None = None, sc
         said["bounds"] = json.dumps(trained.interface.bounds)
     if not trained.interface.learns_flow:
         said["learns_flow"] = "false"
+    if sample_of(trained.config)[0] is None and statistics is None:
+        said["shape"] = json.dumps(list(trained.dataset.shape))
+        said["classes"] = json.dumps(getattr(trained.interface.condition, "classes", None))
     if statistics is not None:
         said["statistics"] = said_of(statistics)
     if schedule is not None:

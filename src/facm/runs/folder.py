@@ -276,7 +276,9 @@ def open_run(path: Path | str, trust_recipe: bool = False) -> tuple[RunFolder, R
     """
     folder = RunFolder(Path(path))
     if not folder.run_json.exists():
-        raise RunFolderError(f"{path} is not a run folder: it has no run.json")
+        inside = sorted(str(file.parent) for file in Path(path).glob("*/run.json"))[:9]
+        found = f"; these are: {', '.join(inside)}" if inside else ""
+        raise RunFolderError(f"{path} is not a run folder: it has no run.json{found}")
     try:
         record = _record(read_json(folder.run_json, links=False))
         run = from_json(record["run"], _recipe_of(folder, record, trust_recipe))

@@ -6,14 +6,15 @@ import contextlib
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from facm.api.checkup.finding import Finding
 from facm.api.checkup.subject import Subject
 from facm.api.convention import LEARNED, POINTS, SURE, Convention, predictions
+from facm.core.modules import unwrapped
 from facm.core.types import Batch
 from facm.networks.adapters.variance_preserving import VariancePreserving
-from facm.networks.given import GivenNetwork
+from facm.networks.given import GivenNetwork, given_network
 
 VELOCITY, NEGATED, NOISE, DATA, DDPM = "velocity", "negated velocity", "noise", "data", "noise of a DDPM"
 WRITE = {
@@ -71,6 +72,25 @@ def stands_out(errors: dict[Guess, Tensor]) -> bool:
     (_, least), (_, second), *_ = errors.items()
     more = second - least
     return bool(least.mean() < LEARNED and more.mean() > SURE * more.std() / len(more) ** 0.5)
+
+
+def check_predicts_velocity(network: nn.Module, batch: Batch, names: tuple[str, str, str], seed: int = 0) -> None:
+    """Raise ValueError, with the line to write, where ``network`` clearly predicts something else, such as noise, or a
+    velocity of the other sign. names: of its arguments, see :func:`facm.api.convention.arguments_of`."""
+    parameter = next(unwrapped(network).parameters())
+    few = Batch(batch.x_1.to(parameter.dtype), batch.cond)
+    noise = torch.randn(few.x_1.shape, generator=torch.Generator().manual_seed(seed)).to(few.x_1)
+    errors = guesses(given_network(network), few, noise, names)
+    (best, least), *_ = errors.items()
+    if best.predicts == VELOCITY or not stands_out(errors):
+        return
+    ends = _ends(best.convention)
+    raise ValueError(
+        f"network {type(unwrapped(network)).__name__} predicts the {best.predicts}, with {best.convention}: so read it "
+        f"misses {float(least.mean()):.2f} of the data's velocity; expected one that predicts the velocity. Write: "
+        f"{WRITE[best.predicts].format(to_data=ends[1], to_noise=ends[0])}; or say noise_at and "
+        "time_scale, if you know better"
+    )
 
 
 def convention_found(errors: dict[Guess, Tensor], given: Convention | None, predicts: str) -> Finding:
