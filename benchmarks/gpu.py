@@ -63,7 +63,7 @@ def rows(device: str, toy: bool, peak_tflops: float) -> list[Row]:
     for batch in (4,) if toy else BATCHES:
         for strategy in STRATEGIES if batch == BATCHES[0] or toy else STRATEGIES[-4:]:
             found.append(own("step", 2, strategy, str(batch), str(peak_tflops)))
-    found.append(own("plan", 3))
+    found += [own("profile", 2), own("plan", 3)]
     for dtype in ("bfloat16", "float32"):
         command = ("benchmarks/attention_tangent.py", "--dtype", dtype, "--longest", "32768", "--json", "{json}")
         found.append(Row(f"attention-{dtype}", 4, command, cuda=True))

@@ -234,6 +234,39 @@ def step(device: torch.device, toy: bool, name: str, batch: int, peak_tflops: fl
     return found | ({"mfu": needed * batch / wall / (1e12 * peak_tflops)} if device.type == "cuda" else {})
 
 
+PRODUCTS = ("gemm", "cublas", "cutlass", "aten::mm", "aten::addmm", "aten::bmm", "conv", "xmma", "nvjet")
+
+
+def profile(device: torch.device, toy: bool) -> Numbers:
+    """Where the time of two compiled steps goes, by torch's profiler: the share of products and of attention, and the
+    operations, or kernels, that take most besides, in percent; percent of the time in which the device did nothing."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+
+    cuda = device.type == "cuda"
+    strategy = next(s for s in bench.COMPILED if s.name == "op_level+compile")
+    size = bench.Size(64, 2, 16, 4) if toy else bench.Size(batch=32)
+    config = size.network() if toy else lightning_dit("XL/1", num_classes=bench.CLASSES)
+    one, data = bench.Step(strategy, config, bench.perturbed(config), device), bench.drawn(size, config, device)
+    for _ in range(3):
+        one(data)
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    with profiler(activities=activities) as found:
+        wall = sum(bench.timed(lambda: one(data), device)[1] for _ in range(2))
+    own = {e.key: e.self_device_time_total if cuda else e.self_cpu_time_total for e in found.key_averages()}
+    total = sum(own.values())
+
+    def share(names: tuple[str, ...]) -> float:
+        return 100 * sum(v for k, v in own.items() if any(name in k.lower() for name in names)) / total
+
+    attention = ("flash", "attention", "fmha")
+    rest = {k: v for k, v in own.items() if not any(name in k.lower() for name in (*PRODUCTS, *attention))}
+    most = sorted(rest, key=lambda k: -rest[k])[:12]
+    numbers: Numbers = {"ok": True, "products": share(PRODUCTS), "attention": share(attention)}
+    numbers["idle"] = 100 * (1 - total / 1e6 / wall) if cuda else None
+    return numbers | {"rest": {k[:60]: round(100 * rest[k] / total, 2) for k in most}}
+
+
 # 3. The plan
 
 
@@ -263,7 +296,7 @@ def plan(device: torch.device, toy: bool) -> Numbers:
 
 
 ROWS: dict[str, Callable[..., Numbers]] = {
-    f.__name__: f for f in (kernel, bf16, compiled, resume, victim, fsdp, step, plan)
+    f.__name__: f for f in (kernel, bf16, compiled, resume, victim, fsdp, step, profile, plan)
 }
 
 

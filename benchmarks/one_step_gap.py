@@ -12,10 +12,12 @@ facm            the objective as it was: what more of the same brings
 low-rate        the same at a quarter of the learning rate
 trajectories    x_t on the teacher's own trajectories from noise (four Euler steps), in place of data and noise
 own-samples     x_1 is the student's one-step sample of other noise, in place of data
+own-half        the same in half of the batch
 averaged        the shortcut's target, F and dF/dt, from the running average of the student (as CT's and TRACT's target)
 loss-aware      times by their error per bin: 16 bins, the rms of (1 - t) (F - v_bar), in place of Eq. 20
 endpoint        a quarter of the batch besides: one step from noise is drawn to the teacher's end of 8 steps of Heun's
 matching        a quarter of the batch besides: DMD's gradient on one-step samples, whose flow a teacher's copy learns
+a+b             both at once
 """
 
 from __future__ import annotations
@@ -51,16 +53,24 @@ from facm.sampling.methods import Consistency, FlowThenJump, Heun
 from facm.sampling.solvers import heun
 
 BATCH, CLASSES, BINS = 128, 10, 16
-COST = {  # forward-equivalents a sample: the teacher's velocity 1, the anchor 3, the shortcut 3 and its tangent 2
-    "facm": 9.0,
-    "low-rate": 9.0,
-    "trajectories": 9.0 + 4,
-    "own-samples": 9.0 + 1,
-    "averaged": 9.0 + 1,  # the average's pass is one more
-    "loss-aware": 9.0,
-    "endpoint": 9.0 + (3 + 15) / 4,
-    "matching": 9.0 + (3 + 2 + 3) / 4,
+EXTRA = {  # forward-equivalents a sample: the teacher's velocity 1, the anchor 3, the shortcut 3 and its tangent 2
+    "facm": 0.0,
+    "low-rate": 0.0,
+    "trajectories": 4.0,
+    "own-samples": 1.0,
+    "own-half": 0.5,
+    "averaged": 1.0,  # the average's pass is one more
+    "loss-aware": 0.0,
+    "endpoint": (3 + 15) / 4,
+    "matching": (3 + 2 + 3) / 4,
 }
+
+
+def cost(arm: str) -> float:
+    """Forward-equivalents a sample: 9 of the objective as it was, and what the ideas add."""
+    return 9.0 + sum(EXTRA[idea] for idea in arm.split("+"))
+
+
 OBJECTIVE = FACM(Labels(CLASSES), TeacherVelocity(Guidance(1.0)))
 SEED_OF_EVALUATION = 1
 
@@ -82,6 +92,10 @@ class Bench:
     errors: Tensor
     rng: torch.Generator
 
+    @property
+    def ideas(self) -> list[str]:
+        return self.arm.split("+")
+
     def noise(self, n: int, like: Tensor) -> Tensor:
         return torch.randn((n, *like.shape[1:]), generator=self.rng)
 
@@ -92,13 +106,13 @@ class Bench:
     def point(self, x_1: Tensor, cond: Tensor) -> Interpolant:
         n, x_0 = len(x_1), self.noise(len(x_1), x_1)
         t = ArctanLogNormal(-0.8, 1.6).sample(n, self.rng)
-        if self.arm == "loss-aware":
+        if "loss-aware" in self.ideas:
             bins = torch.multinomial(self.errors.sqrt(), n, True, generator=self.rng)
             t = (bins + torch.rand(n, generator=self.rng)) / BINS
-        if self.arm == "own-samples":
+        if own := n if "own-samples" in self.ideas else n // 2 if "own-half" in self.ideas else 0:
             with torch.no_grad():
-                x_1 = self.one_step(self.noise(n, x_1), cond)
-        if self.arm == "trajectories":
+                x_1 = torch.cat([self.one_step(self.noise(own, x_1), cond[:own]), x_1[own:]])
+        if "trajectories" in self.ideas:
             x_t = x_0
             for k in range(4):  # each sample's own way to its t, in four equal steps
                 with torch.no_grad():
@@ -113,7 +127,7 @@ class Bench:
         total = OBJECTIVE.anchor(F_FM, v).mean()
         F = Prediction(self.network, OBJECTIVE.task.shortcut, p.cond)
         F_tar = F
-        if self.arm == "averaged":
+        if "averaged" in self.ideas:
             F_tar = Prediction(self.average, OBJECTIVE.task.shortcut, p.cond)
             with torch.no_grad():
                 F_ema, dF = OpLevel()(F_tar, (p.x_t, p.t), (v, torch.ones_like(p.t)))
@@ -123,15 +137,15 @@ class Bench:
             base = F_CM
         target = shortcut_target(base, dF, v, 1 - p.t, OBJECTIVE.alpha(p.t), OBJECTIVE.clamp)
         total = total + (OBJECTIVE.beta(p.t) * OBJECTIVE.shortcut(F_CM, target.v_tar)).mean()
-        if self.arm == "loss-aware":
+        if "loss-aware" in self.ideas:
             with torch.no_grad():
                 error = ((1 - p.t)[:, None] * target.g.flatten(1)).square().mean(1)
                 bins = (p.t * BINS).long().clamp(max=BINS - 1)
                 for k in bins.unique():
                     self.errors[k] += 0.05 * (error[bins == k].mean() - self.errors[k])
-        if self.arm == "endpoint":
+        if "endpoint" in self.ideas:
             total = total + self._endpoint(x_1[: BATCH // 4], cond[: BATCH // 4])
-        if self.arm == "matching":
+        if "matching" in self.ideas:
             total = total + self._matching(x_1[: BATCH // 4], cond[: BATCH // 4])
         return total
 
@@ -174,9 +188,9 @@ def trained_by(arm: str, student: Trained, teacher: nn.Module, budget: float, ra
         torch.ones(BINS),
         torch.Generator().manual_seed(derive(7, 0)),
     )
-    rate = rate / 4 if arm == "low-rate" else rate
+    rate = rate / 4 if "low-rate" in bench.ideas else rate
     optimizer = torch.optim.AdamW(network.parameters(), rate, betas=(0.9, 0.999), weight_decay=0)
-    steps = int(budget / COST[arm] / BATCH)
+    steps = int(budget / cost(arm) / BATCH)
     dataset, order = Digits().open(), np.random.default_rng(7)
     for step in range(steps):
         batch = dataset.read(order.integers(0, len(dataset), BATCH))
@@ -209,12 +223,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", type=Path, required=True, help="run of digits-teacher")
     parser.add_argument("--students", type=Path, nargs="+", required=True, help="runs of digits-student, one a seed")
-    parser.add_argument("--arms", nargs="+", choices=COST, default=list(COST))
+    parser.add_argument("--arms", nargs="+", default=list(EXTRA), help="ideas, or several of them as a+b")
     parser.add_argument("--images", type=int, default=25_600, help="of the arm facm; others have as much compute")
     parser.add_argument("--rate", type=float, default=5e-4)
     parser.add_argument("--n", type=int, default=2_000)
     parser.add_argument("--json", type=Path, required=True)
     arguments = parser.parse_args()
+    if unknown := {idea for arm in arguments.arms for idea in arm.split("+")} - EXTRA.keys():
+        parser.error(f"--arms: {', '.join(sorted(unknown))}, expected among {', '.join(EXTRA)}")
     torch.set_num_threads(1)
     rows = [json.loads(line) for line in arguments.json.read_text().splitlines()] if arguments.json.exists() else []
     have = {(row["seed"], row["arm"]) for row in rows}
@@ -244,7 +260,7 @@ def main() -> None:
             def make(arm: str = arm, student: Trained = student) -> dict[str, Any]:
                 if arm == "before":
                     return measured(student, few, evaluators, arguments.n)
-                budget = arguments.images * COST["facm"]
+                budget = arguments.images * cost("facm")
                 after, images = trained_by(arm, student, teacher.network, budget, arguments.rate)
                 return {"images": images, **measured(after, few, evaluators, arguments.n)}
 

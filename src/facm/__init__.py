@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from facm.api.check import check
     from facm.api.distill import distill
     from facm.api.model import Model, load, picture
     from facm.api.train import resume, train
@@ -65,6 +66,7 @@ _HOME = {
     "TRACT": "objectives.tract",
     "TeacherVelocity": "flow.velocity",
     "Unconditional": "flow.conditions",
+    "check": "api.check",
     "distill": "api.distill",
     "given_data": "data.given",
     "given_network": "networks.given",
@@ -105,6 +107,7 @@ __all__ = [
     "StopTraining",
     "TeacherVelocity",
     "Unconditional",
+    "check",
     "distill",
     "given_data",
     "given_network",

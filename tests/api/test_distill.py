@@ -174,7 +174,7 @@ def test_items_of_all_forms_are_samples():
     ("arguments", "message"),
     [
         ({"network": 3}, "network = 3, expected a trained torch.nn.Module, the folder of a run, or a pipeline"),
-        ({"noise_at": 1}, "noise_at = 1, time_scale = None: expected time_scale, too, or neither"),
+        ({"noise_at": 1}, "noise_at = 1 without time_scale: expected time_scale, too, or neither"),
         ({"noise_at": 0.5, "time_scale": 1}, "noise_at = 0.5, expected 0, or time_scale = 1"),
         ({"predicts": "x_0"}, "predicts = 'x_0', expected 'velocity' or 'noise'"),
         ({"time_name": "tau"}, "has the arguments x, t, and time_name = 'tau': expected time_name"),

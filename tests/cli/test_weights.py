@@ -58,7 +58,7 @@ def test_an_option_of_the_other_kind_is_named(runs, tmp_path, capsys):
     command("weights", "export", runs / "teacher", "--out", out)
     for what in ("sample", "evaluate"):
         words = refused(capsys, what, out, "--ema", 0.1)
-        assert f"--ema or --raw with the file {out}, expected --weights to choose in a file" in words
+        assert f"with the file {out}, expected it with a run only; --family and --weights choose in a file" in words
         words = refused(capsys, what, runs / "teacher", "--latent-scale", 2)
         assert f"--latent-scale 2.0 with the run {runs / 'teacher'}, expected it with a file only" in words
         assert "gone.pt: there is no such file" in refused(capsys, what, "gone.pt")

@@ -1,5 +1,9 @@
 """A network's blocks, by name."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -54,3 +58,21 @@ def test_names_that_only_begin_alike_do_not_overlap():
     assert list(blocks_of(network, ("up", "up_2"))) == ["up", "up_2"]
     assert list(blocks_of(network, ("up_2", "up"))) == ["up_2", "up"]
     assert blocks_of(network) == {}
+
+
+@pytest.mark.slow
+def test_a_network_that_is_only_looked_at_loads_no_compiler():
+    """What ``facm show`` waits for: PyTorch loads its compiler for draws and ranges on the meta device."""
+    code = (
+        "import sys, torch; from facm.core.modules import without_memory\n"
+        "from facm.networks import DDPMpp, MLP, LightningDiT\n"
+        "small = dict(input_size=8, patch_size=2, in_channels=4, hidden_size=32, depth=1, num_heads=2, num_classes=3)\n"
+        "unet = DDPMpp(size=8, channels=8, multipliers=(1, 2), blocks=1, attention=(4,))\n"
+        "for config in (LightningDiT(**small), unet, MLP()):\n"
+        "    made, empty = config.build(), without_memory(config.build)\n"
+        "    assert [p.shape for p in empty.parameters()] == [p.shape for p in made.parameters()]\n"
+        "    assert [b.dtype for b in empty.buffers()] == [b.dtype for b in made.buffers()]\n"
+        "    assert all(p.is_meta for p in (*empty.parameters(), *empty.buffers()))\n"
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": "src"})

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import warnings
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -137,6 +138,18 @@ def test_samples_that_are_made_ahead_are_measured_the_same(evaluator, tmp_path, 
     waiting = numbers(measured(trained(tmp_path), evaluator, batch_size=16))
     monkeypatch.setattr("facm.evaluation.evaluate.in_order", functools.partial(in_order, ahead=True))
     assert numbers(measured(trained(tmp_path), evaluator, batch_size=16)) == waiting
+
+
+def test_data_that_are_not_those_of_training_are_said(evaluator, tmp_path):
+    data, subject = Images(), trained(tmp_path)
+    data.fingerprint = "now"
+    subject = dataclasses.replace(subject, data=SimpleNamespace(open=lambda: data), trained_on="then")
+    with pytest.warns(UserWarning, match="trained on data with the fingerprint then, and they are now now"):
+        measured(subject, evaluator)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        measured(dataclasses.replace(subject, trained_on="now"), evaluator)
+        measured(dataclasses.replace(subject, trained_on=None), evaluator)
 
 
 def test_random_labels_are_a_function_of_seed_and_index():

@@ -301,6 +301,16 @@ def test_rms_norm(scale):
     torch.testing.assert_close(norm(x), x / rms * norm.weight)
 
 
+def test_who_hooks_into_a_norm_or_the_rotation_is_called_and_nothing_else_changes():
+    network, (x, arguments), called = tiny(), inputs(), set()
+    plain = network(x, **arguments)
+    parts = {name: m for name, m in network.named_modules() if type(m).__name__ in ("RMSNorm", "RotaryPositions")}
+    for name, part in parts.items():
+        part.register_forward_hook(lambda *_, name=name: called.add(name))
+    torch.testing.assert_close(network(x, **arguments), plain)
+    assert called == set(parts) >= {"blocks.0.norm1", "blocks.0.attn.q_norm"}
+
+
 def test_rms_norm_is_computed_in_single_precision_and_cast_back_before_its_weight():
     norm = RMSNorm(64)
     norm.weight.data.normal_(generator=torch.Generator().manual_seed(0))

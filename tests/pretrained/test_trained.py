@@ -133,7 +133,7 @@ def test_the_default_weights_are_the_first_ema(run: RunFolder) -> None:
     assert network.interface.condition == flow_run().objective.condition
     assert not network.network.training
     assert not any(p.requires_grad for p in network.network.parameters())
-    raw = load_trained(run.path, raw=True)
+    raw = load_trained(str(run.path), raw=True)
     assert raw.sigma_rel is None
     for name, value in weights(run).items():
         assert torch.equal(raw.network.state_dict()[name], value)

@@ -294,7 +294,7 @@ def test_a_published_teacher_is_distilled(inside, tmp_path):
     ("arguments", "message"),
     [
         (["sample", "x.pt"], "x.pt: there is no such file"),
-        (["sample", "x.pt", "--raw"], "expected --weights to choose in a file"),
+        (["sample", "x.pt", "--raw"], "--family and --weights choose in a file"),
         (["sample", "x.pt", "--latent-scale", "1", "--latent-stats", "y.pt"], "x.pt: there is no such file"),
         (["sample", STUDENT, "--family", "sit"], "--family sit with the run"),
         (["sample", STUDENT, "--classes", "a,b"], "--classes a, expected numbers, as in 207,360"),

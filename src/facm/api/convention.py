@@ -7,7 +7,7 @@ other: time that runs from noise to data or back, from 0 to 1 or to 1000, and th
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +87,20 @@ def arguments_of(network: nn.Module, input_name: str, time_name: str, cond_name:
     return found("input_name", input_name, INPUTS), time, cond
 
 
+def stated(noise_at: float | None, time_scale: float | None, names: tuple[str, str, str]) -> Convention | None:
+    """The convention that is given by both, None by neither. Raises ValueError for one of them, and where they do not
+    fit."""
+    if noise_at is None and time_scale is None:
+        return None
+    if noise_at is None or time_scale is None:
+        given, missing = ("time_scale", "noise_at") if noise_at is None else ("noise_at", "time_scale")
+        value = time_scale if noise_at is None else noise_at
+        raise ValueError(f"{given} = {value} without {missing}: expected {missing}, too, or neither")
+    if noise_at not in (0, time_scale) or time_scale == 0:
+        raise ValueError(f"noise_at = {noise_at}, expected 0, or time_scale = {time_scale}, and that not 0")
+    return Convention(float(noise_at), float(time_scale), *names)
+
+
 @torch.no_grad()
 def measured(network: nn.Module, batch: Batch, names: tuple[str, str, str], seed: int = 0) -> dict[Convention, Tensor]:
     """The errors (B,) of each convention, the least first: the mean square of prediction - v of each sample, in parts
@@ -109,28 +123,61 @@ def measured(network: nn.Module, batch: Batch, names: tuple[str, str, str], seed
 def _errors(
     network: nn.Module, x_0: Tensor, x_1: Tensor, cond: Cond, names: tuple[str, str, str]
 ) -> dict[Convention, Tensor]:
-    input_name, time_name, cond_name = names
-    given = {cond_name: _on(cond, x_1.device)} if cond_name and cond is not None else {}
     v, errors = x_1 - x_0, dict[Convention, Tensor]()
-    for scale in (1.0, 1000.0):
-        total = {0.0: torch.zeros(len(v)), scale: torch.zeros(len(v))}
-        for t in POINTS:
-            times = torch.full((len(x_1),), t, device=x_1.device, dtype=x_1.dtype)
-            x_t = (1 - expand(times, x_1)) * x_0 + expand(times, x_1) * x_1
-            for noise_at, tau in ((0.0, times), (scale, 1 - times)):
-                out = network(**{input_name: x_t, time_name: scale * tau}, **given)
-                predicted = tensor_of(out, type(network).__name__)
-                if predicted.shape != v.shape:
-                    raise ValueError(
-                        f"network {type(network).__name__} returned {tuple(predicted.shape)} for x of shape "
-                        f"{tuple(v.shape)}, expected a velocity of the same shape"
-                    )
-                sign = 1 if noise_at == 0 else -1
-                squares = (sign * predicted - v).square().flatten(1).mean(1) / v.square().mean()
-                total[noise_at] += squares.float().cpu() / len(POINTS)
-        for noise_at, error in total.items():
-            errors[Convention(noise_at, scale, *names)] = error
+    totals: dict[Convention, list[Tensor]] = {}
+    for at in predictions(network, x_0, x_1, cond, names):
+        sign = 1 if at.convention.noise_at == 0 else -1
+        squares = (sign * at.predicted - v).square().flatten(1).mean(1) / v.square().mean()
+        totals.setdefault(at.convention, []).append(squares.float().cpu())
+    for convention, squares_at in totals.items():
+        errors[convention] = torch.stack(squares_at).mean(0)
     return dict(sorted(errors.items(), key=lambda item: float(item[1].mean())))
+
+
+@dataclass(frozen=True, eq=False)
+class At:
+    """What a network makes of x_t (B, ...) at t, called by one convention.
+
+    predicted: (B, ...), as it returned it.
+    """
+
+    convention: Convention
+    t: float
+    x_t: Tensor
+    predicted: Tensor
+
+
+def predictions(network: nn.Module, x_0: Tensor, x_1: Tensor, cond: Cond, names: tuple[str, str, str]) -> Iterator[At]:
+    """The network's output at the times of POINTS under each convention that it can be called by.
+
+    Raises ValueError for an output of another shape than x's, and what the network raises where it can be called by
+    none: one with a table of times has no entry beyond its end.
+    """
+    failed: list[Exception] = []
+    for scale in (1.0, 1000.0):
+        for noise_at in (0.0, scale):
+            try:
+                yield from list(_called_by(Convention(noise_at, scale, *names), network, x_0, x_1, cond))
+            except (IndexError, RuntimeError, AssertionError) as error:
+                failed.append(error)
+    if len(failed) == 4:
+        raise failed[0]
+
+
+def _called_by(convention: Convention, network: nn.Module, x_0: Tensor, x_1: Tensor, cond: Cond) -> Iterator[At]:
+    given = {convention.cond_name: _on(cond, x_1.device)} if convention.cond_name and cond is not None else {}
+    for t in POINTS:
+        times = torch.full((len(x_1),), t, device=x_1.device, dtype=x_1.dtype)
+        x_t = (1 - expand(times, x_1)) * x_0 + expand(times, x_1) * x_1
+        tau = convention.time_scale * (times if convention.noise_at == 0 else 1 - times)
+        out = network(**{convention.input_name: x_t, convention.time_name: tau}, **given)
+        predicted = tensor_of(out, type(network).__name__)
+        if predicted.shape != x_1.shape:
+            raise ValueError(
+                f"network {type(network).__name__} returned {tuple(predicted.shape)} for x of shape "
+                f"{tuple(x_1.shape)}, expected a velocity of the same shape"
+            )
+        yield At(convention, t, x_t, predicted)
 
 
 def clearest(errors: Mapping[Convention, Tensor]) -> Convention:

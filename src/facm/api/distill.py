@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from facm.api.convention import Convention, arguments_of, clearest, measured
+from facm.api.convention import Convention, arguments_of, clearest, measured, stated
 from facm.api.session import Tracker
 from facm.api.train import train
 from facm.core.component import shown
 from facm.core.modules import unwrapped
 from facm.core.objective import Condition
 from facm.core.terminal import say
-from facm.core.types import Data, Dataset, NetworkConfig
+from facm.core.types import Batch, Data, Dataset, NetworkConfig
 from facm.data.checked import first_indices, read_checked
 from facm.data.given import Item, given_data
 from facm.distributed.engine import Engine
@@ -113,18 +113,18 @@ def distill(
     """
     conduct: dict[str, Any] = {"resume": resume, "callbacks": callbacks, "trackers": trackers}
     conduct |= {"device": device, "engine": engine, "quiet": quiet}
-    model = _pipeline_folder(network)
+    model = pipeline_folder(network)
     if model is not None:
         given = {"images": images, "batch_size": batch_size, "lr": lr, "seed": seed, **options}
         given |= {"guidance_scale": guidance_scale} if guidance_scale != 1 else {}
-        return train(_of_pipeline(model, data, given), out, **conduct)
+        return train(run_of_pipeline(model, data, given), out, **conduct)
     images, batch_size = images or IMAGES, batch_size or BATCH_SIZE
     if options:
         raise ValueError(f"{next(iter(options))} is no argument of facm.distill for a network")
     if isinstance(network, str | os.PathLike):
         config, source, found, chosen = _of_run(Path(network), data, classes, item)
     else:
-        names = _names(network, input_name, time_name, cond_name)
+        names = names_of(network, input_name, time_name, cond_name)
         labels = bool(names[2])
         found = given_data(data, classes if labels else None, item, labels)
         dataset = found.open()
@@ -133,12 +133,12 @@ def distill(
             inner = Convention(0.0, 1.0, *names).adapted(own)
             config = VariancePreserving(inner)
         elif predicts == "velocity":
-            convention = _convention(network, dataset, names, noise_at, time_scale, quiet)
+            convention = convention_of(network, dataset, names, noise_at, time_scale, quiet)
             config = convention.adapted(own)
         else:
             raise ValueError(f"predicts = {predicts!r}, expected 'velocity' or 'noise'")
         source = given_weights(config)
-        chosen = _condition(dataset, names)
+        chosen = condition_of(dataset, names)
     run = Run(
         config,
         found,
@@ -155,7 +155,7 @@ def distill(
     return train(run, out, **conduct)
 
 
-def _pipeline_folder(network: Any) -> Path | None:
+def pipeline_folder(network: Any) -> Path | None:
     """The folder of a diffusers pipeline, given as a path or as the opened pipeline; None for anything else."""
     if isinstance(network, str | os.PathLike):
         return Path(network) if (Path(network) / "model_index.json").exists() else None
@@ -170,7 +170,7 @@ def _pipeline_folder(network: Any) -> Path | None:
     return folder
 
 
-def _of_pipeline(model: Path, data: Any, given: dict[str, Any]) -> Run:
+def run_of_pipeline(model: Path, data: Any, given: dict[str, Any]) -> Run:
     """The recipe's run; what is None is its default. guidance_scale: 1 says nothing, for the data say how their model
     is asked."""
     from facm.recipes import text_to_image
@@ -195,7 +195,7 @@ def _of_run(
     return run.network, FromRun(str(path)), found, condition
 
 
-def _names(network: Any, input_name: str, time_name: str, cond_name: str | None) -> tuple[str, str, str]:
+def names_of(network: Any, input_name: str, time_name: str, cond_name: str | None) -> tuple[str, str, str]:
     network = unwrapped(network)
     if not isinstance(network, torch.nn.Module):
         raise ValueError(
@@ -204,7 +204,7 @@ def _names(network: Any, input_name: str, time_name: str, cond_name: str | None)
     return arguments_of(network, input_name, time_name, cond_name)
 
 
-def _condition(dataset: Dataset, names: tuple[str, str, str]) -> Condition:
+def condition_of(dataset: Dataset, names: tuple[str, str, str]) -> Condition:
     if dataset.num_classes is not None:
         return Labels(dataset.num_classes)
     cond = read_checked(dataset, np.arange(1)).cond
@@ -216,7 +216,13 @@ def _condition(dataset: Dataset, names: tuple[str, str, str]) -> Condition:
     return Unconditional()
 
 
-def _convention(
+def looked_at(dataset: Dataset) -> Batch:
+    """The samples on which a network's convention is measured."""
+    n = min(max(LOOKED_AT, NUMBERS // math.prod(dataset.shape)), MOST_LOOKED_AT)
+    return read_checked(dataset, first_indices(dataset, n))
+
+
+def convention_of(
     network: Any,
     dataset: Dataset,
     names: tuple[str, str, str],
@@ -225,15 +231,9 @@ def _convention(
     quiet: bool,
 ) -> Convention:
     """As it is given, or as it is measured."""
-    if (noise_at is None) != (time_scale is None):
-        missing = "time_scale" if time_scale is None else "noise_at"
-        raise ValueError(f"noise_at = {noise_at}, time_scale = {time_scale}: expected {missing}, too, or neither")
-    if noise_at is not None and time_scale is not None:
-        if noise_at not in (0, time_scale) or time_scale == 0:
-            raise ValueError(f"noise_at = {noise_at}, expected 0, or time_scale = {time_scale}, and that not 0")
-        return Convention(float(noise_at), float(time_scale), *names)
-    looked_at = min(max(LOOKED_AT, NUMBERS // math.prod(dataset.shape)), MOST_LOOKED_AT)
-    batch = read_checked(dataset, first_indices(dataset, looked_at))
+    if (said := stated(noise_at, time_scale, names)) is not None:
+        return said
+    batch = looked_at(dataset)
     convention = clearest(errors := measured(unwrapped(network), batch, names))
     if not quiet and announced().first:
         least, second = (f"{float(error.mean()):.2f}" for error in list(errors.values())[:2])

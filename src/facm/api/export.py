@@ -178,7 +178,7 @@ def _of_network(student: Student, network: DiffusersNetwork, lora_rank: int | No
         if lora_rank is not None:
             raise ValueError(
                 f"lora_rank = {lora_rank} with a run that trained adapters of rank {student.origin['lora_rank']}: they "
-                "are written as they are; expected no --lora-rank"
+                "are written as they are; expected lora_rank = None"
             )
         differences = added(network)
         if not differences:
@@ -186,8 +186,8 @@ def _of_network(student: Student, network: DiffusersNetwork, lora_rank: int | No
         return differences, ""
     if lora_rank is None:
         raise ValueError(
-            "--lora-rank is missing: all weights of this run were trained, expected the rank of adapters to "
-            "approximate them by, such as 64"
+            "lora_rank = None, and all weights of this run were trained: expected the rank of adapters to approximate "
+            "them by, such as 64"
         )
     differences, kept = low_rank(network, load_transformer(student.model, part=network.part), lora_rank)
     return differences, f"Adapters of rank {lora_rank} hold {kept}."

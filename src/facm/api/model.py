@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from facm.api.device import Precision, in_precision, placed
+from facm.api.open_network import Opening, open_network
 from facm.api.searched import searched
 from facm.core.component import shown
 from facm.core.cond import Cond
@@ -20,8 +21,7 @@ from facm.core.cond import size as size_of
 from facm.distributed.process_group import ALONE, World
 from facm.flow.conditions import Labels, Unconditional
 from facm.flow.guidance import Guidance
-from facm.pretrained.from_file import load_file
-from facm.pretrained.trained import Trained, load_trained
+from facm.pretrained.trained import Trained
 from facm.sampling.by_name import default_steps, method_by_name
 from facm.sampling.generate import balanced_labels
 from facm.sampling.in_blocks import sample_in_blocks
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from facm.evaluation.row import Row
     from facm.latents.autoencoders.types import AutoencoderConfig
     from facm.latents.decode import ImageDecoder
-
-FILES = (".pt", ".pth", ".safetensors", ".pkl", ".bin", ".ckpt")
 
 
 def load(
@@ -80,30 +78,23 @@ def load(
         Path(path),
         device=device,
         precision=precision,
-        opened=_Opened(
-            ema, raw, trust_recipe, high_noise, family, weights, heads, learns_shortcut, latent_stats, latent_scale
+        how=Opening(
+            ema,
+            raw,
+            trust_recipe,
+            None if high_noise is None else Path(high_noise),
+            family,
+            weights,
+            heads,
+            learns_shortcut,
+            None if latent_stats is None else Path(latent_stats),
+            latent_scale,
+            autoencoder,
         ),
-        autoencoder=autoencoder,
         known=(run, network, data),
     )
     _ = model.trained
     return model
-
-
-@dataclasses.dataclass(frozen=True)
-class _Opened:
-    """How a network is opened, as :func:`load` is told."""
-
-    ema: float | None = None
-    raw: bool = False
-    trust_recipe: bool = False
-    high_noise: str | os.PathLike[str] | None = None
-    family: str | None = None
-    weights: str | None = None
-    heads: int | None = None
-    learns_shortcut: bool | None = None
-    latent_stats: str | os.PathLike[str] | None = None
-    latent_scale: float | None = None
 
 
 class Model:
@@ -118,12 +109,11 @@ class Model:
         *,
         device: str = "auto",
         precision: Precision = "auto",
-        opened: _Opened | None = None,
-        autoencoder: AutoencoderConfig | None = None,
+        how: Opening | None = None,
         known: tuple[Any, Any, Any] = (None, None, None),
     ) -> None:
         self.path, self._device, self._precision = path, device, precision
-        self._how, self._autoencoder, self._known = opened or _Opened(), autoencoder, known
+        self._how, self._known = how or Opening(), known
 
     def __repr__(self) -> str:
         return f"facm.Model({str(self.path)!r})"
@@ -139,44 +129,7 @@ class Model:
         from facm.api.known import made_known
 
         made_known(*self._known, out=self.path)
-        found = self._of_file() if _is_file(self.path) else self._of_run()
-        return in_precision(found, self._precision, self.world.device)
-
-    def _of_run(self) -> Trained:
-        how = self._how
-        of_file = ("family", "weights", "heads", "learns_shortcut", "latent_stats", "latent_scale")
-        for name in of_file:
-            if (value := getattr(how, name)) is not None:
-                raise ValueError(f"{name} = {shown(value)} with the run {self.path}, expected it with a file only")
-        trained = load_trained(self.path, how.ema, how.raw, trust_recipe=how.trust_recipe)
-        if how.high_noise is None and trained.interface.knows_all_times:
-            return trained
-        from facm.foundation.experts.pair import check_whole, pair_of
-
-        if how.high_noise is None:
-            check_whole(trained)
-            return trained
-        other = load_trained(Path(how.high_noise), how.ema, how.raw, trust_recipe=how.trust_recipe)
-        return pair_of(trained, other)
-
-    def _of_file(self) -> Trained:
-        how = self._how
-        for name in ("ema", "high_noise"):
-            if (value := getattr(how, name)) is not None:
-                raise ValueError(f"{name} = {shown(value)} with the file {self.path}, expected it with a run only")
-        for name in ("raw", "trust_recipe"):
-            if getattr(how, name):
-                raise ValueError(f"{name} = True with the file {self.path}, expected it with a run only")
-        return load_file(
-            self.path,
-            how.family,
-            how.weights,
-            how.heads,
-            learns_shortcut=how.learns_shortcut,
-            autoencoder=self._autoencoder,
-            statistics=None if how.latent_stats is None else Path(how.latent_stats),
-            scale=how.latent_scale,
-        )
+        return in_precision(open_network(self.path, self._how), self._precision, self.world.device)
 
     @property
     def network(self) -> torch.nn.Module:
@@ -196,7 +149,7 @@ class Model:
     @cached_property
     def decoder(self) -> ImageDecoder | None:
         """What makes images of the network's samples; None where they are images, or anything but latents."""
-        return self.trained.decoder(self.world.device, self._autoencoder)
+        return self.trained.decoder(self.world.device, self._how.autoencoder)
 
     def method(self, num_steps: int | None = None, sampler: str | Method = "auto", **schedule: Any) -> Method:
         """How samples are made of noise; see :meth:`sample`. schedule: head, shift and times of the sampler, see
@@ -448,10 +401,6 @@ def picture(x: Tensor, columns: int = 10) -> Any:
     from facm.sampling.images import grid_png
 
     return Image.open(io.BytesIO(grid_png(x, columns)))
-
-
-def _is_file(path: Path) -> bool:
-    return path.is_file() or (not path.is_dir() and path.suffix in FILES)
 
 
 def _labels(labels: int | Sequence[int] | Tensor | None, n: int | None, condition: Labels) -> tuple[int, Tensor]:

@@ -19,9 +19,14 @@ _NETWORK = {
     "n": "--num-samples",
     "batch_size": "--batch-size",
     "sigma_rel": "--ema",
+    "ema": "--ema",
     "raw": "--raw",
+    "trust_recipe": "--trust-recipe",
     "family": "--family",
+    "weights": "--weights",
     "heads": "--heads",
+    "latent_stats": "--latent-stats",
+    "latent_scale": "--latent-scale",
     "statistics": "--latent-stats",
     "scale": "--latent-scale",
     "autoencoder": "--autoencoder",
@@ -63,6 +68,13 @@ FLAGS = {
     },
     "latents": {"batch_size": "--batch-size", "out": "--out", "autoencoder": "--autoencoder"},
     "study": {"task": "--only", "name": "--at", "data": "--data", "out": "--out"},
+    "check": {
+        name: f"--{name.replace('_', '-')}"
+        for name in (
+            *("data", "shape", "out", "classes", "noise_at", "time_scale", "predicts", "input_name", "time_name"),
+            *("cond_name", "guidance_scale", "batch_size", "gpu_memory"),
+        )
+    },
     "demo": {"out": "--out"},
     "report": {"out": "--out"},
     "watch": {"port": "--port"},
@@ -86,6 +98,16 @@ PHRASES = {
     "or size, to which all are cropped": "or --size, to which all are cropped",
     "guidance_scale = None for prompts alone,": "prompts alone without --guidance-scale,",
     "expected a number of frames above 1, or no clips": "expected --frames above 1, or no clips",
+    "expected it with a run only; family and weights choose in a file": (
+        "expected it with a run only; --family and --weights choose in a file"
+    ),
+    "lora_rank = None, and all weights of this run were trained: expected the rank": (
+        "--lora-rank is missing: all weights of this run were trained, expected the rank"
+    ),
+    "they are written as they are; expected lora_rank = None": "they are written as they are; expected no --lora-rank",
+    "neither data nor shape are given: expected data, what the network was trained on, or at least shape, that": (
+        "expected --data, what the network was trained on, or at least --shape, that"
+    ),
     "expected shape, such as (4, 32, 32)": "expected --shape, as in --shape 4 32 32",
 }
 """What the library's errors expect of arguments, in words, and the same with options."""

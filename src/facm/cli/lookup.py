@@ -109,6 +109,35 @@ def find_recipe(spec: str) -> Recipe:
     return Recipe(getattr(importlib.import_module(known[name][0]), function), name)
 
 
+def find_object(spec: str) -> Any:
+    """What path/to/file.py:NAME is, called where it is a function that needs no arguments; None for anything else.
+
+    Raises ValueError with the names that the file has.
+    """
+    from facm.runs.recipe_file import load_module
+
+    found = _file_and_function(spec)
+    if found is None:
+        return None
+    path, name = found
+    if not path.exists():
+        raise ValueError(f"{spec!r}: there is no file {path}")
+    module = load_module(path, path.stem)
+    own = {key: value for key, value in vars(module).items() if not key.startswith("_")}
+    if name not in own:
+        raise ValueError(f"{spec!r}: {did_you_mean(name, own)}expected {path}:NAME, with a name that it defines")
+    value = own[name]
+    if not (inspect.isfunction(value) or inspect.isclass(value)):
+        return value
+    needed = [p.name for p in inspect.signature(value).parameters.values() if p.default is p.empty and p.kind < 2]
+    if needed:
+        raise ValueError(
+            f"{spec!r} needs the arguments {', '.join(needed)}, expected an object, or a function that needs none and "
+            "returns one"
+        )
+    return value()
+
+
 def find_study(spec: str) -> FoundStudy:
     """The study called ``spec``, a name such as stability, or path/to/file.py:function.
 

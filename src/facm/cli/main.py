@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from facm import __version__
+from facm.cli.check import check
 from facm.cli.distill import distill, finetune, of_model
 from facm.cli.errors import readable_errors
 from facm.cli.evaluate import evaluate, statistics
@@ -58,6 +59,7 @@ COMMANDS = {
     "report": Command("one page of a run, or of several side by side", report),
     "distill": Command("distil a text-to-image model of diffusers", distill, of_model("distill")),
     "finetune": Command("fine-tune one by flow matching, so that it can teach", finetune, of_model("finetune")),
+    "check": Command("what is wrong with a teacher or a network of your own, and what to write", check),
     "plan": Command("predict the memory that a recipe takes on each GPU", plan, run_plan, only_prints=True),
     "outline": Command("a published model's configuration without weights, to plan with", outline),
     "play": Command("a page on this machine to try a network by hand", play),

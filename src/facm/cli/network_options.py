@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from facm.flow.guidance import Guidance
+    from facm.latents.autoencoders.types import AutoencoderConfig
     from facm.latents.decode import ImageDecoder
     from facm.pretrained.trained import Trained
     from facm.sampling.methods import Method
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 Sampler = Literal["auto", "consistency", "flow-jump", "searched", "phased", "jumps", "euler", "heun", "dpm", "edm"]
 Head = Literal["auto", "native", "anchor"]
 NetworkPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|FILE")]
-FILES = (".pt", ".pth", ".safetensors", ".pkl", ".bin", ".ckpt")
 
 
 def check_number(n: int) -> None:
@@ -125,53 +125,35 @@ class NetworkOptions:
 
     def open(self, path: Path, sampling: SamplingOptions) -> Trained:
         """The network of the run or in the file at ``path``. Raises ValueError for an option of the other kind."""
-        if path.is_file() or (not path.is_dir() and path.suffix in FILES):
-            return self._open_file(path, sampling)
-        from facm.pretrained.trained import load_trained
+        from facm.api.open_network import Opening, is_file, open_network
 
-        for name in ("family", "weights", "heads", "latent_stats", "latent_scale"):
-            if (value := getattr(self, name)) is not None:
-                raise ValueError(
-                    f"--{name.replace('_', '-')} {value} with the run {path}, expected it with a file only"
-                )
-        trained = load_trained(path, self.ema, self.raw, trust_recipe=self.trust_recipe)
-        if self.high_noise is None and trained.interface.knows_all_times:
-            return trained
-        from facm.foundation.experts.pair import check_whole, pair_of  # and with it all of diffusers' families
-
-        if self.high_noise is None:
-            check_whole(trained)
-            return trained
-        return pair_of(trained, load_trained(self.high_noise, self.ema, self.raw, trust_recipe=self.trust_recipe))
-
-    def _open_file(self, path: Path, sampling: SamplingOptions) -> Trained:
-        from facm.latents.autoencoders import autoencoder_at
-        from facm.pretrained.from_file import load_file
-
-        if self.high_noise is not None:
-            raise ValueError(f"--high-noise {self.high_noise} with the file {path}, expected it with a run only")
-        if self.ema is not None or self.raw:
-            raise ValueError(f"--ema or --raw with the file {path}, expected --weights to choose in a file")
-        if self.trust_recipe:
-            raise ValueError(f"--trust-recipe with the file {path}, which has no recipe, expected it with a run only")
-        return load_file(
+        return open_network(
             path,
-            self.family,
-            self.weights,
-            self.heads,
-            learns_shortcut=_LEARNS_SHORTCUT.get(sampling.sampler, False),
-            autoencoder=autoencoder_at(self.autoencoder) if self.autoencoder else None,
-            statistics=self.latent_stats,
-            scale=self.latent_scale,
+            Opening(
+                self.ema,
+                self.raw,
+                self.trust_recipe,
+                self.high_noise,
+                self.family,
+                self.weights,
+                self.heads,
+                _LEARNS_SHORTCUT.get(sampling.sampler, False) if is_file(path) else None,
+                self.latent_stats,
+                self.latent_scale,
+                self._decoder(),
+            ),
         )
 
     def decoder(self, trained: Trained, device: torch.device) -> ImageDecoder | None:
         """What makes images of the network's samples; None where they are images, or anything but latents.
 
         Raises ValueError for latents without an autoencoder."""
+        return trained.decoder(device, self._decoder())
+
+    def _decoder(self) -> AutoencoderConfig | None:
         from facm.latents.autoencoders import autoencoder_at
 
-        return trained.decoder(device, autoencoder_at(self.autoencoder) if self.autoencoder else None)
+        return autoencoder_at(self.autoencoder) if self.autoencoder else None
 
 
 _LEARNS_SHORTCUT = {"auto": None, "searched": None, "phased": None, "consistency": True, "flow-jump": True}

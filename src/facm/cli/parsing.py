@@ -30,7 +30,7 @@ Advanced = Annotated[T, ADVANCED]
 Group = Annotated[T, tyro.conf.arg(name="")]
 """A dataclass of options without a common prefix."""
 
-LISTS = ("--num-steps", "--size", "--times", "--classes", "--seeds")
+LISTS = ("--num-steps", "--size", "--times", "--classes", "--seeds", "--shape")
 """Options with several numbers."""
 PARSING = (tyro.conf.HelptextFromCommentsOff,)
 _COLOURS = re.compile(r"\x1b\[[\d;]*m")

@@ -171,8 +171,11 @@ def _show_state(folder: RunFolder, run: Run) -> None:
     state = "finished" if images >= run.images else f"unfinished: facm resume {folder.path}"
     say(f"{images:,} of {run.images:,} images ({state}), {len(folder.ema_snapshots())} EMA snapshots")
     with _records_of(folder.log):
-        if last := logs.read(folder.log)[-1:]:
-            say("last log record: " + ", ".join(_spelled(*item) for item in last[0].items()))
+        if records := logs.read(folder.log):
+            said = (_spelled(*item) for item in records[-1].items() if item[0] != "warning")
+            say(f"last log record: {', '.join(said)}")
+        for warning in (record["warning"] for record in records if "warning" in record):
+            say(f"warned: {warning}")
     with _records_of(folder.evaluations):
         if folder.evaluations.exists():
             evaluation_table(logs.read(folder.evaluations))

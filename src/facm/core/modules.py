@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from facm.core.rng import borrowed_generators
 from facm.core.torch_private import compiled_call, compiled_from
@@ -59,11 +60,27 @@ def without_memory(build: Callable[[], nn.Module]) -> nn.Module:
     No random numbers are used up.
     """
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _WithoutValues():
             return build()
     except (RuntimeError, NotImplementedError):
         with borrowed_generators(0):
             return build()
+
+
+class _WithoutValues(TorchFunctionMode):
+    """Draws no first weights on the meta device, where they have no values: PyTorch would load its compiler for it,
+    which takes 2 seconds, longer than all else of a command that only looks at a network."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _DRAWS or getattr(func, "__module__", "") == "torch.nn.init":
+            filled = args[0] if args else kwargs.get("tensor")
+            if isinstance(filled, torch.Tensor) and filled.is_meta:
+                return filled
+        return func(*args, **kwargs)
+
+
+_DRAWS = (torch.Tensor.normal_, torch.Tensor.uniform_)
 
 
 def is_compiled(module: Any) -> bool:

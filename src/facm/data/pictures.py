@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
@@ -16,9 +14,11 @@ import torch
 from facm.core.component import component
 from facm.core.types import Batch, Data
 from facm.core.untrusted.picture import picture
+from facm.data.classes import NO_CLASSES, classes_of
 from facm.data.crop import centre_crop
-from facm.data.folder import THREADS, ImageFolder, Pixels, class_folders
+from facm.data.folder import THREADS, Pixels
 from facm.data.in_memory import from_bytes
+from facm.data.places import Place, place_at
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -63,29 +63,25 @@ class Pictures:
 @dataclass(frozen=True)
 @component
 class FolderPictures:
-    """The images below a folder, in the order and with the classes of :class:`~facm.data.folder.ImageFolder`.
+    """The images below a folder or in a zip archive, in the order and with the classes of
+    :class:`~facm.data.folder.ImageFolder`.
 
-    Classes are numbered by the sorted names of their folders, which is also ImageNet's numbering
-    (``train/n01440764/*.JPEG`` is class 0)."""
+    Classes by sorted names of their folders are also ImageNet's (``train/n01440764/*.JPEG`` is class 0)."""
 
     path: str
-    """Folder that contains the images."""
+    """Folder or zip archive that contains the images."""
     classes_from_folders: bool = True
-    """Use the first sub-folder in an image's path as its class; otherwise all images are of one class."""
+    """Take classes from dataset.json or the first sub-folder in a path; otherwise all images are of one class."""
 
     def open(self) -> Pictures:
-        files = ImageFolder(self.path, size=1, classes_from_folders=False).open()
-        labels = np.zeros(len(files), np.int64)
-        classes: tuple[str, ...] = ("all",)
+        place, found = place_at("FolderPictures", self.path), NO_CLASSES
         if self.classes_from_folders:
-            remedy = "move it into a class folder"
-            labels, classes = class_folders("FolderPictures", Path(files.root), files.files, remedy)
+            found = classes_of("FolderPictures", place, "move it into a class folder")
+        labels, names = found.labels, found.names
+        if labels is None:
+            labels, names = np.zeros(len(place.files), np.int64), ("all",)
         return Pictures(
-            files.files,
-            labels,
-            classes,
-            lambda index: os.path.join(files.root, files.files[index]),
-            f"FolderPictures({self.path})",
+            place.files, labels, names, lambda index: place.opened(place.files[index]), f"FolderPictures({self.path})"
         )
 
 
@@ -106,28 +102,31 @@ class CroppedPictures(Data):
     """Width where it is another than the height, which ``size`` then is."""
 
     def open(self) -> Crops:
-        files = ImageFolder(self.path, self.size, classes_from_folders=False).open()
-        return Crops(files.root, files.files, (3, self.size, self.width or self.size), f"CroppedPictures({self.path})")
+        place = place_at("CroppedPictures", self.path)
+        return Crops(place, (3, self.size, self.width or self.size), f"CroppedPictures({self.path})")
 
 
 @dataclass(frozen=True, eq=False)
 class Crops:
     """Opened :class:`CroppedPictures`.
 
-    root: The folder.
-    files: Paths of the images relative to ``root``.
+    place: Where the images are.
     shape: (3, height, width).
     name: The data set's name in error messages.
     num_classes: None: there are no classes.
     flip: False: samples are not mirrored.
     """
 
-    root: str
-    files: tuple[str, ...]
+    place: Place
     shape: tuple[int, ...]
     name: str
     num_classes: int | None = None
     flip: bool = False
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Relative paths of the images."""
+        return self.place.files
 
     def __len__(self) -> int:
         return len(self.files)
@@ -139,9 +138,10 @@ class Crops:
         return Batch(torch.from_numpy(from_bytes(crops)))
 
     def _crop(self, index: int) -> np.ndarray:
-        path = os.path.join(self.root, self.files[index])
+        file = self.files[index]
+        path = self.place.named(file)
         _, height, width = self.shape
-        image = picture(path, path)
+        image = picture(self.place.opened(file), path)
         if image.height < height or image.width < width:
             size = f"{width} x {height}" if width != height else f"{height}"
             raise ValueError(f"{path} is {image.width} x {image.height}, smaller than {size}")

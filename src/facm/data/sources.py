@@ -18,7 +18,7 @@ class Source(Protocol):
 
 
 def source_at(path: str) -> Source:
-    """The source at ``path``: a tar file or a folder of tar files, otherwise a folder of images."""
+    """The source at ``path``: a tar file or a folder of tar files, otherwise a folder or a zip archive of images."""
     from facm.data.webdataset import TarPictures, tar_files
 
     return TarPictures(path) if tar_files(Path(path).expanduser()) else FolderPictures(path)

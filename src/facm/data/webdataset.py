@@ -15,8 +15,8 @@ from facm.core.component import component
 from facm.core.untrusted.door import open_regular, parse_json
 from facm.core.untrusted.picture import MOST_BYTES
 from facm.core.untrusted.tar import Damaged, Member, members
-from facm.data.folder import SUFFIXES
 from facm.data.pictures import Pictures
+from facm.data.places import SUFFIXES
 
 HIGHEST = 2**31 - 1
 """The largest number that is taken for a class label."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -40,6 +41,7 @@ def evaluate(trained: Trained, sampling: Sampling, evaluator: Evaluator | CLIPEv
     began = time.monotonic()
     source = trained.source(evaluator.device)
     dataset, clip = trained.dataset, evaluator.clip
+    _warn_of_other_data(trained)
     if clip is not None and not isinstance(dataset, HasPrompts):
         raise ValueError(f"clip = {clip.identity} with {trained.path}, whose data have no prompts; expected none")
     frames = sampling.frames(source.shape)
@@ -81,6 +83,17 @@ def evaluate(trained: Trained, sampling: Sampling, evaluator: Evaluator | CLIPEv
         return row_of(trained, sampling, evaluator, source, measurement, time.monotonic() - began)
 
     return by_first(evaluator.world, row)
+
+
+def _warn_of_other_data(trained: Trained) -> None:
+    """Where the data are no longer those of training, as where class folders are read in another order."""
+    now = getattr(trained.dataset, "fingerprint", None)
+    if trained.trained_on is not None and now is not None and now != trained.trained_on:
+        warnings.warn(
+            f"{trained.path} was trained on data with the fingerprint {trained.trained_on}, and they are now {now}: it "
+            "is measured against other data, or with classes in another order (docs/data.md, classes.txt)",
+            stacklevel=3,
+        )
 
 
 def _measure(evaluator: Evaluator | CLIPEvaluator, n: int, source: Source) -> Measure | None:

@@ -21,6 +21,7 @@ from facm.core.fused.rotary import queries_keys
 from facm.core.fused.swiglu import swiglu
 from facm.core.state_dict import without_wrappers
 from facm.core.tensors import at_least_float32
+from facm.core.torch_private import has_hooks
 from facm.core.types import NetworkConfig
 from facm.networks.inputs import check_inputs
 from facm.networks.sizes import Depth, Size, check_numbers
@@ -178,13 +179,9 @@ class RotaryPositions(nn.Module):
 
     def __init__(self, head_dim: int, side: int) -> None:
         super().__init__()
-        per_axis = head_dim // 2
-        frequency = 1.0 / PERIOD ** (torch.arange(0, per_axis, 2).float() / per_axis)
-        angle = (torch.arange(side).float()[:, None] * frequency).repeat_interleave(2, dim=1)  # (side, head_dim / 2)
-        rows, columns = angle[:, None].expand(side, side, -1), angle[None].expand(side, side, -1)
-        angles = torch.cat([rows, columns], dim=-1).reshape(side * side, head_dim)
-        self.register_buffer("freqs_cos", angles.cos())
-        self.register_buffer("freqs_sin", angles.sin())
+        cos, sin = grid_rotation(head_dim, side)
+        self.register_buffer("freqs_cos", cos)
+        self.register_buffer("freqs_sin", sin)
 
     def forward(self, x: Tensor) -> Tensor:
         """Queries or keys x (B, heads, tokens, head_dim), rotated: the same shape."""
@@ -208,9 +205,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rope: nn.Module | None) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
-        if isinstance(rope, RotaryPositions) and isinstance(self.q_norm, RMSNorm) and isinstance(self.k_norm, RMSNorm):
+        norms = self.q_norm, self.k_norm
+        if isinstance(rope, RotaryPositions) and all(isinstance(n, RMSNorm) for n in norms) and _plain(rope, *norms):
             qk, v = qkv.split([2, 1], dim=2)
-            weights, eps = (self.q_norm.weight, self.k_norm.weight), self.q_norm.eps
+            weights, eps = [n.weight for n in norms], self.q_norm.eps
             q, k = queries_keys(qk, *weights, rope.freqs_cos, rope.freqs_sin, eps).transpose(1, 3).unbind(2)
             v = v.squeeze(2).transpose(1, 2)
         else:
@@ -263,11 +261,17 @@ def normalised_and_modulated(
     norm: nn.Module, x: Tensor, shift: Tensor | None, scale: Tensor, pixel_normalised: bool
 ) -> Tensor:
     """The norm of x (B, tokens, dim), modulated by shift and scale (B, dim), or by those of unit mean square."""
-    if isinstance(norm, RMSNorm):
+    if isinstance(norm, RMSNorm) and _plain(norm):
         if pixel_normalised:
             shift, scale = None if shift is None else pixel_norm(shift), pixel_norm(scale)
         return norm_modulate(x, norm.weight, shift, scale, norm.eps)
     return (modulate_normalised if pixel_normalised else modulate)(norm(x), shift, scale)
+
+
+def _plain(*modules: nn.Module) -> bool:
+    """Whether the modules do what the classes of this file say and no more, so that one operation can stand for them
+    and what is beside them: they are of no subclasses, and nobody has hooked in."""
+    return all(type(m) in (RMSNorm, RotaryPositions) and not has_hooks(m) for m in modules)
 
 
 def pixel_norm(x: Tensor) -> Tensor:
@@ -466,8 +470,28 @@ class LightningDiTNetwork(nn.Module):
 
 def grid_positions(dim: int, side: int) -> Tensor:
     """Fixed sine-cosine position embedding (side * side, dim): columns in the first half, rows in the second."""
+    if _has_no_values():
+        return torch.empty(side * side, dim)
     frequency = 1.0 / PERIOD ** (torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
     angle = torch.arange(side, dtype=torch.float64)[:, None] * frequency
     axis = torch.cat([angle.sin(), angle.cos()], dim=1)  # (side, dim / 2)
     columns, rows = axis[None].expand(side, side, -1), axis[:, None].expand(side, side, -1)
     return torch.cat([columns, rows], dim=-1).reshape(side * side, dim).float()
+
+
+def grid_rotation(head_dim: int, side: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the rotary angles, each (side * side, head_dim): rows in the first half, columns in the
+    second."""
+    if _has_no_values():
+        return torch.empty(side * side, head_dim), torch.empty(side * side, head_dim)
+    per_axis = head_dim // 2
+    frequency = 1.0 / PERIOD ** (torch.arange(0, per_axis, 2).float() / per_axis)
+    angle = (torch.arange(side).float()[:, None] * frequency).repeat_interleave(2, dim=1)  # (side, head_dim / 2)
+    rows, columns = angle[:, None].expand(side, side, -1), angle[None].expand(side, side, -1)
+    angles = torch.cat([rows, columns], dim=-1).reshape(side * side, head_dim)
+    return angles.cos(), angles.sin()
+
+
+def _has_no_values() -> bool:
+    """Whether tensors are made on the meta device: there PyTorch would load its compiler for ``arange``, 2 seconds."""
+    return torch.get_default_device().type == "meta"

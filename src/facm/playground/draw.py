@@ -57,6 +57,7 @@ class Desk:
         self.model = model
         self._lock = threading.Lock()
         self._teacher: tuple[Source, Guidance] | None = None
+        self._last: tuple[tuple[int, int | None, str], tuple[Source, Cond]] | None = None
 
     @property
     def classes(self) -> int:
@@ -106,10 +107,10 @@ class Desk:
         one = dataclasses.replace(request, images=1)
         with self._lock:
             method = self.model.method(one.steps, one.sampler)
+            source, cond = self._asked(one)
             parts, spent = [], 0.0
             for k in range(count):
                 step = dataclasses.replace(one, mix=k / (count - 1))
-                source, cond = self._asked(step)
                 x, seconds = self._solve(source, method, cond, NO_GUIDANCE, step)
                 parts.append(x)
                 spent += seconds
@@ -117,6 +118,13 @@ class Desk:
             return _drawn(torch.cat(parts), count, spent, method.nfe, settings)
 
     def _asked(self, request: Request) -> tuple[Source, Cond]:
+        """What is drawn from. The last one is kept: a prompt takes a text encoder, which is opened for it."""
+        key = (request.images, request.label, request.prompt.strip())
+        if self._last is None or self._last[0] != key:
+            self._last = key, self._opened(request)
+        return self._last[1]
+
+    def _opened(self, request: Request) -> tuple[Source, Cond]:
         labels = None if request.label is None else [request.label]
         prompts = [request.prompt] if request.prompt.strip() else None
         source, cond = self.model.asked(request.images, labels=labels, prompts=prompts)

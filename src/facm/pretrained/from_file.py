@@ -49,7 +49,7 @@ class FromFile(Pretrained):
 
 
 def load_file(
-    path: Path,
+    path: Path | str,
     family: str | None = None,
     weights: str | None = None,
     heads: int | None = None,
@@ -66,6 +66,7 @@ def load_file(
     :func:`facm.pretrained.latent_space.space_of`.
     Raises ValueError for what is missing.
     """
+    path = Path(path)
     found = open_published(path, family, weights, heads)
     shortcut = found.learns_shortcut if learns_shortcut is None else learns_shortcut
     if shortcut is None:

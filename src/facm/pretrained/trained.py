@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -47,6 +47,7 @@ class Trained:
     images_seen: the clock; None where a file does not say it.
     checkpoint_sha256: of the file with the weights.
     precision: of the network's forward pass: "fp32", or "bf16" under autocast.
+    trained_on: fingerprint of the data that it was trained on, where they had one and it is recorded.
     """
 
     network: torch.nn.Module
@@ -59,6 +60,7 @@ class Trained:
     images_seen: int | None
     checkpoint_sha256: str
     precision: Literal["fp32", "bf16"] = "fp32"
+    trained_on: str | None = None
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -145,7 +147,7 @@ def one_before(file: Path, folder: RunFolder) -> str:
 
 
 def load_trained(
-    path: Path,
+    path: Path | str,
     sigma_rel: float | None = None,
     raw: bool = False,
     images: int | None = None,
@@ -176,7 +178,8 @@ def _network(folder: RunFolder, run: Run, checkpoint: Stored, sigma_rel: float |
     state = checkpoint.part("network") if sigma_rel is None else _averaged(checkpoint, folder, run, sigma_rel)
     which = "raw" if sigma_rel is None else f"EMA {sigma_rel:g}"
     clock = int(checkpoint.meta["images"])
-    return _built(folder, run, state, checkpoint.path, which, sigma_rel, clock, checkpoint.sha256)
+    found = _built(folder, run, state, checkpoint.path, which, sigma_rel, clock, checkpoint.sha256)
+    return replace(found, trained_on=checkpoint.meta.get("data"))
 
 
 def _snapshot(folder: RunFolder, run: Run, images: int, sigma_rel: float | None, raw: bool) -> Trained:

@@ -51,6 +51,11 @@ class History:
         return self.records[-1] if self.records else {}
 
     @property
+    def warning(self) -> str:
+        """What the run was warned of while it trained; empty where it was not."""
+        return next((str(r["warning"]) for r in self.records if r.get("warning")), "")
+
+    @property
     def finished(self) -> bool:
         return bool(self.records) and self.last["images"] >= self.length > 0
 

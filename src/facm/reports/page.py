@@ -123,6 +123,7 @@ def _head(history: History, named: bool) -> str:
         "data": _kind(run.get("data")),
         "images": f"{images:,} of {history.length:,} ({part:.0%}){', finished' if history.finished else ''}",
         "time left": _duration(last.get("seconds_left")) if not history.finished else "none",
+        **({"warned": history.warning} if history.warning else {}),
         "steps skipped": last.get("skipped", "-"),
         "device": _device(session),
         "begun": begun[0]["date"] if begun else "-",

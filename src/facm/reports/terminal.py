@@ -51,7 +51,8 @@ def frame(history: History, width: int = 40) -> Group:
         values = [y for _, y in history.series(key)]
         if values:
             table.add_row(plain(key), f"{values[-1]:.4g}", sparkline(values, width))
-    lines = [Text(plain(head), "bold"), table if history.records else Text("no line of the log yet")]
+    warning = [Text(plain(history.warning), "yellow")] if history.warning else []
+    lines = [Text(plain(head), "bold"), *warning, table if history.records else Text("no line of the log yet")]
     if history.pictures:
         lines.append(Text(plain(f"newest samples: {history.pictures[-1][1]}")))
     return Group(*lines)

@@ -267,14 +267,14 @@ def _discard(folder: RunFolder) -> None:
         folder.path.rmdir()
 
 
-def open_run(path: Path, trust_recipe: bool = False) -> tuple[RunFolder, Run]:
+def open_run(path: Path | str, trust_recipe: bool = False) -> tuple[RunFolder, Run]:
     """An existing run's folder and its run.
 
     trust_recipe: execute the folder's recipe file, where the run has components of it, whoever wrote it, and remember
     that. Raises UntrustedRecipeError without it, unless this person has run that file; RunFolderError where there is no
     run, or it was changed by hand.
     """
-    folder = RunFolder(path)
+    folder = RunFolder(Path(path))
     if not folder.run_json.exists():
         raise RunFolderError(f"{path} is not a run folder: it has no run.json")
     try:

@@ -25,6 +25,7 @@ from facm.runs.folder import RunFolder, locked
 from facm.training.build import build
 from facm.training.checks import CheckedRun, check
 from facm.training.precision import resolved_precision
+from facm.training.runaway import Runaway
 from facm.training.signals import stop_signals
 from facm.training.state import save_checkpoint, save_ema_snapshots
 from facm.training.trainer import LOOK_EVERY, Trainer, signals_of_all
@@ -104,8 +105,10 @@ def train(
 
         trainer = build(checked, folder, engine, world, device)
         run, state, began = trainer.run, trainer.state, time.monotonic()
+        runaway = Runaway()
         if world.first:
             log.rewind(folder.log, state.images)
+            runaway = Runaway(log.read(folder.log))
             log.append(folder.sessions, {"images": state.images, **_session(trainer)})
         forget()
         _call_back(on_begin, trainer, stop)
@@ -125,6 +128,7 @@ def train(
             if trainer.due(run.every.log):
                 record = trainer.record()
                 if world.first:
+                    runaway.mark(record)
                     log.append(folder.log, record)
                     if report is not None:
                         _tell(report, record, stop)

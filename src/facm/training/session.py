@@ -18,7 +18,6 @@ from facm.training.loop import Outcome, StopTraining, train
 from facm.training.precision import resolved_precision
 from facm.training.preview import draw_preview
 from facm.training.progress import Shown, progress
-from facm.training.runaway import running_away
 from facm.training.trainer import Trainer
 
 
@@ -62,17 +61,14 @@ class _Session:
         self, folder: RunFolder, shown: Shown, watchers: list[Callback], draw: Callable[[Trainer], None] | None
     ) -> None:
         self.folder, self.shown, self.watchers, self.draw = folder, shown, watchers, draw
-        self.warned, self.before = False, dict[str, Any]()
 
     def on_begin(self, trainer: Trainer) -> None:
         self._tell_all(lambda watcher: watcher.on_begin(trainer.run, self.folder.path, trainer.state.images))
 
     def report(self, record: dict[str, Any]) -> None:
         self.shown.on_log(record)
-        if not self.warned and (words := running_away(self.before, record)):
-            self.warned = True
-            warn(words)
-        self.before = record
+        if "warning" in record:
+            warn(record["warning"])
         self._tell_all(lambda watcher: watcher.on_log(record))
 
     def on_checkpoint(self, trainer: Trainer) -> None:

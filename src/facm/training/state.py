@@ -177,7 +177,9 @@ def restore(state: TrainState, run: Run, folder: RunFolder, teacher: dict[str, s
     if saved.meta.get("data") not in (None, state.data):
         raise CheckpointError(
             f"{source} was trained on data with the fingerprint {saved.meta['data']}, and the data are now "
-            f"{state.data}: restore them, or start a new run"
+            f"{state.data}: restore them, or start a new run; class folders named by numbers are in the order of the "
+            "numbers, and were in that of their text (0, 1, 10, 2) in versions before: a classes.txt beside them with "
+            "the names in that order restores it"
         )
     try:
         state.load_state_dict(saved)

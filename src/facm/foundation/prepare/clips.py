@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from facm.core.untrusted.picture import picture, size_of
 from facm.core.untrusted.video import CONTAINERS, frames_of
-from facm.data.folder import SUFFIXES
+from facm.data.places import SUFFIXES
 
 if TYPE_CHECKING:
     from PIL.Image import Image

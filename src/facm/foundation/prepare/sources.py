@@ -18,8 +18,8 @@ from facm.core.untrusted.door import open_regular, parse_json, read_bytes
 from facm.core.untrusted.picture import MOST_BYTES, size_of
 from facm.core.untrusted.tar import Damaged, members
 from facm.core.untrusted.video import CONTAINERS
-from facm.data.folder import SUFFIXES
 from facm.data.pictures import Pictures
+from facm.data.places import SUFFIXES
 from facm.data.webdataset import tar_files
 from facm.foundation.prepare.clips import Clips, frames_in, is_video_file
 

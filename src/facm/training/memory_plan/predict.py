@@ -171,7 +171,10 @@ def _advice(
 ) -> Iterator[str]:
     """Changes of the engine, least first, each with its total; ends at the first that fits."""
     for changed, other, option in _changes(run, gpus, engine):
-        tried = plan(other, gpus, gpu_memory, changed, shape, device, advise=False)
+        try:
+            tried = plan(other, gpus, gpu_memory, changed, shape, device, advise=False)
+        except ValueError:  # a change that this network does not take: checkpointing without blocks
+            continue
         yield f"with {option}: {_gb(tried.total)}{', fits' if tried.fits else ''}"
         if tried.fits:
             return
