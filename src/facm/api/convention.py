@@ -161,12 +161,16 @@ def predictions(network: nn.Module, x_0: Tensor, x_1: Tensor, cond: Cond, names:
             except (IndexError, RuntimeError, AssertionError, TypeError) as error:
                 failed.append(error)
     if len(failed) == 4:
-        given = "no condition" if cond is None or not names[2] else "a condition"
-        raise ValueError(
-            f"network {type(network).__name__} fails for x of shape {tuple(x_1.shape)}, a time and {given} "
-            f"({type(failed[0]).__name__}: {failed[0]}): expected one that can be called so; classes, cond_name, "
-            "input_name and time_name say otherwise"
-        ) from failed[0]
+        raise cannot_be_called(type(network).__name__, x_1, cond if names[2] else None, failed[0]) from failed[0]
+
+
+def cannot_be_called(name: str, x: Tensor, cond: Cond, error: Exception) -> ValueError:
+    """The error of a network that fails with ``error`` for x, a time of its own and ``cond``."""
+    given = "no condition" if cond is None else "a condition"
+    return ValueError(
+        f"network {name} fails for x of shape {tuple(x.shape)}, a time and {given} ({type(error).__name__}: {error}): "
+        "expected one that can be called so; classes, cond_name, input_name and time_name say otherwise"
+    )
 
 
 def _called_by(convention: Convention, network: nn.Module, x_0: Tensor, x_1: Tensor, cond: Cond) -> Iterator[At]:
@@ -185,12 +189,17 @@ def _called_by(convention: Convention, network: nn.Module, x_0: Tensor, x_1: Ten
         yield At(convention, t, x_t, predicted)
 
 
+def stands_out(errors: Mapping[Any, Tensor]) -> bool:
+    """Whether the first and least of the errors (B,) is below that of nothing learned, and surely below the next."""
+    least, second, *_ = errors.values()
+    more = second - least  # of the same samples and noise
+    return bool(least.mean() < LEARNED and more.mean() > SURE * more.std() / len(more) ** 0.5)
+
+
 def clearest(errors: Mapping[Convention, Tensor]) -> Convention:
     """The convention that the network follows. Raises ValueError with all errors where none stands out."""
-    (best, least), (_, second), *_ = errors.items()
-    more = second - least  # of the same samples and noise
-    if least.mean() < LEARNED and more.mean() > SURE * more.std() / len(more) ** 0.5:
-        return best
+    if stands_out(errors):
+        return next(iter(errors))
     listed = "; ".join(f"{convention}: {error.mean():.2f}" for convention, error in errors.items())
     raise ValueError(
         "the network's convention cannot be told from its errors, in parts of the velocity's mean square: "

@@ -38,3 +38,17 @@ class Asking(Objective):
 
     def __call__(self, network: Any, batch: Batch, rng: torch.Generator, teacher: Any | None = None) -> Loss:
         return self.objective(network, batch, rng, teacher, self.average)
+
+
+class AsksAverage(Objective):
+    """An objective some targets of which come from an average of the network, with ``momentum``; 0: from itself."""
+
+    condition: Condition
+    momentum: float
+
+    @property
+    def average_momentum(self) -> float | None:  # type: ignore[override]
+        return self.momentum or None
+
+    def asking(self, average: Any) -> Objective:
+        return Asking(self, average)

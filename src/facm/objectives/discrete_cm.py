@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from facm.core.component import component
-from facm.core.objective import Condition, Objective, Task, VelocityTarget
+from facm.core.objective import Condition, Task, VelocityTarget
 from facm.core.tensors import check_time, expand
 from facm.core.types import Batch, Loss
 from facm.derivative import Prediction
@@ -26,7 +26,7 @@ from facm.flow.interpolant import Interpolant, draw_noise, drop_labels, rows, st
 from facm.flow.paths import x_1_from_velocity
 from facm.flow.time_conditioning import ExpandedInterval
 from facm.flow.velocity import TeacherVelocity, check_guidance
-from facm.objectives.asking import Asking, Momentum
+from facm.objectives.asking import AsksAverage, Momentum
 from facm.objectives.consistency_target import checked_network
 from facm.objectives.discrete_schedules import OverStep, PairSchedule, PairWeight, apart
 
@@ -54,7 +54,7 @@ class DiscreteTerms:
 
 @dataclass(frozen=True)
 @component
-class DiscreteCM(Objective):
+class DiscreteCM(AsksAverage):
     """Discrete-time consistency.
 
     iCT: DiscreteCM(condition, DoublingSteps(images), DataVelocity()); ECT: DiscreteCM(condition, ShrinkingGap(),
@@ -87,14 +87,6 @@ class DiscreteCM(Objective):
     def at(self, images_seen: int) -> DiscreteCM:
         """This objective at the training clock ``images_seen``: the schedule moves on."""
         return replace(self, schedule=self.schedule.at(images_seen))
-
-    @property
-    def average_momentum(self) -> float | None:  # type: ignore[override]
-        return self.momentum or None
-
-    def asking(self, average: Any) -> Objective:
-        """This objective with ``average`` for its target network."""
-        return Asking(self, average)
 
     def check_nfe(self, nfe: int) -> None:
         """Raise ValueError for a sampler with more steps than the schedule ends with."""

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from facm.core.component import Range, component, refused
-from facm.core.objective import Condition, Objective, Task, VelocityTarget
+from facm.core.objective import Condition, Task, VelocityTarget
 from facm.core.tensors import expand
 from facm.core.types import Batch, Loss
 from facm.derivative import Prediction
@@ -33,7 +33,7 @@ from facm.flow.distances import mean_square
 from facm.flow.interpolant import Interpolant, draw_noise, drop_labels, rows, step_size
 from facm.flow.time_conditioning import ExpandedInterval
 from facm.flow.velocity import TeacherVelocity, check_guidance
-from facm.objectives.asking import Asking, Momentum
+from facm.objectives.asking import AsksAverage, Momentum
 from facm.objectives.consistency_target import checked_network
 
 
@@ -63,7 +63,7 @@ class TRACTTerms:
 
 @dataclass(frozen=True)
 @component
-class TRACT(Objective):
+class TRACT(AsksAverage):
     """One phase of TRACT.
 
     1024 -> 32 -> 1 is TRACT(condition, steps=1024, groups=32) from a flow, then TRACT(condition, steps=32) whose
@@ -96,14 +96,6 @@ class TRACT(Objective):
     @property
     def bounds(self) -> tuple[float, ...]:  # type: ignore[override]
         return tuple(k / self.groups for k in range(self.groups + 1))
-
-    @property
-    def average_momentum(self) -> float | None:  # type: ignore[override]
-        return self.momentum or None
-
-    def asking(self, average: Any) -> Objective:
-        """This objective with ``average`` for its self-teacher."""
-        return Asking(self, average)
 
     def evaluate(
         self, network: Any, point: Interpolant, teacher: Any | None = None, average: Any | None = None

@@ -14,7 +14,6 @@ from facm.core.state_dict import load_strictly
 from facm.flow.conditions import Labels, Unconditional
 from facm.flow.time_conditioning import AuxiliaryTime, ExpandedInterval
 from facm.latents.autoencoders.types import AutoencoderConfig
-from facm.latents.space import LatentSpace
 from facm.pretrained.latent_space import space_of
 from facm.pretrained.reader import Published, open_published
 from facm.pretrained.trained import FromRun, Trained
@@ -77,14 +76,13 @@ def load_file(
         )
     if found.shape is None:
         raise ValueError(f"{path}: its network {found.network} does not say the shape of a sample (in_channels, size)")
-    latents = autoencoder is not None or statistics is not None or scale is not None
-    said = LatentSpace(found.shape, found.num_classes, plain=True) if found.shape_is_said and not latents else None
-    space = said or space_of(
+    space = space_of(
         path,
         found.shape,
         found.num_classes,
         found.statistics,
         found.family in SCALED,
+        found.shape_is_said,
         autoencoder=autoencoder,
         statistics=statistics,
         scale=scale,

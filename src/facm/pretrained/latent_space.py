@@ -22,6 +22,7 @@ def space_of(
     num_classes: int | None,
     own: Statistics | None = None,
     scaled: bool = False,
+    plain: bool = False,
     *,
     autoencoder: AutoencoderConfig | None = None,
     statistics: Path | None = None,
@@ -29,11 +30,14 @@ def space_of(
 ) -> LatentSpace:
     """The space that the network in the file ``path`` makes samples of ``shape`` (C, H, W) in.
 
-    own: the statistics in the file itself. scaled: it is of a family that learnt Stable Diffusion's latents. What is
-    not given is looked for beside the file, under the names it was published with. Samples of 1 or 3 channels are
-    images themselves. An autoencoder that cannot be found is left out: only making images needs it.
+    own: the statistics in the file itself. scaled: it is of a family that learnt Stable Diffusion's latents. plain: its
+    samples are no latents, unless something of latents is given. What is not given is looked for beside the file, under
+    the names it was published with. Samples of 1 or 3 channels are images themselves. An autoencoder that cannot be
+    found is left out: only making images needs it.
     Raises ValueError where there are neither statistics nor a scale, or both are given.
     """
+    if plain and autoencoder is None and statistics is None and scale is None:
+        return LatentSpace(shape, num_classes, plain=True)
     if shape[0] in (1, 3) and autoencoder is None:
         return LatentSpace(shape, num_classes)
     if statistics is not None and scale is not None:

@@ -17,6 +17,7 @@ from facm.core.objective import NetworkInterface, as_objective
 from facm.core.state_dict import CheckpointError, check_fits, load_strictly
 from facm.core.types import Data, Dataset, NetworkConfig
 from facm.distributed.process_group import ALONE, World
+from facm.flow.conditions import Labels
 from facm.flow.phases import WHOLE
 from facm.latents.autoencoders.types import AutoencoderConfig
 from facm.latents.decode import ImageDecoder, decoder_of
@@ -252,7 +253,8 @@ def export(trained: Trained, out: Path, statistics: Statistics | None = None, sc
         said["learns_flow"] = "false"
     if sample_of(trained.config)[0] is None and statistics is None:
         said["shape"] = json.dumps(list(trained.dataset.shape))
-        said["classes"] = json.dumps(getattr(trained.interface.condition, "classes", None))
+        condition = trained.interface.condition
+        said["classes"] = json.dumps(condition.classes if isinstance(condition, Labels) else None)
     if statistics is not None:
         said["statistics"] = said_of(statistics)
     if schedule is not None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from facm.api.checkup.finding import Finding
 from facm.api.checkup.subject import Subject
-from facm.api.convention import LEARNED, POINTS, SURE, Convention, predictions
+from facm.api.convention import LEARNED, POINTS, Convention, predictions, stands_out
 from facm.core.modules import unwrapped
 from facm.core.types import Batch
 from facm.networks.adapters.variance_preserving import VariancePreserving
@@ -67,18 +67,12 @@ def guesses(own: GivenNetwork, batch: Batch, x_0: Tensor, names: tuple[str, str,
     return dict(sorted(errors.items(), key=lambda item: float(item[1].mean().nan_to_num(torch.inf))))
 
 
-def stands_out(errors: dict[Guess, Tensor]) -> bool:
-    """Whether the least error is below that of nothing learned, and surely below the next one's."""
-    (_, least), (_, second), *_ = errors.items()
-    more = second - least
-    return bool(least.mean() < LEARNED and more.mean() > SURE * more.std() / len(more) ** 0.5)
-
-
 def check_predicts_velocity(network: nn.Module, batch: Batch, names: tuple[str, str, str], seed: int = 0) -> None:
     """Raise ValueError, with the line to write, where ``network`` clearly predicts something else, such as noise, or a
     velocity of the other sign. names: of its arguments, see :func:`facm.api.convention.arguments_of`."""
     parameter = next(unwrapped(network).parameters())
-    few = Batch(batch.x_1.to(parameter.dtype), batch.cond)
+    few = batch.to(parameter.device)
+    few = Batch(few.x_1.to(parameter.dtype), few.cond)
     noise = torch.randn(few.x_1.shape, generator=torch.Generator().manual_seed(seed)).to(few.x_1)
     errors = guesses(given_network(network), few, noise, names)
     (best, least), *_ = errors.items()

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from facm.api.checkup.convention import DDPM, VELOCITY, Guess, convention_found, guesses, known_convention, stands_out
+from facm.api.checkup.convention import DDPM, VELOCITY, Guess, convention_found, guesses, known_convention
 from facm.api.checkup.finding import Finding
 from facm.api.checkup.subject import Subject
-from facm.api.convention import Convention, stated
+from facm.api.convention import Convention, cannot_be_called, stands_out, stated
 from facm.api.distill import LOOKED_AT, condition_of, looked_at, names_of, pipeline_folder, run_of_pipeline
 from facm.core.component import shown
 from facm.core.cond import taken
@@ -122,12 +122,7 @@ def _check_called(subject: Subject) -> None:
     try:
         subject.flow(cond)(x_t, t)
     except Exception as error:  # of the user's own forward
-        given = "no condition" if cond is None else "a condition"
-        why = f"{type(error).__name__}: {error}"
-        raise ValueError(
-            f"network {subject.name} fails for x of shape {tuple(x_t.shape)}, a time and {given} ({why}): expected one "
-            "that can be called so; classes, cond_name, input_name and time_name say otherwise"
-        ) from error
+        raise cannot_be_called(subject.name, x_t, cond, error) from error
 
 
 def _of_config(config: Any, asked: Asked) -> tuple[Subject, Finding]:
