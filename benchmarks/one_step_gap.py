@@ -17,7 +17,13 @@ averaged        the shortcut's target, F and dF/dt, from the running average of 
 loss-aware      times by their error per bin: 16 bins, the rms of (1 - t) (F - v_bar), in place of Eq. 20
 endpoint        a quarter of the batch besides: one step from noise is drawn to the teacher's end of 8 steps of Heun's
 matching        a quarter of the batch besides: DMD's gradient on one-step samples, whose flow a teacher's copy learns
+half-anchor     the anchor's loss on half of the batch
+quarter-anchor  the same on a quarter
+half-shortcut   the shortcut's loss on half of the batch
+reused          points, noise and the teacher's velocities of a step serve the next one, too
 a+b             both at once
+
+benchmarks/cheaper.py trains whole students with these.
 """
 
 from __future__ import annotations
@@ -63,7 +69,13 @@ EXTRA = {  # forward-equivalents a sample: the teacher's velocity 1, the anchor 
     "loss-aware": 0.0,
     "endpoint": (3 + 15) / 4,
     "matching": (3 + 2 + 3) / 4,
+    "half-anchor": -3 / 2,
+    "quarter-anchor": -3 * 3 / 4,
+    "half-shortcut": -5 / 2,
+    "reused": -1 / 2,
 }
+
+SECOND_STAGE = list(EXTRA)[:9]
 
 
 def cost(arm: str) -> float:
@@ -80,7 +92,8 @@ class Bench:
     """One arm while it trains.
 
     network, average: the student and its running average. teacher: frozen. fake: learns the velocity of the student's
-    samples. errors: the running mean squared error of each bin of times.
+    samples. errors: the running mean squared error of each bin of times. kept: the points and velocities of the last
+    step where this one is to use them again.
     """
 
     arm: str
@@ -91,6 +104,7 @@ class Bench:
     fake_optimizer: torch.optim.Optimizer
     errors: Tensor
     rng: torch.Generator
+    kept: tuple[Interpolant, Tensor] | None = None
 
     @property
     def ideas(self) -> list[str]:
@@ -121,10 +135,18 @@ class Bench:
         return Interpolant.between(x_0, x_1, t, cond)
 
     def loss(self, x_1: Tensor, cond: Tensor) -> Tensor:
-        p = self.point(x_1, cond)
-        v = OBJECTIVE.velocity(self.network, self.teacher, p, OBJECTIVE.condition, OBJECTIVE.task)
-        F_FM = Prediction(self.network, OBJECTIVE.task.anchor, p.cond)(p.x_t, p.t)
-        total = OBJECTIVE.anchor(F_FM, v).mean()
+        if self.kept is not None:
+            (p, v), self.kept = self.kept, None
+        else:
+            p = self.point(x_1, cond)
+            v = OBJECTIVE.velocity(self.network, self.teacher, p, OBJECTIVE.condition, OBJECTIVE.task)
+            self.kept = (p, v) if "reused" in self.ideas else None
+        some = len(v) // (2 if "half-anchor" in self.ideas else 4 if "quarter-anchor" in self.ideas else 1)
+        F_FM = Prediction(self.network, OBJECTIVE.task.anchor, p.cond[:some])(p.x_t[:some], p.t[:some])
+        total = OBJECTIVE.anchor(F_FM, v[:some]).mean()
+        if "half-shortcut" in self.ideas:
+            half = len(v) // 2
+            p, v = Interpolant(p.x_0[half:], p.x_1[half:], p.t[half:], p.x_t[half:], p.cond[half:], None), v[half:]
         F = Prediction(self.network, OBJECTIVE.task.shortcut, p.cond)
         F_tar = F
         if "averaged" in self.ideas:
@@ -174,8 +196,25 @@ class Bench:
         return 0.1 * (x - towards).square().mean()
 
 
-def trained_by(arm: str, student: Trained, teacher: nn.Module, budget: float, rate: float) -> tuple[Trained, int]:
-    """The running average of the student after its second stage, and the images that it saw."""
+def window_of_100(step: int) -> float:
+    """The decay of a running average of some 100 steps, fewer at first."""
+    return min(0.99, step / (step + 9))
+
+
+def trained_by(
+    arm: str,
+    student: Trained,
+    teacher: nn.Module,
+    budget: float,
+    rate: float,
+    decay: Callable[[int], float] = window_of_100,
+    seed: int = 7,
+) -> tuple[Trained, int]:
+    """The running average of the student after the arm's training, and the images that it saw.
+
+    budget: forward-equivalents of samples. decay: of the running average after each step, from 1 on. seed: of the
+    batches and the noise.
+    """
     network = copy.deepcopy(student.network).train().requires_grad_(True)
     fake = copy.deepcopy(teacher).train().requires_grad_(True)
     bench = Bench(
@@ -186,12 +225,12 @@ def trained_by(arm: str, student: Trained, teacher: nn.Module, budget: float, ra
         fake,
         torch.optim.AdamW(fake.parameters(), 1e-3, weight_decay=0),
         torch.ones(BINS),
-        torch.Generator().manual_seed(derive(7, 0)),
+        torch.Generator().manual_seed(derive(seed, 0)),
     )
     rate = rate / 4 if "low-rate" in bench.ideas else rate
     optimizer = torch.optim.AdamW(network.parameters(), rate, betas=(0.9, 0.999), weight_decay=0)
     steps = int(budget / cost(arm) / BATCH)
-    dataset, order = Digits().open(), np.random.default_rng(7)
+    dataset, order = Digits().open(), np.random.default_rng(seed)
     for step in range(steps):
         batch = dataset.read(order.integers(0, len(dataset), BATCH))
         for group in optimizer.param_groups:
@@ -200,10 +239,9 @@ def trained_by(arm: str, student: Trained, teacher: nn.Module, budget: float, ra
         bench.loss(batch.x_1, batch.cond).backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
-        decay = min(0.99, (step + 1) / (step + 10))
         with torch.no_grad():
             for a, b in zip(bench.average.parameters(), network.parameters(), strict=True):
-                a.lerp_(b, 1 - decay)
+                a.lerp_(b, 1 - decay(step + 1))
     return replace(student, network=bench.average.eval().requires_grad_(False)), steps * BATCH
 
 
@@ -223,7 +261,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", type=Path, required=True, help="run of digits-teacher")
     parser.add_argument("--students", type=Path, nargs="+", required=True, help="runs of digits-student, one a seed")
-    parser.add_argument("--arms", nargs="+", default=list(EXTRA), help="ideas, or several of them as a+b")
+    parser.add_argument("--arms", nargs="+", default=SECOND_STAGE, help="ideas, or several of them as a+b")
     parser.add_argument("--images", type=int, default=25_600, help="of the arm facm; others have as much compute")
     parser.add_argument("--rate", type=float, default=5e-4)
     parser.add_argument("--n", type=int, default=2_000)

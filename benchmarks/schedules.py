@@ -1,7 +1,8 @@
-"""Schedules that ``facm schedule`` chose, judged on other noise: beside consistency sampling and flow-jump.
+"""Schedules that ``facm schedule`` chose, judged on other noise: beside consistency sampling, flow-jump and the teachers.
 
     facm schedule demo/student --num-steps 2 3 4 6
-    python benchmarks/schedules.py --schedule demo/student/schedule.json --students demo/student --json schedules.jsonl
+    python benchmarks/schedules.py --schedule demo/student/schedule.json --students demo/student \\
+        --teachers demo/teacher --json schedules.jsonl
 
 The moves and times of one student's schedule are used with all of the students, so that it also shows whether they
 carry over to students of other seeds. Two feature spaces, of the classifier and the pixels themselves; the noise is
@@ -19,14 +20,15 @@ import torch
 
 from facm.evaluation import Identity, Sampling, SmallClassifier, build_evaluator
 from facm.evaluation.evaluate import evaluate
-from facm.pretrained.trained import load_trained
-from facm.sampling.methods import Consistency, FlowThenJump
+from facm.pretrained.trained import Trained, load_trained
+from facm.sampling.methods import Consistency, Euler, FlowThenJump, Heun, Method
 from facm.sampling.schedule import read_schedule
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--students", type=Path, nargs="+", required=True, help="runs of students, one a training seed")
+    parser.add_argument("--teachers", type=Path, nargs="*", default=[], help="of the students, measured at 32 steps")
     parser.add_argument("--schedule", type=Path, help="of one of them; without: no searched rows")
     parser.add_argument("--methods", nargs="+", default=["searched", "flow-jump", "consistency"])
     parser.add_argument("--num-steps", type=int, nargs="+", default=[1, 2, 3, 4, 6, 8])
@@ -42,30 +44,35 @@ def main() -> None:
         {} if arguments.schedule is None else {f.method.nfe: f.method for f in read_schedule(arguments.schedule).found}
     )
     students = [load_trained(path) for path in arguments.students]
+    teachers = [load_trained(path) for path in arguments.teachers]
     data, cpu = students[0].dataset, torch.device("cpu")
     classifier = SmallClassifier(epochs=1, width=16) if arguments.small_classifier else None
     evaluators = [build_evaluator(data, cpu, classifier), build_evaluator(data, cpu, Identity())]
+
+    def put(who: str, networks: list[Trained], method: Method | None, seed: int) -> None:
+        for k, network in enumerate(networks if method is not None else []):
+            for evaluator in evaluators:
+                if (k, who, method.nfe, seed, evaluator.extractor.identity) in have:
+                    continue
+                began = time.process_time()
+                found = evaluate(network, Sampling(method, arguments.n, seed), evaluator).measurement
+                row = {"student": k, "who": who, "nfe": method.nfe, "seed": seed, "n": arguments.n}
+                names = ("frechet_distance", "precision", "recall", "accuracy", "features")
+                row |= {name: getattr(found, name) for name in names}
+                row["cpu_s"] = time.process_time() - began
+                rounded = {name: round(v, 5) if isinstance(v, float) else v for name, v in row.items()}
+                print(json.dumps(rounded), flush=True)
+                with arguments.json.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(rounded) + "\n")
+
     for seed in arguments.seeds:
+        put("teacher", teachers, Euler(32), seed)
+        put("teacher", teachers, Heun(31), seed)
         for nfe in arguments.num_steps:
             methods = {"searched": chosen.get(nfe), "flow-jump": FlowThenJump(nfe), "consistency": Consistency(nfe)}
             for who in arguments.methods:
-                method = methods[who]
-                if method is None or (nfe <= 2 and who == "flow-jump"):  # which is consistency sampling there
-                    continue
-                for k, student in enumerate(students):
-                    for evaluator in evaluators:
-                        if (k, who, nfe, seed, evaluator.extractor.identity) in have:
-                            continue
-                        began = time.process_time()
-                        found = evaluate(student, Sampling(method, arguments.n, seed), evaluator).measurement
-                        row = {"student": k, "who": who, "nfe": nfe, "seed": seed, "n": arguments.n}
-                        names = ("frechet_distance", "precision", "recall", "accuracy", "features")
-                        row |= {name: getattr(found, name) for name in names}
-                        row["cpu_s"] = time.process_time() - began
-                        rounded = {name: round(v, 5) if isinstance(v, float) else v for name, v in row.items()}
-                        print(json.dumps(rounded), flush=True)
-                        with arguments.json.open("a", encoding="utf-8") as file:
-                            file.write(json.dumps(rounded) + "\n")
+                if nfe > 2 or who != "flow-jump":  # which is consistency sampling there
+                    put(who, students, methods[who], seed)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ OWN_METHOD = (f"{PHASED}::test_each_student_is_sampled_by_its_own_method",)
 
 BOTH = "tests/sampling/test_flow_then_jump.py"
 FLOW_BY_HAND = (f"{BOTH}::test_steps_by_hand",)
-FIRST_JUMP = (f"{BOTH}::test_the_first_jump_is_renoised_to_where_the_flow_begins",)
 BOTH_HEADS = (f"{BOTH}::test_it_asks_both_heads_and_says_what_it_spends",)
 NEEDS_BOTH = (f"{BOTH}::test_it_needs_both_fields",)
 
@@ -56,21 +55,13 @@ MUTANTS = (
     Mutant("sampling/families.py", "s = 16.0 ** (uneven - 0.5)", "s = 16.0 ** (0.5 - uneven)", NUMBERS_BY_HAND),
     Mutant("sampling/schedule.py", "if network != self.network:", "if False:", STORED),
     # along the flow, then a jump
-    Mutant("sampling/solvers.py", "at_time(v, x + (t_next - t) * d, t_next,", "at_time(v, x, t_next,", FLOW_BY_HAND),
-    Mutant("sampling/solvers.py", "x_1_hat + (1 - times[0]) *", "x_1_hat + times[0] *", FIRST_JUMP),
-    Mutant(
-        "sampling/solvers.py",
-        "(x + (1 - t) * at_time(F, x, t, x_0.dtype)).to",
-        "(x + at_time(F, x, t, x_0.dtype)).to",
-        FLOW_BY_HAND,
-    ),
-    Mutant("sampling/solvers.py", "x_1_hat = x + at_time(F, x, 0.0, x_0.dtype)", "x_1_hat = x", FIRST_JUMP),
     Mutant(
         "sampling/methods.py",
-        'flow_then_jump(fields.velocity("anchor")',
-        'flow_then_jump(fields.velocity("native")',
+        'v, F = fields.velocity("anchor")',
+        'v, F = fields.velocity("native")',
         BOTH_HEADS,
     ),
+    Mutant("sampling/methods.py", '(*steps, "jump")', '("jump", *steps)', FLOW_BY_HAND),
     Mutant(
         "sampling/methods.py",
         "not interface.learns_shortcut or (flow and not interface.learns_flow)",

@@ -161,10 +161,9 @@ def _of_numbers(family: Family, of: Callable[[Moves | None], float]) -> Callable
 
 def as_moves(method: Consistency | FlowThenJump) -> Moves:
     """The same samples from the same noise, move by move."""
-    times = tuple(method.schedule())
-    kind: Move = "jump" if isinstance(method, Consistency) else "heun"
-    steps: tuple[Move, ...] = (kind,) * (len(times) - 1)
-    return Moves(steps, times) if times[0] == 0 else Moves(("jump", *steps), (0.0, *times))
+    jump: Move = "jump"
+    moves = method.moves if isinstance(method, FlowThenJump) else (jump,) * (method.nfe - 1)
+    return Moves(moves, tuple(method.schedule()))
 
 
 def _defaults(nfe: int, flow: bool) -> dict[str, Consistency | FlowThenJump]:

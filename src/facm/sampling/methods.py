@@ -132,12 +132,12 @@ class Phased(Method):
 @dataclass(frozen=True)
 @component
 class FlowThenJump(Method):
-    """On both heads of a FACM student: along the anchor's flow by Heun's method, then one jump by the shortcut.
+    """On both heads of a FACM student: along the anchor's flow by Heun's method, then by the shortcut to data.
 
-    nfe: network evaluations. An odd number 2 k + 1 are k steps from noise and a jump. An even one begins with a jump
-    that is renoised, as in consistency sampling, which 2 evaluations are.
-    times: where the flow begins, goes through and is left, increasing in [0, 1): for k steps k + 1 times from 0 with an
-    odd nfe, from above 0 with an even one; None: a schedule that goes further with more steps.
+    nfe: network evaluations. An odd number 2 k + 1 are k steps from noise and a jump. An even one 2 k + 2 are k steps
+    and two jumps, with noise added again between them; 2 are consistency sampling.
+    times: 0, where each step ends and, with an even nfe, how far back the noise between the jumps leads: increasing in
+    [0, 1); None: a schedule that goes further with more steps.
     """
 
     nfe: Evaluations = 3
@@ -146,13 +146,16 @@ class FlowThenJump(Method):
     def __post_init__(self) -> None:
         if self.times is None:
             return
-        if any(a >= b for a, b in pairwise(self.times)):
-            raise refused(self, "times", "times that increase strictly below 1")
-        odd, steps = self.nfe % 2 == 1, (self.nfe - 1) // 2
-        if len(self.times) != steps + 1 or (self.times[0] == 0) != odd:
-            raise refused(
-                self, "times", f"{steps + 1} times {'from 0' if odd else 'from above 0'}, for nfe = {self.nfe}"
-            )
+        _check_increasing(self, self.times)
+        if len(self.times) != len(self.moves) + 1:
+            raise refused(self, "times", f"{len(self.moves) + 1} times from 0, for nfe = {self.nfe}")
+
+    @property
+    def moves(self) -> tuple[Move, ...]:
+        """What leads from each time to the next; see :func:`facm.sampling.moves.follow`."""
+        heun: Move = "heun"
+        steps = (heun,) * ((self.nfe - 1) // 2)
+        return steps if self.nfe % 2 else (*steps, "jump")
 
     def schedule(self) -> list[float]:
         return list(self.times or solvers.flow_then_jump_times(self.nfe))
@@ -163,7 +166,8 @@ class FlowThenJump(Method):
         interface.check_nfe(self.nfe)
 
     def solve(self, fields: VelocityFields, x_0: Tensor, fresh_noise: FreshNoise) -> Tensor:
-        return solvers.flow_then_jump(fields.velocity("anchor"), fields.shortcut(), x_0, self.schedule(), fresh_noise)
+        v, F = fields.velocity("anchor"), fields.shortcut()
+        return follow(v, F, x_0, self.schedule(), self.moves, fresh_noise)
 
 
 @dataclass(frozen=True)
@@ -372,7 +376,7 @@ def _check_jumps_to_1(method: Consistency | FlowThenJump | Moves, interface: Net
         )
 
 
-def _check_increasing(method: Consistency | Jumps | Moves | Phased, times: tuple[float, ...]) -> None:
+def _check_increasing(method: Consistency | FlowThenJump | Jumps | Moves | Phased, times: tuple[float, ...]) -> None:
     if times[0] != 0 or any(a >= b for a, b in pairwise(times)):
         raise refused(method, "times", "times that start at 0 and increase strictly below 1")
 

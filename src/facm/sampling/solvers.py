@@ -146,42 +146,17 @@ def heun(F: VelocityField, x_0: Tensor, times: Sequence[float]) -> Tensor:
     return x.to(x_0.dtype)
 
 
-@torch.no_grad()
-def flow_then_jump(
-    v: VelocityField,
-    F: VelocityField,
-    x_0: Tensor,
-    times: Sequence[float],
-    fresh_noise: Callable[[int], Tensor] | None = None,
-) -> Tensor:
-    """Along the flow from the first of the times to the last by Heun's method, and from there one jump to data.
-
-    v: instantaneous velocity, asked at c_FM. F: average velocity to 1, asked at c_CM. x_0 (B, ...): initial noise.
-    times: k + 1 times in [0, 1) that increase. Where the first is 0, x is there already; else a jump from 0, renoised
-    with fresh_noise(1) as in :func:`consistency`, leads to it. 2 k + 1 evaluations, and one more for the first jump.
-    """
-    check_times(times if times and times[0] == 0 else [0.0, *times])
-    x = x_0.double()
-    if times[0] > 0:
-        if fresh_noise is None:
-            raise ValueError(f"times = {list(times)} begin after 0 and need fresh_noise, got None")
-        x_1_hat = x + at_time(F, x, 0.0, x_0.dtype)
-        x = times[0] * x_1_hat + (1 - times[0]) * fresh_noise(1).to(x)
-    for t, t_next in pairwise(times):
-        d = at_time(v, x, t, x_0.dtype)
-        x = x + (t_next - t) * (d + at_time(v, x + (t_next - t) * d, t_next, x_0.dtype)) / 2
-    t = times[-1]
-    return (x + (1 - t) * at_time(F, x, t, x_0.dtype)).to(x_0.dtype)
-
-
 def flow_then_jump_times(nfe: int) -> list[float]:
-    """The schedule of :func:`flow_then_jump` with ``nfe`` evaluations: even Heun steps from 0 (an odd number) or 0.1
-    (an even one) to 0.6, and further with more of them. One evaluation is a jump, and two are consistency sampling."""
-    steps = (nfe - 1) // 2
-    if steps == 0:
-        return [0.0] if nfe == 1 else [0.5]
-    begin, end = 0.0 if nfe % 2 else 0.1, 1 - 0.8 / (steps + 1)
-    return [begin + (end - begin) * i / steps for i in range(steps + 1)]
+    """The schedule of ``--sampler flow-jump``: 0, where each of (nfe - 1) // 2 steps along the flow ends, and with an
+    even ``nfe`` how far back the noise between the two jumps leads.
+
+    Each step goes half of what is left, and the noise leads 0.7 of what is left beyond the last (chosen on digits, see
+    results/README.md, "Both heads"). One evaluation is a jump, and two are consistency sampling.
+    """
+    if nfe <= 2:
+        return [0.0, 0.5][:nfe]
+    flow = [1 - 0.5**i for i in range((nfe + 1) // 2)]
+    return flow if nfe % 2 else [*flow, flow[-1] + 0.7 * (1 - flow[-1])]
 
 
 @torch.no_grad()
