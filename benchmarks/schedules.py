@@ -1,4 +1,4 @@
-"""Schedules that ``facm schedule`` chose, judged on other noise: beside consistency sampling, flow-jump and the teachers.
+"""Schedules that ``facm schedule`` chose, judged on other noise beside consistency sampling, flow-jump and teachers.
 
     facm schedule demo/student --num-steps 2 3 4 6
     python benchmarks/schedules.py --schedule demo/student/schedule.json --students demo/student \\
