@@ -82,8 +82,10 @@ def test_schedules():
     assert flow_then_jump_times(2) == [0.0, 0.5]
     assert flow_then_jump_times(3) == [0.0, 0.5]
     assert flow_then_jump_times(4) == pytest.approx([0.0, 0.5, 0.85])
-    assert flow_then_jump_times(7) == [0.0, 0.5, 0.75, 0.875]
-    assert flow_then_jump_times(8) == pytest.approx([0.0, 0.5, 0.75, 0.875, 0.9625])
+    assert flow_then_jump_times(6) == pytest.approx([0.0, 0.5, 0.75, 0.925])
+    assert flow_then_jump_times(7) == pytest.approx([0.0, 0.525, 0.75, 0.875])
+    assert flow_then_jump_times(8) == pytest.approx([0.0, 0.525, 0.75, 0.875, 0.9625])
+    assert flow_then_jump_times(11) == pytest.approx([15 / 16 * t for t in (0, 3 / 7, 2 / 3, 9 / 11, 12 / 13, 1)])
     for nfe in range(1, 60):
         FlowThenJump(nfe, tuple(flow_then_jump_times(nfe)))  # which its own check allows
 

@@ -6,6 +6,7 @@ them. Consistency sampling is the family of jumps alone, ``--sampler flow-jump``
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,13 +45,14 @@ class Family:
         return (*(jump,) * self.before, *(self.solver,) * self.steps, *(jump,) * self.after)
 
     def start(self) -> tuple[float, ...]:
-        """The numbers of an ordinary schedule: uniform times for jumps alone, else a flow up to 1 - 0.8 / (steps + 1),
-        after jumps to 0.1, as flow-jump has it."""
+        """The numbers of an ordinary schedule: uniform times for jumps alone, else a flow from 0, or from 0.1 after jumps,
+        that with more evaluations goes further and has more of its steps near data, much as flow-jump does."""
         if not self.steps:
             return (self.before / (self.before + 1), 0.5) if self.before else ()
-        begin, end = (0.1 if self.before else 0.0), 1 - 0.8 / (self.steps + 1)
-        numbers = [begin] * bool(self.before) + [(end - begin) / (1 - begin)]
-        return (*numbers, *[0.5] * (self.steps > 1), *[0.5] * bool(self.after))
+        pairs = self.steps * EVALUATIONS[self.solver] / 2
+        end, gathered = 1 - 0.5 ** min(pairs, 4.0), min(max(pairs, 1.0), 3.0)
+        numbers = [0.1] * bool(self.before) + [end]
+        return (*numbers, *[0.5 + math.log(gathered, 16)] * (self.steps > 1), *[0.7] * bool(self.after))
 
     def schedule(self, numbers: Sequence[float]) -> Moves | None:
         """The schedule at these numbers, as many as ``start()`` has, in [0, 1]; None where times would coincide.

@@ -150,13 +150,16 @@ def flow_then_jump_times(nfe: int) -> list[float]:
     """The schedule of ``--sampler flow-jump``: 0, where each of (nfe - 1) // 2 steps along the flow ends, and with an
     even ``nfe`` how far back the noise between the two jumps leads.
 
-    Each step goes half of what is left, and the noise leads 0.7 of what is left beyond the last (chosen on digits, see
-    results/README.md, "Both heads"). One evaluation is a jump, and two are consistency sampling.
+    Up to two steps each goes half of what is left, three do so nearly; from four on the flow ends at 15/16 and they
+    grow finer everywhere. The noise leads 0.7 of what is left beyond the last (results/README.md, "Both heads"). One
+    evaluation is a jump, and two are consistency sampling.
     """
-    if nfe <= 2:
+    steps = (nfe - 1) // 2
+    if steps < 1:
         return [0.0, 0.5][:nfe]
-    flow = [1 - 0.5**i for i in range((nfe + 1) // 2)]
-    return flow if nfe % 2 else [*flow, flow[-1] + 0.7 * (1 - flow[-1])]
+    end = 1 - 0.5 ** min(steps, 4)
+    flow = [*(end * t for t in shifted_times(steps, min(steps, 3))), end]
+    return flow if nfe % 2 else [*flow, end + 0.7 * (1 - end)]
 
 
 @torch.no_grad()
