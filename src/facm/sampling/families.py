@@ -45,8 +45,8 @@ class Family:
         return (*(jump,) * self.before, *(self.solver,) * self.steps, *(jump,) * self.after)
 
     def start(self) -> tuple[float, ...]:
-        """The numbers of an ordinary schedule: uniform times for jumps alone, else a flow from 0, or from 0.1 after jumps,
-        that with more evaluations goes further and has more of its steps near data, much as flow-jump does."""
+        """The numbers of an ordinary schedule: uniform times for jumps alone, else a flow from 0, or from 0.1
+        after jumps, that with more evaluations goes further and has more of its steps near data, as flow-jump does."""
         if not self.steps:
             return (self.before / (self.before + 1), 0.5) if self.before else ()
         pairs = self.steps * EVALUATIONS[self.solver] / 2
