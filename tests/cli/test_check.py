@@ -13,6 +13,9 @@ right = Flow()
 def wrong():
     return Flow("negated")
 
+def missing():
+    raise FileNotFoundError("weights.pt")
+
 def needs(width):
     return Flow()
 
@@ -56,6 +59,7 @@ def test_a_run_and_a_recipe_are_checked_as_they_are(runs, recipes, capsys, monke
 
 def test_what_cannot_be_checked_is_named(nets, capsys):
     assert "did you mean right" in refused(capsys, "check", "nets.py:righ", "--shape", 2, 6)
+    assert "nets.py:missing' raised FileNotFoundError: weights.pt" in refused(capsys, "check", "nets.py:missing")
     assert "needs the arguments width" in refused(capsys, "check", "nets.py:needs", "--shape", 2, 6)
     assert "expected --data, what the network" in refused(capsys, "check", "nets.py:right")
     assert "there is no such file" in refused(capsys, "check", "no/run", "--shape", 2, 6)

@@ -92,7 +92,9 @@ def test_what_cannot_be_searched_is_named(runs, capsys, options, said):
 
 
 def test_a_teacher_has_nothing_to_search(runs, capsys):
-    assert "average velocities from any time to the end, which" in refused(capsys, "schedule", runs / "teacher", *SMALL)
+    said = refused(capsys, "schedule", runs / "teacher", *SMALL)
+    assert "teacher: expected a student, whose schedule is searched" in said
+    assert "average velocities from any time to the end, which" in said
 
 
 def test_a_student_without_an_anchor_is_searched_among_jumps_and_exported_as_one(runs, capsys, tmp_path):

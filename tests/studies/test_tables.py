@@ -396,6 +396,17 @@ def test_order_is_of_the_budgets_that_it_is_given():
             find_study("order").function(Bench(digits(), HOME, 0), budgets)
 
 
+def test_order_trains_the_teacher_with_pixel_norm_only_for_those_who_start_from_it():
+    function = find_study("order").function
+    for arms, teachers in {
+        ("facm", "mean-flow"): ["teacher"],
+        ("facm", "scm"): ["teacher", "teacher-pixel-norm"],
+        ("facm", "facm-pixel-norm"): ["teacher", "teacher-pixel-norm"],
+    }.items():
+        study = function(Bench(digits(), HOME, 0), (1,), arms)
+        assert [entry.name for entry in study.teachers] == teachers
+
+
 def test_order_may_have_other_arms():
     function = find_study("order").function
     rows = entries(function(Bench(digits(), HOME, 0), (4,), ("facm", "tract", "ayf")))

@@ -59,7 +59,12 @@ def of_model(recipe: str) -> Callable[[list[str], str], None]:
 
 
 def _with_model(words: list[str], prog: str) -> list[str]:
-    """``words`` with the model as an option. Raises ValueError where there is none."""
+    """``words`` with the model as an option. Raises ValueError where there is none, or a network in a Python file."""
+    if words and ".py" in words[0]:
+        raise ValueError(
+            f"{prog} {words[0]}: expected the folder of a model of diffusers; a network of your own is distilled in "
+            "Python, facm.distill(network, data) (docs/python.md), or as a recipe, facm train mine.py:run"
+        )
     if words and not words[0].startswith("-"):
         return ["--model", words[0], *words[1:]]
     if not HELP & set(words) and _value(words, "--model") is None:

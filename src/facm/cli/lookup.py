@@ -112,7 +112,7 @@ def find_recipe(spec: str) -> Recipe:
 def find_object(spec: str) -> Any:
     """What path/to/file.py:NAME is, called where it is a function that needs no arguments; None for anything else.
 
-    Raises ValueError with the names that the file has.
+    Raises ValueError with the names that the file has, or with what the function found missing.
     """
     from facm.runs.recipe_file import load_module
 
@@ -135,7 +135,10 @@ def find_object(spec: str) -> Any:
             f"{spec!r} needs the arguments {', '.join(needed)}, expected an object, or a function that needs none and "
             "returns one"
         )
-    return value()
+    try:
+        return value()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{spec!r} raised {type(error).__name__}: {error}") from error
 
 
 def find_study(spec: str) -> FoundStudy:

@@ -17,6 +17,7 @@ from facm.core.terminal import say
 from facm.distributed.engine import Engine
 
 if TYPE_CHECKING:
+    from facm.core.objective import NetworkInterface
     from facm.evaluation.evaluator import Evaluator
     from facm.pretrained.trained import Trained
 
@@ -99,7 +100,7 @@ def schedule(
             raise ValueError(
                 f"{out} {what}: expected the name of a new file; delete or move the old one to search anew"
             )
-        Consistency(1).check(trained.interface)  # a student that jumps to 1, from all times
+        _check_student(run, trained.interface)
         identity = trained.identity
         decoder = which.decoder(trained, world.device)
         evaluator = metrics.judge(trained, decoder, world)
@@ -127,6 +128,16 @@ def schedule(
             write_schedule(out, Schedule(identity, trained.which, tuple(found), described))
             if not options.quiet:
                 say(f"searched for {trained.which}: {out}")
+
+
+def _check_student(run: Path, interface: NetworkInterface) -> None:
+    """Raise ValueError for a network that does not jump to 1 from all times, such as a teacher."""
+    from facm.sampling.methods import Consistency
+
+    try:
+        Consistency(1).check(interface)
+    except ValueError as error:
+        raise ValueError(f"{run}: expected a student, whose schedule is searched; {error}") from error
 
 
 def _line(found: Any) -> str:

@@ -50,8 +50,12 @@ def show(
     elif Path(what).is_dir():
         raise ValueError(f"{what} is a folder without run.json: not a run")
     else:
-        from facm.cli.lookup import find_recipe
+        from facm.cli.lookup import find_recipe, is_name_of_a_recipe
 
+        if not is_name_of_a_recipe(what) and not os.path.lexists(what):
+            raise ValueError(
+                f"{what!r}: there is no such run's folder, nor a recipe of this name (facm list shows all)"
+            )
         recipe = find_recipe(what)
         _show_run(recipe.function(), f"recipe {recipe.spec}")
 

@@ -10,7 +10,9 @@ from dataclasses import replace
 
 from facm.objectives.align_your_flow import AlignYourFlow
 from facm.objectives.scm import SCM
+from facm.pretrained.trained import FromRun
 from facm.studies.rows import Bench, published
+from facm.studies.scales import TEACHER_EMA
 from facm.studies.study import COMPUTE, Entry, Study
 
 BUDGETS = (1, 4, 16)
@@ -53,12 +55,16 @@ def order(bench: Bench, budgets: tuple[int, ...] = BUDGETS, arms: tuple[str, ...
         raise ValueError(f"budgets = {budgets}, expected different whole multiples of the size's length, at least 1")
     if "facm" not in arms or not set(arms) <= made.keys() or len(set(arms)) < len(arms):
         raise ValueError(f"arms = {arms}, expected 'facm' and others of {', '.join(made)}, each once")
+    entries = tuple(_at(bench, name, *made[name], budget=budget) for budget in budgets for name in arms)
+    teacher, pixel_norm = bench.teacher(), bench.teacher(pixel_norm=True)
+    starts = [entry.run.initial for entry in entries]
+    starts_there = FromRun(str(bench.folder / pixel_norm.name), sigma_rel=TEACHER_EMA) in starts
     return Study(
         title="Order",
         source="Tables 2-4, Fig. 3",
         question="Which objective is ahead on equal compute from one teacher, and where does the order settle?",
-        teachers=(bench.teacher(), bench.teacher(pixel_norm=True)),
-        entries=tuple(_at(bench, name, *made[name], budget=budget) for budget in budgets for name in arms),
+        teachers=(teacher, pixel_norm) if starts_there else (teacher,),
+        entries=entries,
         free=("budget",),
         x_label=COMPUTE,
         pixels=True,
