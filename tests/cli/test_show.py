@@ -30,8 +30,8 @@ def test_show_tells_a_recipe_and_a_run(runs, recipes, capsys):
 
 
 def test_what_is_neither_a_run_nor_a_recipe_is_named(recipes, capsys):
-    assert "'nosuch': there is no such run's folder, nor a recipe of this name" in refused(capsys, "show", "nosuch")
-    assert "there is no such run's folder" in refused(capsys, "show", "runs/nosuch")
+    assert "'nosuch': no such run's folder, and no recipe of this name" in refused(capsys, "show", "nosuch")
+    assert "no such run's folder" in refused(capsys, "show", "runs/nosuch")
 
 
 def test_show_says_how_an_unfinished_run_goes_on(recipes, capsys):

@@ -50,12 +50,11 @@ def show(
     elif Path(what).is_dir():
         raise ValueError(f"{what} is a folder without run.json: not a run")
     else:
-        from facm.cli.lookup import find_recipe, is_name_of_a_recipe
+        from facm.cli.lookup import did_you_mean, find_recipe, is_name_of_a_recipe, recipes
 
         if not is_name_of_a_recipe(what) and not os.path.lexists(what):
-            raise ValueError(
-                f"{what!r}: there is no such run's folder, nor a recipe of this name (facm list shows all)"
-            )
+            close = did_you_mean(what, recipes())
+            raise ValueError(f"{what!r}: no such run's folder, and no recipe of this name: {close}facm list shows all")
         recipe = find_recipe(what)
         _show_run(recipe.function(), f"recipe {recipe.spec}")
 
