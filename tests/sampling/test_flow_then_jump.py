@@ -80,8 +80,8 @@ def test_samples_are_of_the_data(nfe):
 def test_schedules():
     assert flow_then_jump_times(1) == [0.0]
     assert flow_then_jump_times(2) == [0.0, 0.5]
-    assert flow_then_jump_times(3) == [0.0, 0.5]
-    assert flow_then_jump_times(4) == pytest.approx([0.0, 0.5, 0.85])
+    assert flow_then_jump_times(3) == [0.0, 0.55]
+    assert flow_then_jump_times(4) == pytest.approx([0.0, 0.55, 0.865])
     assert flow_then_jump_times(6) == pytest.approx([0.0, 0.5, 0.75, 0.925])
     assert flow_then_jump_times(7) == pytest.approx([0.0, 0.525, 0.75, 0.875])
     assert flow_then_jump_times(8) == pytest.approx([0.0, 0.525, 0.75, 0.875, 0.9625])

@@ -150,14 +150,14 @@ def flow_then_jump_times(nfe: int) -> list[float]:
     """The schedule of ``--sampler flow-jump``: 0, where each of (nfe - 1) // 2 steps along the flow ends, and with an
     even ``nfe`` how far back the noise between the two jumps leads.
 
-    Up to two steps each goes half of what is left, three do so nearly; from four on the flow ends at 15/16 and they
-    grow finer everywhere. The noise leads 0.7 of what is left beyond the last (results/README.md, "Both heads"). One
-    evaluation is a jump, and two are consistency sampling.
+    One step goes to 0.55, of two each goes half of what is left, three do so nearly; from four on the flow ends at
+    15/16 and they grow finer everywhere. The noise leads 0.7 of what is left beyond the last (results/README.md, "Both
+    heads"). One evaluation is a jump, and two are consistency sampling.
     """
     steps = (nfe - 1) // 2
     if steps < 1:
         return [0.0, 0.5][:nfe]
-    end = 1 - 0.5 ** min(steps, 4)
+    end = 0.55 if steps == 1 else 1 - 0.5 ** min(steps, 4)
     flow = [*(end * t for t in shifted_times(steps, min(steps, 3))), end]
     return flow if nfe % 2 else [*flow, end + 0.7 * (1 - end)]
 
