@@ -66,8 +66,8 @@ class SolverOptions:
     shift: float = 1.0
     """Schedule shift s t / (1 + (s - 1) t); above 1 spends more steps near data."""
     times: tuple[float, ...] = ()
-    """Consistency, phased and jumps: the schedule itself, from 0, one time for each evaluation; flow-jump: the times of
-    its flow."""
+    """Consistency, phased and jumps: the schedule itself, from 0, one time for each evaluation; flow-jump: 0, where its
+    steps end and, of an even number, where noise leads back to."""
     guidance_low: float = 0.125
     """Guidance acts from this time on."""
     guidance_high: float = 1.0
