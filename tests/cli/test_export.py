@@ -42,6 +42,10 @@ def test_each_form_is_written_and_says_where_it_comes_from(students, tmp_path, c
     assert open_model(tmp_path / "folder").pipeline == "WanPipeline"
     scheduler = json.loads((tmp_path / "folder/scheduler/scheduler_config.json").read_text())
     assert scheduler["shift_terminal"] == 0.25
+    command(
+        "export", run, "--to", "diffusers", "--out", tmp_path / "both", "--num-steps", 3, "--scheduler", "flow-jump"
+    )
+    assert open_model(tmp_path / "both").parts["scheduler"][1] == "FlowJumpScheduler"
     with safe_open(tmp_path / "comfy.safetensors", "pt") as file:
         assert all(file.get_tensor(name).dtype == torch.bfloat16 for name in file.keys())  # noqa: SIM118
         origins = [json.loads(file.metadata()["facm_export"])]

@@ -17,6 +17,8 @@ from facm.foundation.folder import TRANSFORMER, load_transformer, open_model
 from facm.foundation.lora import LoRA, add_lora, lora_parameters
 from facm.foundation.network import DiffusersNetwork
 from facm.foundation.smoothing import Smoothing
+from facm.sampling.methods import FlowThenJump
+from facm.sampling.moves import follow
 from facm.sampling.solvers import consistency, uniform_times
 
 PROMPTS = ["a red fox", "snow"]
@@ -105,6 +107,18 @@ class Drawn:
         torch.manual_seed(0)
         return consistency(
             lambda x, t: network(x, t, cond), self.noise(), uniform_times(n), lambda _: self._fresh_noise()
+        )
+
+    def by_flow_then_jump(self, n: int) -> Tensor:
+        cond, network, method = self.cond(), self.network(), FlowThenJump(n)
+        torch.manual_seed(0)
+        return follow(
+            lambda x, t: network(x, 2 - t, cond),
+            lambda x, t: network(x, t, cond),
+            self.noise(),
+            method.schedule(),
+            method.moves,
+            lambda _: self._fresh_noise(),
         )
 
     def _fresh_noise(self) -> Tensor:

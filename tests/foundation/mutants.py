@@ -15,6 +15,7 @@ BASE = "tests/foundation/test_network.py::test_the_base_of_adapters_and_smoothin
 TARGETS = "tests/foundation/test_network.py::test_adapters_sit_on_every_layer_that_the_family_names"
 EXPORT = "tests/foundation/test_export.py"
 EXPORTED = (f"{EXPORT}::test_the_folder_opens_in_diffusers_and_samples_as_this_package_does[wan]",)
+ON_BOTH_HEADS = (f"{EXPORT}::test_the_scheduler_on_both_heads_samples_as_this_package_does[wan]",)
 SEEDED = (f"{EXPORT}::test_a_seeded_scheduler_repeats_its_noise",)
 OWN_LAYER = (f"{EXPORT}::test_an_adapter_is_tied_to_its_own_layer",)
 COMFYUI = (f"{EXPORT}::test_diffusers_reads_the_file_for_comfyui[wan]",)
@@ -122,6 +123,13 @@ MUTANTS = (
         '"stochastic_sampling": False',
         EXPORTED,
     ),
+    Mutant(
+        "foundation/export/flow_jump_scheduler.py",
+        'return 1 - t if self.of == "jump" else t - 1',
+        "return 1 - t",
+        ON_BOTH_HEADS,
+    ),
+    Mutant("foundation/export/flow_jump_scheduler.py", "(self._slope + F) / 2", "F", ON_BOTH_HEADS),
     Mutant("foundation/export/schedule.py", "terminal = 1 / num_steps", "terminal = 1 / (num_steps + 1)", EXPORTED),
     Mutant("foundation/export/lora_file.py", '{f"^{name}": rank', "{name: rank", OWN_LAYER),
     Mutant("foundation/export/lora_file.py", '"lora_alpha": usual', '"lora_alpha": 2 * usual', OWN_LAYER),

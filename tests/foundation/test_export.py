@@ -97,6 +97,22 @@ def test_the_folder_opens_in_diffusers_and_samples_as_this_package_does(
         assert error < FLOAT32 if kind in ROUNDED else error == 0, f"this package's scheduler, {n} steps"
 
 
+def test_the_scheduler_on_both_heads_samples_as_this_package_does(kind: str, trained: Student, tmp_path: Path) -> None:
+    """The anchor is asked at negative timesteps, which no pipeline stumbles over."""
+    write_folder(trained, tmp_path / "out", num_steps=3, kind="flow-jump")
+    pipe = opened(tmp_path / "out")
+    assert type(pipe.scheduler).__name__ == "FlowJumpScheduler"
+    drawn = Drawn(trained, pipe)
+    for n in (3, 1, 2, 4, 6):
+        got, want = drawn.by_pipeline(n, "flow-jump"), drawn.by_flow_then_jump(n)
+        error = relative(got, want)
+        assert error < FLOAT32 if kind in ROUNDED else error == 0, f"{n} evaluations"
+        if n < 3:
+            assert relative(want, drawn.by_sampler(n)) == 0
+        else:
+            assert relative(want, drawn.by_sampler(n)) > 0.01
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "frames"), [("wan", 5), ("ltx", 9)])
 def test_clips_are_those_of_this_package(family: str, frames: int, models: Path, tmp_path: Path) -> None:
@@ -260,6 +276,23 @@ def test_an_adapter_is_tied_to_its_own_layer() -> None:
     said = metadata(differences)
     assert said["r"] == said["lora_alpha"] == 4
     assert said["rank_pattern"] == said["alpha_pattern"] == {"^out": 2}
+
+
+def test_the_card_says_how_both_heads_are_sampled(wan: Path, tmp_path: Path) -> None:
+    one = student(wan)
+    write_folder(one, tmp_path / "out", num_steps=3, kind="flow-jump")
+    write_lora(one, {"transformer": added(one.network)}, tmp_path / "lora", 3, kind="flow-jump")
+    for name in ("out", "lora"):
+        text = (tmp_path / name / "README.md").read_text()
+        assert "num_inference_steps=3" in text
+        assert "`num_inference_steps` counts evaluations, 1 to 8." in text
+        assert "`FlowJumpScheduler` has a `generator` of its own" in text
+    assert "pipe.scheduler = FlowJumpScheduler()" in text
+    scheduler = opened(tmp_path / "out").scheduler
+    with pytest.raises(ValueError, match="expected num_inference_steps"):
+        scheduler.set_timesteps(timesteps=[1.0])
+    scheduler.set_timesteps(4)  # 0, 0.55 along the flow, which is asked beyond 1, then from 0.55 and 0.865 to the data
+    assert scheduler.timesteps.tolist() == pytest.approx([-1000, -450, 450, 135])
 
 
 def test_the_card_shows_a_call_that_runs(kind: str, trained: Student, tmp_path: Path) -> None:

@@ -201,6 +201,7 @@ def test_one_student_is_a_pipeline_of_one_transformer(wan22: Path, one: Trained,
     [
         ("WanPipeline", (0.0, T_B, 1.0), 1, "facm", "num_steps = 1 with a student of 2 phases, expected 2 to 8"),
         ("WanPipeline", (0.0, T_B, 1.0), 4, "stock", "expected num_steps = 2, a step in each phase, or scheduler"),
+        ("WanPipeline", (0.0, T_B, 1.0), 4, "flow-jump", "does not jump to data from all noise levels; expected sched"),
         ("WanPipeline", (0.0, 0.1, 0.3, 1.0), 3, "stock", r"cannot take these steps; expected scheduler = 'facm'"),
         ("ZImagePipeline", (0.0, T_B, 1.0), 2, "stock", r"cannot take these steps; expected scheduler = 'facm'"),
     ],

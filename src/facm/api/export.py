@@ -105,7 +105,7 @@ def export_text_to_image(
     to: To,
     num_steps: int = 2,
     lora_rank: int | None = None,
-    scheduler: Literal["stock", "facm"] = "stock",
+    scheduler: Literal["stock", "facm", "flow-jump"] = "stock",
     dtype: Literal["fp32", "bf16"] = "fp32",
 ) -> list[str]:
     """Write a text-to-image student, or a pair of them, for diffusers or ComfyUI; what was written, in words.
@@ -120,12 +120,15 @@ def export_text_to_image(
     from facm.foundation.export.lora_file import write_lora
     from facm.foundation.export.schedule import check_steps
     from facm.foundation.folder import TRANSFORMER
+    from facm.sampling.methods import FlowThenJump
 
     half = trained.high if isinstance(trained, TrainedPair) else None
     check_text_to_image(out, to, num_steps, lora_rank, None if half is None else half.path)
     student = _student(trained, alone=to == "comfyui")
     if student.few_step and to != "comfyui":
         check_steps(num_steps, scheduler, student.model.pipeline, student.bounds)
+        if scheduler == "flow-jump":
+            FlowThenJump(num_steps).check(trained.interface)
     kind = torch.float32 if dtype == "fp32" else torch.bfloat16
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     kept = ""

@@ -365,7 +365,7 @@ class Model:
         *,
         num_steps: int = 2,
         lora_rank: int | None = None,
-        scheduler: Literal["stock", "facm"] = "stock",
+        scheduler: Literal["stock", "facm", "flow-jump"] = "stock",
         dtype: Literal["fp32", "bf16"] = "fp32",
     ) -> Path:
         """Write the network into the new file or folder ``out``; its path.

@@ -26,7 +26,8 @@ LIBRARIES = ("diffusers", "transformers")
 WHAT = "a folder with model_index.json, as diffusers' save_pretrained writes it"
 OWN_SCHEDULER = ("facm.foundation.export.scheduler", "FewStepScheduler")
 PHASED_SCHEDULER = ("facm.foundation.export.phased_scheduler", "PhasedScheduler")
-"""With the one above, the classes of this package that an exported model may name."""
+FLOW_JUMP_SCHEDULER = ("facm.foundation.export.flow_jump_scheduler", "FlowJumpScheduler")
+"""With the two above, the classes of this package that an exported model may name."""
 Part = Literal["transformer", "transformer_2"]
 """Which transformer of a model."""
 TRANSFORMER: Part = "transformer"
@@ -167,7 +168,7 @@ def _check_weights(folder: Path) -> None:
 
 
 def _part(index: Path, name: str, entry: list[Any]) -> tuple[str, str]:
-    if name == SCHEDULER and tuple(entry) in (OWN_SCHEDULER, PHASED_SCHEDULER):
+    if name == SCHEDULER and tuple(entry) in (OWN_SCHEDULER, PHASED_SCHEDULER, FLOW_JUMP_SCHEDULER):
         return entry[0], entry[1]
     if len(entry) != 2 or entry[0] not in LIBRARIES or not isinstance(entry[1], str):
         raise ValueError(

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from facm.foundation.export.experts import is_phased, opening, other_numbers
 from facm.foundation.export.schedule import Kind, call_arguments, levels_by, stock_settings
 from facm.foundation.export.student import Student
+from facm.foundation.folder import FLOW_JUMP_SCHEDULER, OWN_SCHEDULER, PHASED_SCHEDULER
 
 Form = Literal["diffusers", "lora"]
 
@@ -67,8 +68,14 @@ def _few_steps(student: Student, form: Form, num_steps: int, kind: Kind, name: s
         "## Seeds",
         f"Fresh noise is drawn between steps{' of one phase' if is_phased(student) else ''}. Most pipelines do not "
         "hand their `generator` to the scheduler: `torch.manual_seed` makes a picture repeatable, `generator` alone "
-        f"does not. `{'PhasedScheduler' if is_phased(student) else 'FewStepScheduler'}` has a `generator` of its own.",
+        f"does not. `{_own_scheduler(student, kind)}` has a `generator` of its own.",
     ]
+
+
+def _own_scheduler(student: Student, kind: Kind) -> str:
+    if kind == "flow-jump":
+        return FLOW_JUMP_SCHEDULER[1]
+    return (PHASED_SCHEDULER if is_phased(student) else OWN_SCHEDULER)[1]
 
 
 def _with_scheduler(code: list[str], student: Student, num_steps: int, kind: Kind) -> list[str]:
@@ -78,6 +85,12 @@ def _with_scheduler(code: list[str], student: Student, num_steps: int, kind: Kin
             "from facm.foundation.export.phased_scheduler import PhasedScheduler",
             *code,
             f"pipe.scheduler = PhasedScheduler(bounds={list(student.bounds)})",
+        ]
+    if kind == "flow-jump":
+        return [
+            "from facm.foundation.export.flow_jump_scheduler import FlowJumpScheduler",
+            *code,
+            "pipe.scheduler = FlowJumpScheduler()",
         ]
     settings = _spelled(stock_settings(student.model.pipeline, num_steps, student.bounds))
     return [
@@ -98,6 +111,13 @@ def _guidance(student: Student) -> str:
 
 
 def _other_numbers(pipeline: str, num_steps: int, kind: Kind) -> str:
+    if kind == "flow-jump":
+        return (
+            "`num_inference_steps` counts evaluations, 1 to 8. The scheduler, "
+            "`facm.foundation.export.flow_jump_scheduler.FlowJumpScheduler`, follows the flow that the student holds "
+            "first, from three evaluations on, and then jumps. facm must be installed; without it, jump alone by "
+            f"diffusers' own: `FlowMatchEulerDiscreteScheduler({_spelled(stock_settings(pipeline, num_steps))})`."
+        )
     levels = "A student is sampled at the noise levels 1, (N - 1)/N, ..., 1/N, for any N from 1 to 8."
     if kind == "facm":
         return (

@@ -17,7 +17,16 @@ from facm.foundation.export.experts import index_entries, is_phased
 from facm.foundation.export.lowrank import exported
 from facm.foundation.export.schedule import STOCK, Kind, new_scheduler
 from facm.foundation.export.student import Student
-from facm.foundation.folder import INDEX, OWN_SCHEDULER, PHASED_SCHEDULER, SCHEDULER, SECOND, TRANSFORMER, ModelFolder
+from facm.foundation.folder import (
+    FLOW_JUMP_SCHEDULER,
+    INDEX,
+    OWN_SCHEDULER,
+    PHASED_SCHEDULER,
+    SCHEDULER,
+    SECOND,
+    TRANSFORMER,
+    ModelFolder,
+)
 
 ORIGIN = "facm_export.json"
 """The file that says where an export comes from."""
@@ -86,7 +95,7 @@ def _index(student: Student, kind: Kind) -> dict[str, Any]:
     index |= index_entries(student)
     if student.few_step:
         own = PHASED_SCHEDULER if is_phased(student) else OWN_SCHEDULER
-        index[SCHEDULER] = list(STOCK if kind == "stock" else own)
+        index[SCHEDULER] = list({"stock": STOCK, "facm": own, "flow-jump": FLOW_JUMP_SCHEDULER}[kind])
         if "is_distilled" in index:  # a pipeline with this setting does not guide a model that has it
             index["is_distilled"] = True
     return index

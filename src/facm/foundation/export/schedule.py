@@ -14,8 +14,9 @@ from facm.flow.phases import WHOLE
 
 STOCK = ("diffusers", "FlowMatchEulerDiscreteScheduler")
 """Library and class name in model_index.json."""
-Kind = Literal["stock", "facm"]
-"""diffusers' own scheduler, or this package's, which must then be installed where the folder is opened."""
+Kind = Literal["stock", "facm", "flow-jump"]
+"""diffusers' own scheduler, or one of this package's, which must then be installed where the folder is opened: that of
+jumps, or that of steps along the flow before them."""
 MOST_STEPS = 8
 
 Levels = Literal["pipeline", "caller", "scheduler"]
@@ -84,6 +85,11 @@ def check_steps(num_steps: int, kind: Kind, pipeline: str, bounds: Sequence[floa
             f"num_steps = {num_steps} with a student of {phases} phases, expected {phases} to {MOST_STEPS}: a step in "
             "each of them"
         )
+    if kind == "flow-jump" and tuple(bounds) != WHOLE:
+        raise ValueError(
+            f"scheduler = 'flow-jump' with a student of the phases {tuple(bounds)}, which does not jump to data from "
+            "all noise levels; expected scheduler = 'facm'"
+        )
     if kind == "stock":
         stock_settings(pipeline, num_steps, bounds)
 
@@ -109,6 +115,10 @@ def new_scheduler(
     if kind == "stock":
         settings = stock_settings(pipeline, num_steps, bounds)
         return FlowMatchEulerDiscreteScheduler(num_train_timesteps=num_train_timesteps, **settings)
+    if kind == "flow-jump":
+        from facm.foundation.export.flow_jump_scheduler import FlowJumpScheduler
+
+        return FlowJumpScheduler(num_train_timesteps)
     if tuple(bounds) != WHOLE:
         from facm.foundation.export.phased_scheduler import PhasedScheduler
 
