@@ -23,6 +23,12 @@ MUTANTS = (
     ),
     Mutant(
         "evaluation/schedule_search.py",
+        "if all(ours < theirs",
+        "if any(ours < theirs",
+        (f"{SEARCH}::test_only_what_is_nearer_in_every_draw_replaces_what_needs_no_search",),
+    ),
+    Mutant(
+        "evaluation/schedule_search.py",
         "for sign in (1, -1):",
         "for sign in (1,):",
         (f"{SEARCH}::test_the_compass_finds_the_bottom_of_a_bowl_within_its_trials",),

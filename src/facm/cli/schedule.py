@@ -29,7 +29,7 @@ class SearchOptions:
     num_steps: tuple[int, ...] = (1, 2, 3, 4, 6, 8)
     """Network evaluations, 1 to 16: a schedule for each number."""
     num_samples: int = 1000
-    """Samples that each schedule is measured with; the best few are measured again with four times as many."""
+    """Samples that each schedule is measured with; the best few are measured again in four further draws."""
     trials: int = 12
     """Schedules that each of four compass searches may try, besides families as they are: the cost of the search."""
     batch_size: int = 256
@@ -116,8 +116,8 @@ def schedule(
             decoder=decoder,
         )
         distance = Distance(trained, sampling, evaluator)
-        again = dataclasses.replace(sampling, n=CONFIRM_WITH * sampling.n, seed=seed_of_search(options.seed, 1))
-        confirm = Distance(trained, again, evaluator)
+        draws = [seed_of_search(options.seed, stage) for stage in range(1, CONFIRM_WITH + 1)]
+        confirm = [Distance(trained, dataclasses.replace(sampling, seed=seed), evaluator) for seed in draws]
         found = []
         for nfe in options.num_steps:
             found.append(search(nfe, trained.interface.learns_flow, distance, options.trials, confirm))
