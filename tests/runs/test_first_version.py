@@ -1,4 +1,4 @@
-"""What commit d57adea wrote still opens, goes on to the same weights, is evaluated and teaches, wherever modules have moved.
+"""What commit d57adea wrote still opens, goes on to the same weights, is evaluated and teaches, wherever modules are.
 
 See tests/data/d57adea/README.md.
 """
