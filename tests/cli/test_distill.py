@@ -184,6 +184,7 @@ def test_a_run_with_adapters_is_not_gone_on_from_on_another_base(made, monkeypat
 def test_what_is_no_recipe_for_a_model_is_named(place, capsys):
     assert "expected the folder of a model, as in facm distill ./Z-Image" in refused(capsys, "distill")
     assert "a network of your own is distilled in Python" in refused(capsys, "distill", "net.py:net", "--data", "x")
+    assert "x.pytorch is no model" in refused(capsys, "distill", "x.pytorch", "--data", "data/z")
     assert "nowhere is no model" in refused(capsys, "distill", "nowhere", "--data", "data/z")
     assert "expected --data FOLDER, which facm prepare wrote" in refused(capsys, "distill", "wan")
     for words in (["wan", "-h"], ["-h"], ["wan", "--data", "data/z", "--help-all"]):

@@ -60,7 +60,7 @@ def of_model(recipe: str) -> Callable[[list[str], str], None]:
 
 def _with_model(words: list[str], prog: str) -> list[str]:
     """``words`` with the model as an option. Raises ValueError where there is none, or a network in a Python file."""
-    if words and ".py" in words[0]:
+    if words and re.search(r"\.py(:|$)", words[0]):
         raise ValueError(
             f"{prog} {words[0]}: expected the folder of a model of diffusers; a network of your own is distilled in "
             "Python, facm.distill(network, data) (docs/python.md), or as a recipe, facm train mine.py:run"

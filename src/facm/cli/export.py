@@ -34,8 +34,8 @@ def export_to(
         ema: EMA length sigma_rel; any length if the run kept snapshots; default: the run's first.
         raw: the raw weights instead of an EMA.
         high_noise: where RUN is the low-noise half of a pair (facm distill --student low-noise), the run of the other.
-        scheduler: stock: diffusers' own; facm: right for every number of steps; flow-jump: better from three on. With
-            the last two, facm must be installed to open the folder.
+        scheduler: stock: diffusers' own; facm: right for every number of steps; flow-jump: along the flow
+            first. With the last two, facm must be installed to open the folder.
         dtype: type of the weights that are written.
         trust_recipe: execute the recipe file that came with the run, from now on, whoever wrote it.
     """
