@@ -267,7 +267,7 @@ def test_a_study_in_two_spaces_measures_and_shows_both(place, capsys):
     found = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
     assert {row["features"] for row in found} == {"quarters", "identity"}
     names = {f"order-{arm}-1x" for arm in ("facm", "tract", "ayf")}
-    assert {row["entry"] for row in found} == {"teacher", "teacher-pixel-norm", *names}
+    assert {row["entry"] for row in found} == {"teacher", *names}, "no teacher that nobody starts from"
     assert {row["at_images"] for row in found if row["entry"] == "order-tract-1x"} == {None, 32, 64, 96}
     said = (folder / "table.md").read_text()
     assert "## Two feature spaces" in said

