@@ -102,7 +102,7 @@ def test_it_is_never_worse_than_no_search_and_costs_no_more_than_it_says(nfe, co
         "flow-jump": judge(as_moves(FlowThenJump(nfe))),
     }
     assert found.distance <= min(found.defaults.values())
-    assert found.tried <= len(families(nfe, True)) + 2 + (FINALISTS + 1) * trials
+    assert found.tried <= 2 * len(families(nfe, True)) + 2 + (FINALISTS + 1) * trials
     assert len(again) <= (CONFIRMED + 2 + 4) * confirmed  # four of them are this test's own
     same = search(nfe, True, rugged, trials, [lambda method: 1 - rugged(method)] * confirmed)
     assert (same.method, same.distance) == (found.method, found.distance)

@@ -132,12 +132,16 @@ def test_every_family_spends_what_it_says_and_starts_at_increasing_times():
             assert found[0] == Family(nfe - 1)
             assert len(found) == 1 or flow
             for family in found:
-                schedule = family.schedule(family.start())
-                assert schedule is not None
-                assert schedule.nfe == family.nfe == nfe
-                assert schedule.moves == family.moves
+                assert len(family.starts()) == (2 if family.steps else 1)
+                for numbers in family.starts():
+                    schedule = family.schedule(numbers)
+                    assert schedule is not None
+                    assert schedule.nfe == family.nfe == nfe
+                    assert schedule.moves == family.moves
     assert Family(1, 2, "adams", 1) in families(5, True)
     assert Family(0, 2) in families(5, True)
+    assert Family(0, 2, "heun", 3) in families(8, True)
+    assert Family(1, 1).starts()[1] == (0.1, 0.2)  # numbers: where the jump leads to, then how far the flow goes
     assert Family(0, 1, "adams") not in families(2, True)  # Euler's step by another name
 
 

@@ -4,7 +4,8 @@ What is minimised is the Fréchet distance of n samples from the data, in the fe
 measured on the same noise (common random numbers), whose seed is derived, so that no seed that an evaluation is given
 draws it. For each number of evaluations:
 
-1. every family of :func:`facm.sampling.families.families` at its ordinary times, and the methods that need no search;
+1. every family of :func:`facm.sampling.families.families` at its ordinary times and with a short flow, and the methods
+   that need no search;
 2. from the best FINALISTS of them, a compass search over the family's few numbers;
 3. from the best of all, a compass search over its times themselves;
 4. the best of each of the CONFIRMED best sequences of moves, and the methods that need no search, are measured with
@@ -17,7 +18,7 @@ nearer in four draws of four once in sixteen times.
 
 A compass search (Kolda, Lewis and Torczon, SIAM Review 45, 2003) tries a step up and down in each coordinate, goes
 where that is better, and halves its step where nothing is. Each stops after ``trials`` schedules, so that the cost is
-bounded: at most families + 2 + (FINALISTS + 1) trials and (CONFIRMED + 2) CONFIRM_WITH, each with n samples. On the
+bounded: at most 2 families + 2 + (FINALISTS + 1) trials and (CONFIRMED + 2) CONFIRM_WITH, each with n samples. On the
 noise of the last stage no schedule is worse than a method that needs none.
 """
 
@@ -47,7 +48,7 @@ from facm.sampling.schedule import MOST_EVALUATIONS, Found
 
 Point = tuple[float, ...]
 FINALISTS = 3
-"""Families whose numbers are searched."""
+"""Starts of families from which numbers are searched."""
 FIRST_STEP = 0.2
 """Of the compass search over a family's numbers, which are in [0, 1]."""
 FIRST_STEP_OF_TIMES = 0.1
@@ -132,9 +133,10 @@ def search(
     defaults = {name: as_moves(method) for name, method in _defaults(nfe, flow).items()}
     for method in defaults.values():
         of(method)
-    starts = sorted(families(nfe, flow), key=lambda family: of(family.schedule(family.start())))
-    for family in starts[:FINALISTS]:
-        compass(_of_numbers(family, of), family.start(), FIRST_STEP, trials)
+    starts = [(family, numbers) for family in families(nfe, flow) for numbers in family.starts()]
+    starts.sort(key=lambda start: of(start[0].schedule(start[1])))
+    for family, numbers in starts[:FINALISTS]:
+        compass(_of_numbers(family, of), numbers, FIRST_STEP, trials)
     best = min(measured, key=measured.__getitem__)
     if best.moves:
         shares = _shares(best.times)

@@ -15,6 +15,8 @@ from facm.sampling.moves import EVALUATIONS, Move
 
 LATEST = 0.98
 """No move leads beyond this time, from which a jump has little left to do."""
+SHORT = 0.2
+"""Where a short flow ends."""
 DECIMALS = 3
 """Of times in a schedule: finer ones make no difference that samples could show."""
 
@@ -43,6 +45,15 @@ class Family:
     def moves(self) -> tuple[Move, ...]:
         jump: Move = "jump"
         return (*(jump,) * self.before, *(self.solver,) * self.steps, *(jump,) * self.after)
+
+    def starts(self) -> tuple[tuple[float, ...], ...]:
+        """Where a search begins: at ordinary numbers, and where there is a flow, with a short one, for data whose flow
+        bends early."""
+        ordinary = self.start()
+        if not self.steps:
+            return (ordinary,)
+        at = 1 if self.before else 0
+        return (ordinary, (*ordinary[:at], SHORT, *ordinary[at + 1 :]))
 
     def start(self) -> tuple[float, ...]:
         """The numbers of an ordinary schedule: uniform times for jumps alone, else a flow from 0, or from 0.1
@@ -96,7 +107,8 @@ def warped(u: float, uneven: float) -> float:
 def families(nfe: int, flow: bool) -> tuple[Family, ...]:
     """The families of ``nfe`` evaluations; flow: whether the network has learned the flow, too.
 
-    Jumps alone; up to two jumps, then steps by each solver; and the same with one jump after the flow.
+    Jumps alone; up to two jumps, then steps by each solver; and the same with one jump after the flow. By Heun's method
+    from noise on, also two and three jumps after it.
     """
     if nfe < 1:
         raise ValueError(f"nfe = {nfe}, expected at least 1")
@@ -109,4 +121,8 @@ def families(nfe: int, flow: bool) -> tuple[Family, ...]:
                 same_as_euler = solver == "adams" and steps == 1
                 if steps >= 1 and rest == 0 and not same_as_euler:
                     found.append(Family(before, steps, solver, after))
+    for after in (2, 3):
+        steps, rest = divmod(nfe - 1 - after, EVALUATIONS["heun"])
+        if flow and steps >= 1 and rest == 0:
+            found.append(Family(0, steps, "heun", after))
     return tuple(found)
