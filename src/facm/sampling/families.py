@@ -116,13 +116,9 @@ def families(nfe: int, flow: bool) -> tuple[Family, ...]:
     solvers: tuple[Move, ...] = ("heun", "adams", "euler") if flow else ()
     for solver in solvers:
         for before in (0, 1, 2):
-            for after in (0, 1):
+            for after in (0, 1, 2, 3) if (solver, before) == ("heun", 0) else (0, 1):
                 steps, rest = divmod(nfe - 1 - before - after, EVALUATIONS[solver])
                 same_as_euler = solver == "adams" and steps == 1
                 if steps >= 1 and rest == 0 and not same_as_euler:
                     found.append(Family(before, steps, solver, after))
-    for after in (2, 3):
-        steps, rest = divmod(nfe - 1 - after, EVALUATIONS["heun"])
-        if flow and steps >= 1 and rest == 0:
-            found.append(Family(0, steps, "heun", after))
     return tuple(found)

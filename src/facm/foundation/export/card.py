@@ -6,9 +6,8 @@ import json
 from typing import Any, Literal
 
 from facm.foundation.export.experts import is_phased, opening, other_numbers
-from facm.foundation.export.schedule import Kind, call_arguments, levels_by, stock_settings
+from facm.foundation.export.schedule import Kind, call_arguments, class_of, levels_by, stock_settings
 from facm.foundation.export.student import Student
-from facm.foundation.folder import FLOW_JUMP_SCHEDULER, OWN_SCHEDULER, PHASED_SCHEDULER
 
 Form = Literal["diffusers", "lora"]
 
@@ -68,14 +67,8 @@ def _few_steps(student: Student, form: Form, num_steps: int, kind: Kind, name: s
         "## Seeds",
         f"Fresh noise is drawn between steps{' of one phase' if is_phased(student) else ''}. Most pipelines do not "
         "hand their `generator` to the scheduler: `torch.manual_seed` makes a picture repeatable, `generator` alone "
-        f"does not. `{_own_scheduler(student, kind)}` has a `generator` of its own.",
+        f"does not. `{class_of('facm' if kind == 'stock' else kind, student.bounds)[1]}` has a `generator` of its own.",
     ]
-
-
-def _own_scheduler(student: Student, kind: Kind) -> str:
-    if kind == "flow-jump":
-        return FLOW_JUMP_SCHEDULER[1]
-    return (PHASED_SCHEDULER if is_phased(student) else OWN_SCHEDULER)[1]
 
 
 def _with_scheduler(code: list[str], student: Student, num_steps: int, kind: Kind) -> list[str]:

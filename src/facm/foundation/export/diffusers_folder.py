@@ -13,20 +13,11 @@ import torch
 from facm.core.files import folder_atomically
 from facm.core.untrusted.door import open_regular, read_json
 from facm.foundation.export.card import card
-from facm.foundation.export.experts import index_entries, is_phased
+from facm.foundation.export.experts import index_entries
 from facm.foundation.export.lowrank import exported
-from facm.foundation.export.schedule import STOCK, Kind, new_scheduler
+from facm.foundation.export.schedule import Kind, class_of, new_scheduler
 from facm.foundation.export.student import Student
-from facm.foundation.folder import (
-    FLOW_JUMP_SCHEDULER,
-    INDEX,
-    OWN_SCHEDULER,
-    PHASED_SCHEDULER,
-    SCHEDULER,
-    SECOND,
-    TRANSFORMER,
-    ModelFolder,
-)
+from facm.foundation.folder import INDEX, SCHEDULER, SECOND, TRANSFORMER, ModelFolder
 
 ORIGIN = "facm_export.json"
 """The file that says where an export comes from."""
@@ -94,8 +85,7 @@ def _index(student: Student, kind: Kind) -> dict[str, Any]:
     index.pop("_name_or_path", None)
     index |= index_entries(student)
     if student.few_step:
-        own = PHASED_SCHEDULER if is_phased(student) else OWN_SCHEDULER
-        index[SCHEDULER] = list({"stock": STOCK, "facm": own, "flow-jump": FLOW_JUMP_SCHEDULER}[kind])
+        index[SCHEDULER] = list(class_of(kind, student.bounds))
         if "is_distilled" in index:  # a pipeline with this setting does not guide a model that has it
             index["is_distilled"] = True
     return index

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401 (from_pretrained looks for it here)
 from torch import Tensor
 
-from facm.foundation.export.scheduler import FewStepScheduler
+from facm.foundation.export.scheduler import CountingScheduler
 from facm.sampling.methods import FlowThenJump
 
 
@@ -52,7 +52,7 @@ def evaluations(num_steps: int) -> list[Evaluation]:
     return [*found, Evaluation("jump", times[-1], 1.0)]
 
 
-class FlowJumpScheduler(FewStepScheduler):
+class FlowJumpScheduler(CountingScheduler):
     """``num_inference_steps`` counts evaluations: one is a jump, two are those of :class:`FewStepScheduler`, and from
     three on the anchor's flow is followed first, as :class:`facm.sampling.FlowThenJump` does."""
 
@@ -60,22 +60,11 @@ class FlowJumpScheduler(FewStepScheduler):
     def __init__(self, num_train_timesteps: int = 1000) -> None:
         super().__init__(num_train_timesteps=num_train_timesteps, shift=1.0, stochastic_sampling=True)
 
-    def set_timesteps(
-        self: Any,
-        num_inference_steps: int | None = None,
-        device: Any = None,
-        sigmas: Sequence[float] | None = None,
-        mu: float | None = None,
-        timesteps: Sequence[float] | None = None,
-    ) -> None:
-        """As many evaluations; the levels that a pipeline says itself are counted, and not used."""
-        steps = num_inference_steps or (None if sigmas is None else len(sigmas))
-        if timesteps is not None or steps is None:
-            raise ValueError("timesteps, or no num_inference_steps: expected num_inference_steps")
-        self._evaluations = evaluations(steps)
+    def _levels(self: Any, num_steps: int) -> list[float]:
+        self._evaluations = evaluations(num_steps)
         self._begin: Tensor | None = None
         self._slope: Tensor | None = None
-        super().set_timesteps(sigmas=[one.level for one in self._evaluations], device=device)
+        return [one.level for one in self._evaluations]
 
     def _next(self: Any, x: Tensor, output: Tensor, fresh_noise: Callable[[], Tensor]) -> Tensor:
         one, F = self._evaluations[self._step_index], -output

@@ -12,11 +12,11 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401 (from_pretrained looks for it here)
 from torch import Tensor
 
-from facm.foundation.export.scheduler import FewStepScheduler
+from facm.foundation.export.scheduler import CountingScheduler
 from facm.sampling.solvers import phased_times, renoised, spread_over_phases
 
 
-class PhasedScheduler(FewStepScheduler):
+class PhasedScheduler(CountingScheduler):
     """Steps that jump to the end of their phase: within a phase noise is added again, from one to the next none is.
 
     bounds: times 1 - sigma at which phases begin and end, from 0 to 1. The steps of any number N, at least one in each
@@ -27,21 +27,10 @@ class PhasedScheduler(FewStepScheduler):
     def __init__(self, num_train_timesteps: int = 1000, bounds: Sequence[float] = (0.0, 1.0)) -> None:
         super().__init__(num_train_timesteps=num_train_timesteps, shift=1.0, stochastic_sampling=True)
 
-    def set_timesteps(
-        self: Any,
-        num_inference_steps: int | None = None,
-        device: Any = None,
-        sigmas: Sequence[float] | None = None,
-        mu: float | None = None,
-        timesteps: Sequence[float] | None = None,
-    ) -> None:
-        """The levels of ``num_inference_steps``; those that a pipeline says itself are not used."""
-        steps = num_inference_steps or (None if sigmas is None else len(sigmas))
-        if timesteps is not None or steps is None:
-            raise ValueError("timesteps, or no num_inference_steps: expected num_inference_steps")
+    def _levels(self: Any, num_steps: int) -> list[float]:
         bounds = tuple(self.config.bounds)
-        self._times = phased_times(spread_over_phases(steps, len(bounds) - 1), bounds)
-        super().set_timesteps(sigmas=[1 - t for t in self._times], device=device)
+        self._times = phased_times(spread_over_phases(num_steps, len(bounds) - 1), bounds)
+        return [1 - t for t in self._times]
 
     def _next(self: Any, x: Tensor, output: Tensor, fresh_noise: Callable[[], Tensor]) -> Tensor:
         t, later = [*self._times, 1.0][self._step_index : self._step_index + 2]

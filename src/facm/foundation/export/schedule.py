@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from facm.flow.phases import WHOLE
+from facm.foundation.folder import FLOW_JUMP_SCHEDULER, OWN_SCHEDULER, PHASED_SCHEDULER
 
 STOCK = ("diffusers", "FlowMatchEulerDiscreteScheduler")
 """Library and class name in model_index.json."""
@@ -100,6 +101,12 @@ def call_arguments(pipeline: str, num_steps: int, kind: Kind = "stock") -> dict[
     if levels_by(pipeline) == "caller" and kind == "stock":
         arguments["sigmas"] = [1 - i / num_steps for i in range(num_steps)]
     return arguments
+
+
+def class_of(kind: Kind, bounds: Sequence[float] = WHOLE) -> tuple[str, str]:
+    """Library and class name of the scheduler, as model_index.json has them."""
+    own = OWN_SCHEDULER if tuple(bounds) == WHOLE else PHASED_SCHEDULER
+    return {"stock": STOCK, "facm": own, "flow-jump": FLOW_JUMP_SCHEDULER}[kind]
 
 
 def new_scheduler(

@@ -92,3 +92,25 @@ class FewStepScheduler(FlowMatchEulerDiscreteScheduler):
         sigma, lower = self._exact_sigmas[self._step_index : self._step_index + 2]
         x_1 = x - sigma * output
         return (1 - lower) * x_1 + lower * fresh_noise().to(x.dtype) if lower > 0 else x_1
+
+
+class CountingScheduler(FewStepScheduler):
+    """Steps whose noise levels are its own, from their number alone: ``_levels``, whatever levels a pipeline says."""
+
+    def set_timesteps(
+        self: Any,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        sigmas: Sequence[float] | None = None,
+        mu: float | None = None,
+        timesteps: Sequence[float] | None = None,
+    ) -> None:
+        """The levels of ``num_inference_steps``; those that a pipeline says itself are counted, and not used."""
+        steps = num_inference_steps or (None if sigmas is None else len(sigmas))
+        if timesteps is not None or steps is None:
+            raise ValueError("timesteps, or no num_inference_steps: expected num_inference_steps")
+        super().set_timesteps(sigmas=self._levels(steps), device=device)
+
+    def _levels(self, num_steps: int) -> list[float]:
+        """The noise level of each step; called once before the first of them."""
+        raise NotImplementedError
