@@ -20,9 +20,9 @@ ASKS = ("tests/objectives/test_scm.py::test_a_call_asks_the_teacher_that_it_is_g
 
 MUTANTS = (
     Mutant(
-        "objectives/scm.py",
-        "return self.scm(network, batch, rng, teacher, self.ramp)",
-        "return self.scm(network, batch, rng, None, self.ramp)",
+        "objectives/bound.py",
+        "self.objective(network, batch, rng, teacher, **self.further)",
+        "self.objective(network, batch, rng, None, **self.further)",
         ASKS,
     ),
     Mutant(
@@ -32,8 +32,8 @@ MUTANTS = (
         ASKS,
     ),
     Mutant(
-        "objectives/scm.py",
-        "        self.draws_for_whole_step = scm.draws_for_whole_step\n",
+        "objectives/bound.py",
+        "        self.draws_for_whole_step = objective.draws_for_whole_step\n",
         "",
         ("tests/objectives/test_scm.py::test_what_is_warmed_up_is_the_objective_in_all_else",),
     ),
@@ -104,8 +104,8 @@ MUTANTS = (
     ),
     Mutant(
         "objectives/scm.py",
-        "return _Ramped(self, self.ramp(images_seen))",
-        "return _Ramped(self, 1.0)",
+        "return Bound(self, ramp=self.ramp(images_seen))",
+        "return Bound(self, ramp=1.0)",
         ("tests/objectives/test_scm.py::test_training_tells_the_objective_the_clock",),
     ),
     Mutant(
@@ -136,9 +136,9 @@ MUTANTS = (
     Mutant("objectives/tract.py", "(x_next, t_next)\n", "(x_next, t)\n", TRACT),
     Mutant("objectives/tract.py", "network if average is None else average", "network", TRACT),
     Mutant(
-        "objectives/asking.py",
-        "return self.objective(network, batch, rng, teacher, self.average)",
-        "return self.objective(network, batch, rng, teacher)",
+        "objectives/bound.py",
+        "self.objective(network, batch, rng, teacher, **self.further)",
+        "self.objective(network, batch, rng, teacher)",
         ("tests/objectives/test_tract.py::test_what_asks_the_average_is_the_objective_in_all_else",),
     ),
     Mutant(

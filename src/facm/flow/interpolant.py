@@ -57,6 +57,13 @@ class Interpolant:
         """Noise, times and dropped labels for ``batch``, in this order, on the generator's device."""
         x_0 = draw_noise(batch, rng)
         t = rows(time.sample(step_size(batch), rng), batch).to(x_0.dtype)
+        return Interpolant.at(x_0, batch, t, condition, label_dropout, rng)
+
+    @staticmethod
+    def at(
+        x_0: Tensor, batch: Batch, t: Tensor, condition: Condition, label_dropout: float, rng: torch.Generator
+    ) -> Interpolant:
+        """At given noise and times, with dropped labels drawn for ``batch``."""
         cond, dropped = drop_labels(batch, condition, label_dropout, rng)
         return Interpolant.between(x_0, batch.x_1, t, cond, dropped)
 

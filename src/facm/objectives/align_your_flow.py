@@ -28,10 +28,11 @@ from facm.core.types import Batch, Loss
 from facm.derivative import Derivative, OpLevel, Prediction
 from facm.flow.conditions import Dropout
 from facm.flow.distances import mean_square
-from facm.flow.interpolant import Interpolant, draw_noise, drop_labels, rows, step_size
+from facm.flow.interpolant import Interpolant, draw_noise, rows, step_size
 from facm.flow.time_conditioning import AuxiliaryTime
 from facm.flow.times import LogitNormal, TimeDistribution
 from facm.flow.velocity import TeacherVelocity, check_guidance
+from facm.objectives.bound import Bound
 from facm.objectives.consistency_target import checked_network
 
 
@@ -98,7 +99,7 @@ class AlignYourFlow(Objective):
 
     def at(self, images_seen: int) -> Objective:
         """This objective at the training clock ``images_seen``: with as much of dF/dt as is warmed up by then."""
-        return _Warmed(self, self.warmth(images_seen))
+        return Bound(self, h=self.warmth(images_seen))
 
     def warmth(self, images_seen: int) -> float:
         """h: how much of dF/dt counts."""
@@ -139,19 +140,5 @@ class AlignYourFlow(Objective):
         apart = rows(self.interval.sample(n, rng), batch).to(x_0.dtype)
         t = rows(torch.rand(n, generator=rng, device=rng.device), batch).to(x_0.dtype) * (1 - apart)
         r = (t + apart).clamp(max=1)
-        cond, dropped = drop_labels(batch, self.condition, self.label_dropout, rng)
-        point = Interpolant.between(x_0, batch.x_1, t, cond, dropped)
+        point = Interpolant.at(x_0, batch, t, self.condition, self.label_dropout, rng)
         return self.evaluate(network, point, r, teacher, h).loss()
-
-
-class _Warmed(Objective):
-    """AYF with ``h`` of dF/dt; all else is the objective's."""
-
-    def __init__(self, ayf: AlignYourFlow, h: float) -> None:
-        self.ayf, self.h = ayf, h
-        self.condition, self.velocity, self.task = ayf.condition, ayf.velocity, ayf.task
-        self.derivative = ayf.derivative
-        self.draws_for_whole_step = ayf.draws_for_whole_step
-
-    def __call__(self, network: Any, batch: Batch, rng: torch.Generator, teacher: Any | None = None) -> Loss:
-        return self.ayf(network, batch, rng, teacher, self.h)

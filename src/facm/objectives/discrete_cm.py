@@ -22,7 +22,7 @@ from facm.core.types import Batch, Loss
 from facm.derivative import Prediction
 from facm.flow.conditions import Dropout
 from facm.flow.distances import Distance, PseudoHuber
-from facm.flow.interpolant import Interpolant, draw_noise, drop_labels, rows, step_size
+from facm.flow.interpolant import Interpolant, draw_noise, rows, step_size
 from facm.flow.paths import x_1_from_velocity
 from facm.flow.time_conditioning import ExpandedInterval
 from facm.flow.velocity import TeacherVelocity, check_guidance
@@ -128,5 +128,5 @@ class DiscreteCM(AsksAverage):
     ) -> Loss:
         x_0 = draw_noise(batch, rng)
         t, s = apart(*(rows(time, batch).to(x_0.dtype) for time in self.schedule.sample(step_size(batch), rng)))
-        cond, dropped = drop_labels(batch, self.condition, self.label_dropout, rng)
-        return self.evaluate(network, Interpolant.between(x_0, batch.x_1, t, cond, dropped), s, teacher, average).loss()
+        point = Interpolant.at(x_0, batch, t, self.condition, self.label_dropout, rng)
+        return self.evaluate(network, point, s, teacher, average).loss()

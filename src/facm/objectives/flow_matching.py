@@ -14,7 +14,7 @@ from facm.core.tensors import at_least_float32
 from facm.core.types import Batch, Loss
 from facm.flow.conditions import check_label_dropout
 from facm.flow.distances import Distance, L2Cosine
-from facm.flow.interpolant import Interpolant, draw_noise, draw_subset, drop_labels, rows, step_size
+from facm.flow.interpolant import Interpolant, draw_noise, draw_subset, rows, step_size
 from facm.flow.phases import Phases
 from facm.flow.time_conditioning import ExpandedInterval
 from facm.flow.times import TimeDistribution, Uniform
@@ -84,6 +84,5 @@ class FlowMatching(Objective):
         x_0 = draw_noise(batch, rng)
         t = rows(self.phases.times(self.time).sample(step_size(batch), rng), batch).to(x_0.dtype)
         anchored = draw_subset(batch, self.p_flow_condition, rng)
-        cond, dropped = drop_labels(batch, self.condition, self.label_dropout, rng)
-        point = Interpolant.between(x_0, batch.x_1, t, cond, dropped)
+        point = Interpolant.at(x_0, batch, t, self.condition, self.label_dropout, rng)
         return self.evaluate(network, point, anchored).loss().at(t)

@@ -28,7 +28,7 @@ from facm.core.objective import Condition, Objective
 from facm.core.tensors import at_least_float32, check_same_shape, check_time, expand
 from facm.core.types import Batch, Loss
 from facm.flow.conditions import Dropout, check_label_dropout
-from facm.flow.interpolant import Interpolant, draw_noise, drop_labels, rows, step_size
+from facm.flow.interpolant import Interpolant, draw_noise, rows, step_size
 from facm.flow.paths import interpolate
 from facm.flow.time_conditioning import AuxiliaryTime
 from facm.flow.times import TimeDistribution, Uniform
@@ -152,5 +152,5 @@ class IMM(Objective):
         t = self.time.sample(groups, rng)
         s = t + (1 - t) * torch.rand(groups, generator=rng, device=rng.device)
         t, s = (rows(c.repeat_interleave(self.particles), batch).to(x_0.dtype) for c in (t, s))
-        cond, dropped = drop_labels(batch, self.condition, self.label_dropout, rng)
-        return self.evaluate(network, Interpolant.between(x_0, batch.x_1, t, cond, dropped), s).loss()
+        point = Interpolant.at(x_0, batch, t, self.condition, self.label_dropout, rng)
+        return self.evaluate(network, point, s).loss()

@@ -30,6 +30,7 @@ from facm.flow.time_conditioning import ExpandedInterval
 from facm.flow.times import ArctanLogNormal, TimeDistribution
 from facm.flow.velocity import TeacherVelocity, check_guidance
 from facm.flow.weighting import Cosine, Weight
+from facm.objectives.bound import Bound
 from facm.objectives.consistency_target import checked_network
 
 
@@ -118,7 +119,7 @@ class SCM(Objective):
 
     def at(self, images_seen: int) -> Objective:
         """This objective at the training clock ``images_seen``: with as much of the tangent as is warmed up by then."""
-        return _Ramped(self, self.ramp(images_seen))
+        return Bound(self, ramp=self.ramp(images_seen))
 
     def ramp(self, images_seen: int) -> float:
         """How much of the tangent's derivative counts, from 0 to 1."""
@@ -153,23 +154,6 @@ class SCM(Objective):
     ) -> Loss:
         point = Interpolant.draw(batch, self.time, self.condition, self.label_dropout, rng)
         return self.evaluate(network, point, teacher, ramp).loss()
-
-
-class _Ramped(Objective):
-    """sCM with ``ramp`` of the tangent's derivative; all else is the objective's."""
-
-    def __init__(self, scm: SCM, ramp: float) -> None:
-        self.scm, self.ramp = scm, ramp
-        self.condition, self.velocity, self.task, self.derivative = (
-            scm.condition,
-            scm.velocity,
-            scm.task,
-            scm.derivative,
-        )
-        self.draws_for_whole_step = scm.draws_for_whole_step
-
-    def __call__(self, network: Any, batch: Batch, rng: torch.Generator, teacher: Any | None = None) -> Loss:
-        return self.scm(network, batch, rng, teacher, self.ramp)
 
 
 def log_weight(network: Any, t: Tensor) -> Tensor:

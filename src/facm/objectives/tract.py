@@ -30,7 +30,7 @@ from facm.core.types import Batch, Loss
 from facm.derivative import Prediction
 from facm.flow.conditions import Dropout
 from facm.flow.distances import mean_square
-from facm.flow.interpolant import Interpolant, draw_noise, drop_labels, rows, step_size
+from facm.flow.interpolant import Interpolant, draw_noise, rows, step_size
 from facm.flow.time_conditioning import ExpandedInterval
 from facm.flow.velocity import TeacherVelocity, check_guidance
 from facm.objectives.asking import AsksAverage, Momentum
@@ -137,6 +137,5 @@ class TRACT(AsksAverage):
         x_0 = draw_noise(batch, rng)
         index = torch.randint(self.steps, (step_size(batch),), generator=rng, device=rng.device)
         t = (rows(index, batch).double() / self.steps).to(x_0.dtype)
-        cond, dropped = drop_labels(batch, self.condition, self.label_dropout, rng)
-        point = Interpolant.between(x_0, batch.x_1, t, cond, dropped)
+        point = Interpolant.at(x_0, batch, t, self.condition, self.label_dropout, rng)
         return self.evaluate(network, point, teacher, average).loss()
